@@ -1,0 +1,83 @@
+"""Truncated back-propagation through time, with the state in your hands."""
+
+from tbptt.checkpoint import load_parameters as load_parameters
+from tbptt.checkpoint import named_parameters as named_parameters
+from tbptt.checkpoint import save_parameters as save_parameters
+from tbptt.layers.dense import Dense as Dense
+from tbptt.layers.dropout import dropout as dropout
+from tbptt.layers.embedding import Embedding as Embedding
+from tbptt.layers.gru import GRU as GRU
+from tbptt.layers.gru import GRUState as GRUState
+from tbptt.layers.initializers import make_seed as make_seed
+from tbptt.layers.initializers import split_seed as split_seed
+from tbptt.layers.lstm import LSTM as LSTM
+from tbptt.layers.lstm import LSTMState as LSTMState
+from tbptt.layers.recurrent import Recurrent as Recurrent
+from tbptt.layers.stack import Stack as Stack
+from tbptt.losses import cross_entropy as cross_entropy
+from tbptt.models import LanguageModel as LanguageModel
+from tbptt.serving.generate import generate as generate
+from tbptt.streams.contiguous import ContiguousStream as ContiguousStream
+from tbptt.streams.corpus import Vocabulary as Vocabulary
+from tbptt.streams.feed import PrefetchFeed as PrefetchFeed
+from tbptt.streams.feed import ResidentFeed as ResidentFeed
+from tbptt.streams.feed import open_feed as open_feed
+from tbptt.summaries import SummaryWriter as SummaryWriter
+from tbptt.training.actions import Every as Every
+from tbptt.training.actions import KeepBest as KeepBest
+from tbptt.training.actions import Profile as Profile
+from tbptt.training.actions import Progress as Progress
+from tbptt.training.actions import Report as Report
+from tbptt.training.evaluate import Evaluation as Evaluation
+from tbptt.training.evaluate import Evaluator as Evaluator
+from tbptt.training.loop import ContinuityError as ContinuityError
+from tbptt.training.loop import NonFiniteError as NonFiniteError
+from tbptt.training.loop import Position as Position
+from tbptt.training.loop import Trainer as Trainer
+from tbptt.training.loop import train as train
+from tbptt.training.step import Carry as Carry
+from tbptt.types import Cursor as Cursor
+from tbptt.types import Window as Window
+from tbptt.unroll import unroll as unroll
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Carry",
+    "ContiguousStream",
+    "ContinuityError",
+    "Cursor",
+    "Dense",
+    "Embedding",
+    "Evaluation",
+    "Evaluator",
+    "Every",
+    "GRUState",
+    "KeepBest",
+    "LSTMState",
+    "LanguageModel",
+    "NonFiniteError",
+    "Position",
+    "PrefetchFeed",
+    "Profile",
+    "Progress",
+    "Recurrent",
+    "Report",
+    "ResidentFeed",
+    "Stack",
+    "SummaryWriter",
+    "Trainer",
+    "Vocabulary",
+    "Window",
+    "cross_entropy",
+    "dropout",
+    "generate",
+    "load_parameters",
+    "make_seed",
+    "named_parameters",
+    "open_feed",
+    "save_parameters",
+    "split_seed",
+    "train",
+    "unroll",
+]

@@ -1,0 +1,68 @@
+"""Checks at the public door: they raise with names, values, and the way out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tbptt.types import Nest
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Raises ValueError unless `value >= least`."""
+    if not value >= least:
+        raise ValueError(f"{name} ({value}) must be at least {least}.")
+
+
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Raises ValueError unless `low <= value < high`."""
+    if not low <= value < high:
+        raise ValueError(f"{name} ({value}) must be at least {low} and below {high}.")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} ({value!r}) must be one of {', '.join(choices)}.")
+
+
+def check_shape(name: str, value: Any, shape: Sequence[int | None]) -> None:
+    """Raises ValueError unless `value` has `shape`; None there fits any size."""
+    given = tuple(value.shape)
+    fits = len(given) == len(shape) and all(
+        want is None or have is None or want == have
+        for have, want in zip(given, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {list(given)}, but must be [{wanted}].")
+
+
+def check_dtype(name: str, value: Any, dtype: tf.DType) -> None:
+    """Raises TypeError unless `value` has `dtype`."""
+    if tf.as_dtype(value.dtype) != dtype:
+        given = tf.as_dtype(value.dtype).name
+        raise TypeError(f"{name} has dtype {given}, but must be {dtype.name}.")
+
+
+def check_like(name: str, value: Nest, like: Nest, advice: str) -> None:
+    """Raises unless `value` has the structure, the shapes and the dtypes of `like`."""
+    try:
+        tf.nest.assert_same_structure(value, like)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{name} is {_structure(value)}, but must be {_structure(like)}. {advice}"
+        ) from None
+    for given, want in zip(tf.nest.flatten(value), tf.nest.flatten(like), strict=True):
+        if given.shape != want.shape or given.dtype != want.dtype:
+            raise ValueError(
+                f"{name} has a part {_leaf(given)} where {_leaf(want)} is needed. {advice}"
+            )
+
+
+def _structure(nest: Nest) -> str:
+    return str(tf.nest.map_structure(_leaf, nest)).replace("'", "")
+
+
+def _leaf(tensor: Any) -> str:
+    return f"{tf.as_dtype(tensor.dtype).name}{list(tensor.shape)}"

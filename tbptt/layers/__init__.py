@@ -1,0 +1,1 @@
+"""Parameters and the mathematics of one layer, one layer a file."""

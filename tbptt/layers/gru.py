@@ -1,0 +1,125 @@
+"""The gated recurrent unit."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tbptt.layers.dense import linear
+from tbptt.layers.initializers import (
+    Initializer,
+    glorot_uniform,
+    orthogonal,
+    split_seed,
+)
+from tbptt.types import Seed
+from tbptt.unroll import unroll
+
+
+class GRUState(NamedTuple):
+    """What a GRU remembers.
+
+    Attributes:
+      hidden: `[B, H]`, also the output of the last step.
+    """
+
+    hidden: tf.Tensor
+
+
+def gru_step(
+    z_x: tf.Tensor, state: GRUState, w_h: tf.Tensor, b_h: tf.Tensor
+) -> tuple[tf.Tensor, GRUState]:
+    """One step, in the form of cuDNN and PyTorch: the reset gate acts after the product.
+
+        r, u, n = split(h @ w_h),  r <- sigmoid(x_r + r),  u <- sigmoid(x_u + u)
+        n <- tanh(x_n + r * (n + b_h))
+        h <- (1 - u) * n + u * h
+
+    Args:
+      z_x: `[B, 3H]`, the input's part of the gates, `x @ w_x + b`.
+      state: `[B, H]`.
+      w_h: `[H, 3H]`.
+      b_h: `[H]`, inside the reset gate's product.
+
+    Returns:
+      the output `h`, and the new state.
+    """
+    x_r, x_u, x_n = tf.split(z_x, 3, axis=-1)
+    h_r, h_u, h_n = tf.split(state.hidden @ w_h, 3, axis=-1)
+    r = tf.sigmoid(x_r + h_r)
+    u = tf.sigmoid(x_u + h_u)
+    n = tf.tanh(x_n + r * (h_n + b_h))
+    hidden = (1.0 - u) * n + u * state.hidden
+    return hidden, GRUState(hidden)
+
+
+class GRU(tf.Module):
+    """A layer of GRU cells, a `Core`.
+
+    Attributes:
+      w_x: `[input_size, 3 * hidden_size]`, blocks reset, update, candidate.
+      w_h: `[hidden_size, 3 * hidden_size]`.
+      b: `[3 * hidden_size]`, zero at first.
+      b_h: `[hidden_size]`, zero at first.
+      initial_hidden: `[hidden_size]`, zero at first; only with `learn_initial_state`.
+
+    Example:
+      >>> gru = GRU(3, 5, seed=make_seed(0))
+      >>> outputs, state = gru(tf.ones([7, 2, 3]), gru.initial_state(2))
+      >>> outputs.shape.as_list(), state.hidden.shape.as_list()
+      ([7, 2, 5], [2, 5])
+
+    Reference: Cho et al. (2014), Learning phrase representations using RNN
+      encoder-decoder; this variant is Chung et al. (2014) as cuDNN has it.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        seed: Seed,
+        initializer: Initializer | None = None,
+        learn_initial_state: bool = False,
+        backend: str = "auto",
+        dtype: tf.DType = tf.float32,
+        name: str | None = None,
+    ) -> None:
+        """Arguments as of `LSTM`."""
+        super().__init__(name=name)
+        seed_x, seed_h = split_seed(seed, 2)
+        self.output_size = hidden_size
+        self._backend = backend
+        init_x = initializer or glorot_uniform()
+        init_h = initializer or orthogonal()
+        self.w_x = tf.Variable(init_x([input_size, 3 * hidden_size], seed_x, dtype), name="w_x")
+        self.w_h = tf.Variable(init_h([hidden_size, 3 * hidden_size], seed_h, dtype), name="w_h")
+        self.b = tf.Variable(tf.zeros([3 * hidden_size], dtype), name="b")
+        self.b_h = tf.Variable(tf.zeros([hidden_size], dtype), name="b_h")
+        make = tf.Variable if learn_initial_state else tf.constant
+        self.initial_hidden = make(tf.zeros([hidden_size], dtype), name="initial_hidden")
+
+    def initial_state(self, batch_size: int) -> GRUState:
+        """The state of rows that have read nothing, `[batch_size, H]`."""
+        return GRUState(tf.broadcast_to(self.initial_hidden, [batch_size, self.output_size]))
+
+    def __call__(
+        self,
+        inputs: tf.Tensor,
+        state: GRUState,
+        *,
+        reset: tf.Tensor | None = None,
+        training: bool = False,
+        seed: Seed | None = None,
+    ) -> tuple[tf.Tensor, GRUState]:
+        """`inputs [T, B, D] -> outputs [T, B, H]`, and the state after the last step."""
+        del training, seed  # nothing here is random
+        z_x = linear(inputs, self.w_x) + self.b  # [T, B, 3H]
+        w_h, b_h = tf.convert_to_tensor(self.w_h), tf.convert_to_tensor(self.b_h)
+        return unroll(
+            lambda z_t, s: gru_step(z_t, s, w_h, b_h),
+            z_x,
+            state,
+            reset,
+            initial_state=self.initial_state(inputs.shape[1]),
+            backend=self._backend,
+        )

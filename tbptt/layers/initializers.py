@@ -1,0 +1,61 @@
+"""First values of parameters: pure functions of (shape, seed, dtype)."""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from tbptt.types import Seed
+
+Initializer = Callable[[Sequence[int], Seed, tf.DType], tf.Tensor]
+
+
+def make_seed(seed: int) -> Seed:
+    """An int32 `[2]` key from one integer."""
+    return tf.constant([0, seed], tf.int32)
+
+
+def split_seed(seed: Seed, count: int) -> list[Seed]:
+    """`count` independent keys."""
+    return tf.unstack(tf.random.split(seed, count, alg="philox"))
+
+
+def zeros() -> Initializer:
+    """All zeros."""
+    return lambda shape, seed, dtype: tf.zeros(shape, dtype)
+
+
+def uniform(scale: float) -> Initializer:
+    """Uniform in [-scale, scale)."""
+    return lambda shape, seed, dtype: tf.random.stateless_uniform(
+        shape, seed, -scale, scale, dtype, alg="philox"
+    )
+
+
+def glorot_uniform() -> Initializer:
+    """Uniform in [-s, s) with s = sqrt(6 / (inputs + outputs)), for a matrix `[inputs, outputs]`.
+
+    Reference: Glorot & Bengio (2010), Understanding the difficulty of training deep
+      feedforward neural networks.
+    """
+    return lambda shape, seed, dtype: uniform((6.0 / sum(shape)) ** 0.5)(shape, seed, dtype)
+
+
+def orthogonal() -> Initializer:
+    """Orthonormal square blocks, side by side: `[H, G*H]` holds G orthogonal matrices.
+
+    For recurrent weights: every gate starts with a map that keeps lengths.
+
+    Reference: Saxe, McClelland & Ganguli (2014), Exact solutions to the nonlinear
+      dynamics of learning in deep linear neural networks.
+    """
+
+    def init(shape: Sequence[int], seed: Seed, dtype: tf.DType) -> tf.Tensor:
+        rows, columns = shape
+        blocks = tf.random.stateless_normal(
+            [columns // rows, rows, rows], seed, dtype=dtype, alg="philox"
+        )
+        q, r = tf.linalg.qr(blocks)
+        q *= tf.sign(tf.linalg.diag_part(r))[:, None, :]  # uniform over rotations
+        return tf.reshape(tf.transpose(q, [1, 0, 2]), shape)
+
+    return init

@@ -1,0 +1,74 @@
+"""A core made of a cell of one's own."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tbptt.types import Nest, Seed, State
+from tbptt.unroll import Cell, unroll
+
+
+class Recurrent(tf.Module):
+    """Any cell as a `Core`: it gets resets, backends and the trainer without another line.
+
+    Example: leaky integration with one learned rate.
+      >>> class Leaky(tf.Module):
+      ...     def __init__(self):
+      ...         super().__init__()
+      ...         self.rate = tf.Variable(0.5)
+      ...     def __call__(self, inputs, state):
+      ...         state = state + self.rate * (inputs - state)
+      ...         return state, state
+      >>> core = Recurrent(Leaky(), lambda batch_size: tf.zeros([batch_size, 3]), output_size=3)
+      >>> outputs, state = core(tf.ones([2, 1, 3]), core.initial_state(1))
+      >>> state.numpy().tolist()
+      [[0.75, 0.75, 0.75]]
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        initial_state: Callable[[int], State],
+        *,
+        output_size: int,
+        backend: str = "auto",
+        name: str | None = None,
+    ) -> None:
+        """Args:
+        cell: `(inputs_t, state) -> (output_t, state)`. A `tf.Module`, if it has
+            parameters: those of a bare function are not found, so not trained.
+        initial_state: `batch_size -> state`, leaves `[batch_size, ...]`.
+        output_size: last axis of the outputs.
+        backend: see `unroll`.
+        name: of the module.
+        """
+        super().__init__(name=name)
+        self._cell = cell
+        self._initial_state = initial_state
+        self.output_size = output_size
+        self._backend = backend
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state of rows that have read nothing."""
+        return self._initial_state(batch_size)
+
+    def __call__(
+        self,
+        inputs: Nest,
+        state: State,
+        *,
+        reset: tf.Tensor | None = None,
+        training: bool = False,
+        seed: Seed | None = None,
+    ) -> tuple[Nest, State]:
+        """Runs a whole window: `inputs [T, B, ...] -> outputs [T, B, ...]`, and the final state."""
+        del training, seed  # a cell sees its inputs and its state
+        rows = tf.nest.flatten(inputs)[0].shape[1]
+        return unroll(
+            self._cell,
+            inputs,
+            state,
+            reset,
+            initial_state=self.initial_state(rows),
+            backend=self._backend,
+        )

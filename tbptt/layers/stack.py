@@ -1,0 +1,66 @@
+"""Cores on top of each other."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tbptt.layers.dropout import dropout
+from tbptt.layers.initializers import split_seed
+from tbptt.types import Core, Nest, Seed
+
+
+class Stack(tf.Module):
+    """Layer l reads what layer l - 1 puts out; the state is a tuple, one entry a layer.
+
+    Args:
+      cores: from the input up; each one's input size is the output size of the one below.
+      dropout_rate: of what passes from layer to layer, never of what passes from step to
+        step; only in training.
+      dropout_per: `step` or `window`, see `dropout`.
+
+    Example:
+      >>> lower, upper = LSTM(3, 5, seed=make_seed(0)), GRU(5, 4, seed=make_seed(1))
+      >>> stack = Stack([lower, upper])
+      >>> outputs, state = stack(tf.ones([7, 2, 3]), stack.initial_state(2))
+      >>> outputs.shape.as_list(), type(state[1]).__name__
+      ([7, 2, 4], 'GRUState')
+    """
+
+    def __init__(
+        self,
+        cores: Sequence[Core],
+        *,
+        dropout_rate: float = 0.0,
+        dropout_per: str = "step",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.cores = tuple(cores)
+        self.output_size = self.cores[-1].output_size
+        self._dropout_rate = dropout_rate
+        self._dropout_per = dropout_per
+
+    def initial_state(self, batch_size: int) -> tuple[Nest, ...]:
+        """The states of the layers, from the input up."""
+        return tuple(core.initial_state(batch_size) for core in self.cores)
+
+    def __call__(
+        self,
+        inputs: Nest,
+        state: tuple[Nest, ...],
+        *,
+        reset: tf.Tensor | None = None,
+        training: bool = False,
+        seed: Seed | None = None,
+    ) -> tuple[Nest, tuple[Nest, ...]]:
+        """`inputs [T, B, D] -> outputs [T, B, H]` of the top layer, and the final states."""
+        rate = self._dropout_rate if training else 0.0
+        seeds = [None] * len(self.cores) if seed is None else split_seed(seed, len(self.cores))
+        new_state = []
+        for layer, (core, old) in enumerate(zip(self.cores, state, strict=True)):
+            between, inside = (None, None) if seeds[layer] is None else split_seed(seeds[layer], 2)
+            if layer > 0:
+                inputs = dropout(inputs, rate, between, per=self._dropout_per)
+            inputs, new = core(inputs, old, reset=reset, training=training, seed=inside)
+            new_state.append(new)
+        return inputs, tuple(new_state)

@@ -1,0 +1,50 @@
+"""Gradients over the root of their recent mean square."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tbptt import checks
+from tbptt.optimizers.schedules import Schedule, scale_by_learning_rate
+from tbptt.optimizers.transform import GradientTransform, chain
+from tbptt.types import Nest
+
+
+class RMSPropState(NamedTuple):
+    """Attributes:
+    nu: running mean of squared gradients, like the parameters.
+    """
+
+    nu: Nest
+
+
+def rmsprop(
+    learning_rate: float | Schedule, *, decay: float = 0.99, epsilon: float = 1e-8
+) -> GradientTransform:
+    """`p <- p - rate * g / (sqrt(nu) + epsilon)`, the mean square `nu` starting from 0.
+
+        nu <- decay * nu + (1 - decay) * g^2
+
+    Args:
+      learning_rate: a number, or a schedule.
+      decay: 0 <= decay < 1.
+      epsilon: outside the root, as in PyTorch.
+
+    Reference: Tieleman & Hinton (2012), Lecture 6.5, Neural networks for machine learning.
+    """
+    checks.check_between("decay", decay, 0.0, 1.0)
+
+    def init(parameters: Nest) -> Nest:
+        return RMSPropState(tf.nest.map_structure(tf.zeros_like, parameters))
+
+    def update(
+        updates: Nest, state: RMSPropState, parameters: Nest, step: tf.Tensor
+    ) -> tuple[Nest, RMSPropState]:
+        del parameters, step
+        nu = tf.nest.map_structure(
+            lambda v, g: decay * v + (1.0 - decay) * g * g, state.nu, updates
+        )
+        scaled = tf.nest.map_structure(lambda g, v: g / (tf.sqrt(v) + epsilon), updates, nu)
+        return scaled, RMSPropState(nu)
+
+    return chain(GradientTransform(init, update), scale_by_learning_rate(learning_rate))

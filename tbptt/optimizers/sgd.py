@@ -1,0 +1,50 @@
+"""Gradient descent, plain and with momentum."""
+
+import tensorflow as tf
+
+from tbptt import checks
+from tbptt.optimizers.schedules import Schedule, scale_by_learning_rate
+from tbptt.optimizers.transform import GradientTransform, chain
+from tbptt.types import Nest
+
+
+def sgd(
+    learning_rate: float | Schedule, *, momentum: float = 0.0, nesterov: bool = False
+) -> GradientTransform:
+    """`p <- p - rate * g`; with momentum, `p <- p - rate * trace(g)`.
+
+    Args:
+      learning_rate: a number, or a schedule.
+      momentum: see `trace`; 0 keeps no slot.
+      nesterov: see `trace`.
+    """
+    down = scale_by_learning_rate(learning_rate)
+    return down if momentum == 0.0 else chain(trace(momentum, nesterov=nesterov), down)
+
+
+def trace(decay: float, *, nesterov: bool = False) -> GradientTransform:
+    """Momentum: a sum of past gradients that fades.
+
+        m <- decay * m + g
+        u <- m,   or g + decay * m  (nesterov)
+
+    Args:
+      decay: 0 <= decay < 1.
+      nesterov: look one step ahead.
+
+    Reference: Sutskever et al. (2013), On the importance of initialization and momentum
+      in deep learning.
+    """
+    checks.check_between("momentum", decay, 0.0, 1.0)
+
+    def init(parameters: Nest) -> Nest:
+        return tf.nest.map_structure(tf.zeros_like, parameters)
+
+    def update(updates: Nest, state: Nest, parameters: Nest, step: tf.Tensor) -> tuple[Nest, Nest]:
+        del parameters, step
+        new = tf.nest.map_structure(lambda m, g: decay * m + g, state, updates)
+        if not nesterov:
+            return new, new
+        return tf.nest.map_structure(lambda m, g: g + decay * m, new, updates), new
+
+    return GradientTransform(init, update)

@@ -1,0 +1,60 @@
+"""Text out of a language model: every token it draws is its next input."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tbptt import checks
+from tbptt.types import Model, Seed, Window
+
+
+def generate(
+    model: Model,
+    prompt: np.ndarray,
+    length: int,
+    *,
+    seed: Seed,
+    temperature: float = 1.0,
+) -> np.ndarray:
+    """Draws `length` tokens that follow `prompt`.
+
+        p(next) = softmax(logits / temperature)
+
+    Args:
+      model: outputs are logits `[T, B, V]`.
+      prompt: ids, one-dimensional, at least one.
+      length: how many to draw, >= 1.
+      seed: int32 `[2]`; the same seed draws the same tokens.
+      temperature: > 0; below 1 bolder, above 1 wilder.
+
+    Returns:
+      `[length]` ids.
+    """
+    checks.check_at_least("length of the prompt", len(prompt), 1)
+    checks.check_at_least("length", length, 1)
+    if not temperature > 0:
+        raise ValueError(f"temperature ({temperature}) must be above 0; 0.01 is nearly greedy.")
+    ids = tf.constant(np.asarray(prompt, np.int32)[:, None])
+    return _generate(model, ids, length, seed, temperature).numpy()
+
+
+@tf.function(autograph=False)
+def _generate(
+    model: Any, prompt: tf.Tensor, length: int, seed: Seed, temperature: float
+) -> tf.Tensor:
+    def read(ids: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+        outputs, state = model(Window(ids, ids), state, training=False, seed=None)
+        return outputs[-1] / temperature, state  # [1, V]
+
+    def draw(i: tf.Tensor, logits: tf.Tensor, state: Any, drawn: tf.TensorArray) -> tuple:
+        key = tf.random.fold_in(seed, i, alg="philox")
+        token = tf.random.stateless_categorical(logits, 1, key, dtype=tf.int32)  # [1, 1]
+        logits, state = read(token, state)
+        return i + 1, logits, state, drawn.write(i, token[0, 0])
+
+    logits, state = read(prompt, model.initial_state(1))
+    drawn = tf.TensorArray(tf.int32, size=length, element_shape=[])
+    loop = (tf.constant(0), logits, state, drawn)
+    *_, drawn = tf.while_loop(lambda i, *_: i < length, draw, loop, parallel_iterations=1)
+    return drawn.stack()

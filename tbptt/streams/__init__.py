@@ -1,0 +1,1 @@
+"""Where windows come from: streams, and how they reach the device."""

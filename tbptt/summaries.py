@@ -1,0 +1,89 @@
+"""What TensorBoard shows: every tag is a constant, every step axis is in windows."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+from tensorboard.plugins.hparams import summary_v2 as hparams
+
+LOSS_TRAIN = "loss/train"
+LOSS_VALID = "loss/valid"
+RESULT_VALID = "result/valid"
+RESULT_TEST = "result/test"
+GRAD_NORM_MEAN = "optim/grad_norm"
+GRAD_NORM_MAX = "optim/grad_norm_max"
+LEARNING_RATE = "optim/learning_rate"
+WINDOWS_SKIPPED = "optim/windows_skipped"
+HIDDEN_RMS = "state/hidden_rms"
+TOKENS_PER_SECOND = "speed/tokens_per_second"
+EPOCH = "speed/epoch"
+SETTINGS = "settings"
+SAMPLE = "sample"
+PARAMETERS = "parameters"
+STATE = "state"
+
+
+class SummaryWriter:
+    """Writes one run's event file. Every method takes the step, in windows."""
+
+    def __init__(self, logdir: str | os.PathLike[str]) -> None:
+        self._writer = tf.summary.create_file_writer(str(logdir))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One number a tag."""
+        with self._writer.as_default(step):
+            for tag, value in values.items():
+                tf.summary.scalar(tag, value)
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Text as it is, in a fixed-width font: Markdown would take its indentation."""
+        lines = "\n".join("    " + line for line in text.split("\n"))
+        with self._writer.as_default(step):
+            tf.summary.text(tag, lines)
+
+    def table(self, step: int, tag: str, rows: Mapping[str, Any]) -> None:
+        """Names and values as a table."""
+        lines = ["| name | value |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in rows.items()]
+        with self._writer.as_default(step):
+            tf.summary.text(tag, "\n".join(lines))
+
+    def histograms(self, step: int, prefix: str, values: Mapping[str, tf.Tensor]) -> None:
+        """Distributions of tensors, under `prefix/name`."""
+        with self._writer.as_default(step):
+            for name, value in values.items():
+                tf.summary.histogram(f"{prefix}/{name}", value)
+
+    def hparams(self, settings: Mapping[str, Any], metrics: Mapping[str, str]) -> None:
+        """The run's row in the HParams tab.
+
+        Args:
+          settings: hyper-parameters; what is not a number or a bool is shown as text.
+          metrics: `tag -> name to display`, of scalars written in this run.
+        """
+        plain = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in settings.items()
+        }
+        with self._writer.as_default(0):
+            hparams.hparams_config(
+                hparams=[hparams.HParam(name) for name in plain],
+                metrics=[hparams.Metric(tag, display_name=name) for tag, name in metrics.items()],
+            )
+            hparams.hparams(plain)
+
+    def flush(self) -> None:
+        """Hands everything to the file."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes, and ends."""
+        self._writer.close()
+
+
+def state_rms(state: Any) -> float:
+    """Root mean square over all parts of a recurrent state."""
+    leaves = [tf.cast(leaf, tf.float32) for leaf in tf.nest.flatten(state)]
+    squares = tf.add_n([tf.reduce_sum(leaf * leaf) for leaf in leaves])
+    return float(tf.sqrt(squares / sum(int(tf.size(leaf)) for leaf in leaves)))

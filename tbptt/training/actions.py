@@ -1,0 +1,209 @@
+"""What happens between the calls of the hot loop."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tqdm
+from absl import logging
+
+from tbptt import checks
+from tbptt.types import Cursor, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an action is told after a call.
+
+    Attributes:
+      step: windows seen so far.
+      last_step: windows the run will see.
+      metrics: `loop.Metrics` of the last call, as numbers.
+      state: the rows' recurrent state, leaves `[B, ...]`.
+      cursor: the next window.
+      seconds: the last call took, feeding included.
+    """
+
+    step: int
+    last_step: int
+    metrics: Any
+    state: State
+    cursor: Cursor
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether this was the last call."""
+        return self.step >= self.last_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """An action and when it is due.
+
+    Attributes:
+      windows: at every multiple of so many windows; 0: after every call.
+      act: called with a `Report`.
+      at_end: also after the last call.
+    """
+
+    windows: int
+    act: Callable[[Report], None]
+    at_end: bool = True
+
+    def __post_init__(self) -> None:
+        checks.check_at_least("windows between actions", self.windows, 0)
+
+    def distance(self, step: int) -> int:
+        """How many windows until it is due."""
+        return self.windows - step % self.windows if self.windows else sys.maxsize
+
+    def is_due(self, report: Report) -> bool:
+        """Whether it is to act now."""
+        if self.windows == 0 or report.step % self.windows == 0:
+            return True
+        return self.at_end and report.finished
+
+
+class Progress:
+    """Shows loss, speed and time left: a bar on a terminal, log lines elsewhere.
+
+    Also keeps the run's speed. The first call, which traces and compiles, does not count.
+
+    Attributes:
+      tokens_per_second: of the training calls, without evaluation and other actions.
+    """
+
+    def __init__(
+        self,
+        tokens_per_window: int,
+        *,
+        log_seconds: float = 10.0,
+        loss_name: str = "loss",
+    ) -> None:
+        self._tokens_per_window = tokens_per_window
+        self._log_seconds = log_seconds
+        self._loss_name = loss_name
+        self._bar: tqdm.tqdm | None = None
+        self._next_log = 0.0
+        self._first_step = 0
+        self._windows = 0
+        self._seconds = 0.0
+        self._began = time.monotonic()
+
+    def __call__(self, report: Report) -> None:
+        """An action for every call."""
+        if self._bar is None:
+            self._first_step = report.step - report.metrics.windows
+            self._bar = self._open_bar(report.last_step)
+        else:
+            self._windows += report.metrics.windows
+            self._seconds += report.seconds
+        speed = f"{self.tokens_per_second:,.0f} tokens/s"
+        text = f"{self._loss_name} {report.metrics.loss:.4f}, {speed}"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(report.metrics.windows)
+        if self._bar.disable:
+            self._log(report, text)
+        if report.finished:
+            self._bar.close()
+
+    def note(self, text: str) -> None:
+        """Says something without breaking the bar."""
+        if self._bar is None or self._bar.disable:
+            logging.info("%s", text)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """See the class."""
+        return self._windows * self._tokens_per_window / max(self._seconds, 1e-9)
+
+    def _open_bar(self, last_step: int) -> tqdm.tqdm:
+        return tqdm.tqdm(
+            total=last_step,
+            initial=self._first_step,
+            unit="window",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def _log(self, report: Report, text: str) -> None:
+        now = time.monotonic()
+        if now < self._next_log and not report.finished:
+            return
+        self._next_log = now + self._log_seconds
+        done = report.step - self._first_step
+        left = (now - self._began) / done * (report.last_step - report.step)
+        logging.info(
+            "window %d/%d, %s, %s left",
+            report.step,
+            report.last_step,
+            text,
+            clock(left),
+        )
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class KeepBest:
+    """Remembers the parameters at the lowest figure seen, on the host.
+
+    Attributes:
+      figure: the lowest so far.
+      step: when it was seen.
+    """
+
+    def __init__(self, module: tf.Module) -> None:
+        self._module = module
+        self._values: list[Any] = []
+        self.figure = float("inf")
+        self.step = 0
+
+    def offer(self, figure: float, step: int) -> bool:
+        """Keeps the parameters as they are now, if `figure` is the lowest."""
+        if figure >= self.figure:
+            return False
+        self.figure, self.step = figure, step
+        self._values = [variable.numpy() for variable in self._module.trainable_variables]
+        return True
+
+    def restore(self) -> None:
+        """Gives the module the parameters of the lowest figure; does nothing before one."""
+        for variable, value in zip(self._module.trainable_variables, self._values, strict=False):
+            variable.assign(value)
+
+
+class Profile:
+    """Traces windows `first` to `last` with TensorFlow's profiler, for TensorBoard.
+
+    A call is traced whole, so the trace holds every call that touches the range.
+    """
+
+    def __init__(self, logdir: str, first: int, last: int) -> None:
+        checks.check_at_least("first window of the profile", first, 0)
+        checks.check_at_least("last window of the profile", last, first + 1)
+        self._logdir = logdir
+        self._first = first
+        self._last = last
+        self._running = False
+        self._done = False
+
+    def __call__(self, report: Report) -> None:
+        """An action for every call."""
+        if self._running and (report.step >= self._last or report.finished):
+            tf.profiler.experimental.stop()
+            self._running, self._done = False, True
+            logging.info("The trace of windows up to %d is in %s.", report.step, self._logdir)
+        elif not self._done and not report.finished and report.step >= self._first:
+            tf.profiler.experimental.start(self._logdir)
+            self._running = True

@@ -1,0 +1,127 @@
+"""Loss over a whole stream, with a state of its own."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tbptt import losses
+from tbptt.streams.feed import Chunk, open_feed
+from tbptt.training import step as one
+from tbptt.training.fold import fold
+from tbptt.training.loop import ContinuityError
+from tbptt.training.step import Carry
+from tbptt.types import Cursor, Loss, Model, Stream, Window
+
+Sums = tuple[tf.Tensor, tf.Tensor]  # loss, weight
+
+
+class Evaluation(NamedTuple):
+    """Attributes:
+    loss_sum: over every target of the stream, in nats.
+    weight_sum: how many there are.
+    """
+
+    loss_sum: float
+    weight_sum: float
+
+    @property
+    def loss(self) -> float:
+        """Nats a target."""
+        return self.loss_sum / self.weight_sum
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return losses.perplexity(self.loss)
+
+    @property
+    def bits(self) -> float:
+        """Bits a target: bits per character where a token is a character."""
+        return losses.bits(self.loss)
+
+
+class Evaluator:
+    """Scores every target of a stream exactly once; training cannot notice.
+
+    The state begins anew with every call and is carried from window to window, so the figure
+    does not depend on the window length. It depends on the number of rows, because so many
+    rows begin with nothing remembered: one row gives the figure of the text itself.
+
+    Args:
+      model: what to score; its parameters are read at every call.
+      loss: `(outputs, targets) -> [T, B]`.
+      stream: with `tail="pad"`, or it leaves targets out.
+      windows_per_call: as in training.
+      jit_compile: whether XLA compiles the loop.
+
+    Example:
+      >>> stream = ContiguousStream(np.arange(8), rows=1, window_length=5, vocabulary_size=8,
+      ...                           tail="pad")
+      >>> model = LanguageModel(8, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
+      >>> Evaluator(model, cross_entropy, stream, jit_compile=False)().weight_sum
+      7.0
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Loss,
+        stream: Stream,
+        *,
+        windows_per_call: int = 64,
+        jit_compile: bool = True,
+    ) -> None:
+        self._model = model
+        self._loss = loss
+        self._stream = stream
+        self._feed = open_feed(stream, min(windows_per_call, stream.windows_per_epoch))
+        self._program = tf.function(self._score, autograph=False, jit_compile=jit_compile)
+
+    def __call__(self) -> Evaluation:
+        """The figures of one epoch of the stream.
+
+        Raises:
+          ContinuityError: the stream's windows do not continue each other.
+        """
+        carry = one.initial_carry(self._model, self._stream.rows)
+        cursor, left = Cursor(), self._stream.windows_per_epoch
+        loss_sum = weight_sum = 0.0
+        while left > 0:
+            count = min(self._feed.windows_per_call, left)
+            chunk, following = self._feed.take(cursor, count)
+            carry, sums, continued = self._program(carry, chunk)
+            if not continued:
+                raise ContinuityError(
+                    f"The evaluation stream does not continue somewhere in the {count} windows "
+                    f"from {cursor} on. Give each row the tokens that follow its last ones."
+                )
+            loss_sum += float(sums[0])
+            weight_sum += float(sums[1])
+            cursor, left = following, left - count
+        return Evaluation(loss_sum, weight_sum)
+
+    @property
+    def traces(self) -> int:
+        """How often the program was traced."""
+        return int(self._program.experimental_get_tracing_count())
+
+    def _score(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Sums, tf.Tensor]:
+        zero = tf.zeros([])
+        return fold(chunk, self._score_window, (carry, (zero, zero), tf.constant(True)))
+
+    def _score_window(
+        self, window: Window, carried: tuple[Carry, Sums, tf.Tensor]
+    ) -> tuple[Carry, Sums, tf.Tensor]:
+        carry, sums, continued = carried
+        continued &= one.continues(window, carry.position)
+        state = one.begin(self._model, window, carry.state)
+        outputs, state = self._model(window, state, training=False, seed=None)
+        loss_sum, weight_sum = losses.weighted_sum(
+            self._loss(outputs, window.targets), window.weight
+        )
+        sums = (
+            sums[0] + tf.cast(loss_sum, tf.float32),
+            sums[1] + tf.cast(weight_sum, tf.float32),
+        )
+        position = one.position_after(window, carry.position)
+        return Carry(state, position, carry.skipped_in_a_row), sums, continued

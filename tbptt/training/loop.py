@@ -1,0 +1,269 @@
+"""Two loops: K windows in one compiled call; and, between the calls, everything else.
+
+The inner loop touches neither Python nor the host. The outer loop reads one handful of
+numbers a call, and lets the actions do what is due.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tbptt import checks
+from tbptt.layers.initializers import make_seed
+from tbptt.optimizers.transform import GradientTransform
+from tbptt.streams.feed import Chunk, Feed
+from tbptt.training import step as one
+from tbptt.training.actions import Every, Report
+from tbptt.training.fold import fold
+from tbptt.training.step import Carry
+from tbptt.types import Cursor, Loss, Model, Window
+
+
+class Metrics(NamedTuple):
+    """What one call of K windows leaves: tensors in the loop, plain numbers after `read`.
+
+    Attributes:
+      windows: int64: how many were taken.
+      loss_sum: over all that counts in windows that were not skipped.
+      weight_sum: what the sum was taken over.
+      grad_norm_sum, grad_norm_max: over the same windows, before any clipping.
+      skipped: int64: windows whose loss or gradient was not finite.
+      broken: int64: the first window of the call that does not continue, or -1.
+    """
+
+    windows: tf.Tensor
+    loss_sum: tf.Tensor
+    weight_sum: tf.Tensor
+    grad_norm_sum: tf.Tensor
+    grad_norm_max: tf.Tensor
+    skipped: tf.Tensor
+    broken: tf.Tensor
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of what counts, in nats."""
+        return float(self.loss_sum / self.weight_sum) if self.weight_sum > 0 else float("nan")
+
+    @property
+    def grad_norm_mean(self) -> float:
+        """Mean norm of the gradient of a window, before clipping."""
+        counted = self.windows - self.skipped
+        return float(self.grad_norm_sum / counted) if counted > 0 else float("nan")
+
+    def read(self) -> "Metrics":
+        """The same as Python numbers: waits for the device, so once a call."""
+        return Metrics(*(tensor.numpy().item() for tensor in self))
+
+
+class NonFiniteError(RuntimeError):
+    """Too many windows in a row had a loss or a gradient that was not finite."""
+
+
+class ContinuityError(ValueError):
+    """A window neither begins where its rows stand, nor starts them anew."""
+
+
+class Trainer(tf.Module):
+    """Parameters, slots and step count, and the program that trains them.
+
+    Attributes:
+      model: what is trained.
+      step: int64 variable, windows seen.
+      slots: the optimizer's state, variables.
+
+    Example:
+      >>> stream = ContiguousStream(np.arange(25) % 5, rows=2, window_length=4, vocabulary_size=5)
+      >>> model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
+      >>> trainer = Trainer(model, cross_entropy, sgd(0.1), jit_compile=False)
+      >>> carry = trainer.initial_carry(stream.rows)
+      >>> chunk, cursor = ResidentFeed(stream, windows_per_call=3).take(Cursor(), 3)
+      >>> carry, metrics = trainer(carry, chunk)
+      >>> metrics.read().windows, int(trainer.step), round(metrics.read().loss, 1)
+      (3, 3, 1.6)
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Loss,
+        optimizer: GradientTransform,
+        *,
+        reduction: str = "mean",
+        seed: int = 0,
+        jit_compile: bool = True,
+    ) -> None:
+        """Args:
+        model: a `Model` and `tf.Module`.
+        loss: `(outputs, targets) -> [T, B]`.
+        optimizer: see `optimizers.transform`.
+        reduction: what of a window's loss is differentiated, see `losses.reduce`.
+        seed: of all randomness in training, together with the step.
+        jit_compile: whether XLA compiles the loop. The only place where it is switched on.
+        """
+        super().__init__(name="trainer")
+        self.model = model
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        initial = optimizer.init([tf.convert_to_tensor(p) for p in model.trainable_variables])
+        self.slots = tf.nest.map_structure(
+            lambda value: tf.Variable(value, trainable=False, name="slot"), initial
+        )
+        self._loss = loss
+        self._optimizer = optimizer
+        self._reduction = reduction
+        self._seed = make_seed(seed)
+        self._program = tf.function(self._train, autograph=False, jit_compile=jit_compile)
+
+    def initial_carry(self, rows: int) -> Carry:
+        """What is carried into the first window."""
+        return one.initial_carry(self.model, rows)
+
+    def __call__(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
+        """Trains on the windows of `chunk`; returns without waiting where the device allows.
+
+        Raises:
+          ValueError: the state in `carry` is not the model's for so many rows.
+        """
+        rows = int(tf.nest.flatten(chunk.windows.inputs)[0].shape[2])
+        expected = tf.nest.map_structure(
+            lambda s: tf.TensorSpec(s.shape, s.dtype), self.initial_carry(rows)
+        )
+        advice = f"Make it with initial_carry({rows}), of the same model."
+        checks.check_like("The carried state", carry, expected, advice)
+        return self._program(carry, chunk)
+
+    @property
+    def traces(self) -> int:
+        """How often the program was traced: 1, however many windows have gone through."""
+        return int(self._program.experimental_get_tracing_count())
+
+    def _train(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
+        none, zero = tf.zeros([], tf.int64), tf.zeros([])
+        metrics = Metrics(none, zero, zero, zero, zero, none, none - 1)
+        return fold(chunk, self._train_window, (carry, metrics))
+
+    def _train_window(
+        self, window: Window, carried: tuple[Carry, Metrics]
+    ) -> tuple[Carry, Metrics]:
+        carry, metrics = carried
+        step = tf.convert_to_tensor(self.step)
+        broken = tf.where(
+            (metrics.broken < 0) & ~one.continues(window, carry.position),
+            metrics.windows,
+            metrics.broken,
+        )
+        seed = tf.random.fold_in(self._seed, step, alg="philox")
+        result = one.window_gradients(
+            self.model, self._loss, self._reduction, window, carry.state, seed
+        )
+        finite, norm = one.is_finite(result)
+        one.update(
+            self._optimizer,
+            self.model.trainable_variables,
+            self.slots,
+            result.gradients,
+            step,
+            accept=finite & (broken < 0),
+        )
+        self.step.assign_add(1)
+        skipped = tf.cast(~finite, tf.int64)
+        metrics = Metrics(
+            windows=metrics.windows + 1,
+            loss_sum=metrics.loss_sum + _where(finite, result.loss_sum),
+            weight_sum=metrics.weight_sum + _where(finite, result.weight_sum),
+            grad_norm_sum=metrics.grad_norm_sum + _where(finite, norm),
+            grad_norm_max=tf.maximum(metrics.grad_norm_max, _where(finite, norm)),
+            skipped=metrics.skipped + skipped,
+            broken=broken,
+        )
+        carry = Carry(
+            result.state,
+            one.position_after(window, carry.position),
+            (carry.skipped_in_a_row + 1) * skipped,
+        )
+        return carry, metrics
+
+
+def _where(finite: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.where(finite, value, tf.zeros_like(value)), tf.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands: all that is carried from call to call beside the variables."""
+
+    carry: Carry
+    cursor: Cursor = dataclasses.field(default_factory=Cursor)
+
+
+def train(
+    trainer: Trainer,
+    feed: Feed,
+    position: Position,
+    *,
+    windows: int,
+    actions: Sequence[Every] = (),
+    max_skipped_in_a_row: int = 50,
+) -> Position:
+    """Trains until `trainer.step` is `windows`, and calls each action when it is due.
+
+    A call takes `feed.windows_per_call` windows, fewer where an action falls due before;
+    that is the same program.
+
+    Args:
+      trainer: the program.
+      feed: what it reads.
+      position: where to start; a new run starts from `Position(trainer.initial_carry(rows))`.
+      windows: the step to stop at.
+      actions: what to do between calls, in this order.
+      max_skipped_in_a_row: so many windows without a finite gradient end the run.
+
+    Returns:
+      where the run stands.
+
+    Raises:
+      NonFiniteError, ContinuityError: see there.
+    """
+    checks.check_at_least("windows", windows, 1)
+    step = int(trainer.step)
+    while step < windows:
+        count = min(feed.windows_per_call, windows - step)
+        count = min([count, *(action.distance(step) for action in actions)])
+        began = time.perf_counter()
+        chunk, cursor = feed.take(position.cursor, count)
+        carry, metrics = trainer(position.carry, chunk)
+        metrics = metrics.read()
+        seconds = time.perf_counter() - began
+        _check(
+            metrics,
+            int(carry.skipped_in_a_row),
+            position.cursor,
+            step,
+            max_skipped_in_a_row,
+        )
+        position = Position(carry, cursor)
+        step += count
+        report = Report(step, windows, metrics, carry.state, cursor, seconds)
+        for action in actions:
+            if action.is_due(report):
+                action.act(report)
+    return position
+
+
+def _check(
+    metrics: Metrics, skipped_in_a_row: int, cursor: Cursor, step: int, max_skipped: int
+) -> None:
+    if metrics.broken >= 0:
+        raise ContinuityError(
+            f"The stream does not continue: window {metrics.broken} of the call that began at "
+            f"{cursor} neither begins where its rows stood, nor resets them. No update was made "
+            "from it on. Give each row the tokens that follow its last ones, or start=True."
+        )
+    if skipped_in_a_row >= max_skipped:
+        raise NonFiniteError(
+            f"{skipped_in_a_row} windows in a row up to window {step + metrics.windows} had a "
+            "loss or a gradient that is not finite; none of them changed the parameters. Lower "
+            "the learning rate, clip the gradient, or look for NaN in the inputs."
+        )

@@ -1,0 +1,5 @@
+"""Running a cell over the T steps of a window."""
+
+from tbptt.unroll.api import BACKENDS as BACKENDS
+from tbptt.unroll.api import Cell as Cell
+from tbptt.unroll.api import unroll as unroll

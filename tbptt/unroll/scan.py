@@ -1,0 +1,60 @@
+"""One `tf.while_loop` over the steps: any cell, one copy of it, compiled or not."""
+
+import tensorflow as tf
+
+from tbptt import checks
+from tbptt.state import select
+from tbptt.types import Nest, State
+from tbptt.unroll.reference import Cell
+
+
+def run(
+    cell: Cell,
+    inputs: Nest,
+    state: State,
+    reset: tf.Tensor | None,
+    initial_state: State,
+) -> tuple[Nest, State]:
+    """See `unroll`. The gradient is TensorFlow's own: the loop run backwards."""
+    steps = tf.nest.flatten(inputs)[0].shape[0]
+    # A TensorArray and not inputs[t]: the gradient of a slice is as large as the whole.
+    arrays = tf.nest.map_structure(lambda x: _array(steps, x.dtype, x.shape[1:]).unstack(x), inputs)
+    written = tf.nest.map_structure(
+        lambda spec: _array(steps, spec.dtype, spec.shape),
+        _output_spec(cell, inputs, state),
+    )
+
+    def step(t: tf.Tensor, state: State, written: Nest) -> tuple[tf.Tensor, State, Nest]:
+        if reset is not None:
+            state = select(reset[t], initial_state, state)
+        output, state = cell(tf.nest.map_structure(lambda a: a.read(t), arrays), state)
+        written = tf.nest.map_structure(lambda a, x: a.write(t, x), written, output)
+        return t + 1, state, written
+
+    _, state, written = tf.while_loop(
+        lambda t, *_: t < steps,
+        step,
+        (tf.constant(0), state, written),
+        maximum_iterations=steps,  # XLA needs the bound to keep what the gradient reads
+        parallel_iterations=1,
+    )
+    return tf.nest.map_structure(lambda a: a.stack(), written), state
+
+
+def _array(steps: int, dtype: tf.DType, shape: tf.TensorShape) -> tf.TensorArray:
+    return tf.TensorArray(dtype, size=steps, element_shape=shape)
+
+
+def _output_spec(cell: Cell, inputs: Nest, state: State) -> Nest:
+    """Shapes and dtypes of one step's output: the cell is traced, not run."""
+    input_spec = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), inputs)
+    state_spec = tf.nest.map_structure(lambda s: tf.TensorSpec(s.shape, s.dtype), state)
+    traced = tf.function(cell, autograph=False).get_concrete_function(input_spec, state_spec)
+    output, new_state = traced.structured_outputs
+    checks.check_like(
+        "the state a cell returns",
+        new_state,
+        state_spec,
+        "It is the next step's state.",
+    )
+    return output
