@@ -171,7 +171,7 @@ class KeepBest:
 
     def offer(self, figure: float, step: int) -> bool:
         """Keeps the parameters as they are now, if `figure` is the lowest."""
-        if figure >= self.figure:
+        if not figure < self.figure:  # NaN is no best figure either
             return False
         self.figure, self.step = figure, step
         self._values = [variable.numpy() for variable in self._module.trainable_variables]

@@ -1,0 +1,154 @@
+"""Two logical CPU devices, one tolerance table, and what the laws are tested on."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tbptt
+
+tf.config.threading.set_intra_op_parallelism_threads(1)  # one test process a core
+tf.config.threading.set_inter_op_parallelism_threads(1)
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+# What two computations of the same thing may differ by. Nothing else sets a tolerance.
+TOLERANCES = {
+    "float32": dict(rtol=2e-5, atol=2e-6),
+    "float64": dict(rtol=1e-11, atol=1e-12),
+}
+
+
+def assert_close(actual, expected) -> None:
+    """Asserts that two nests agree within the tolerance of their dtype."""
+    actual, expected = tf.nest.flatten(actual), tf.nest.flatten(expected)
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, **TOLERANCES.get(a.dtype.name, dict(rtol=0, atol=0)))
+
+
+def assert_same_bits(actual, expected) -> None:
+    """Asserts that two nests hold the same bits."""
+    for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert a.tobytes() == b.tobytes(), f"{a}\n{b}"
+
+
+class ElmanCell(tf.Module):
+    """The cell a user might write: a dictionary for a state, two parts, one of them a counter."""
+
+    def __init__(self, input_size: int, hidden_size: int, dtype: tf.DType) -> None:
+        super().__init__()
+        rng = np.random.default_rng(5)
+        self.w = tf.Variable(0.4 * rng.normal(size=[input_size, hidden_size]), dtype=dtype)
+        self.u = tf.Variable(0.4 * rng.normal(size=[hidden_size, hidden_size]), dtype=dtype)
+
+    def __call__(self, inputs, state):
+        h = tf.tanh(inputs @ self.w + state["h"] @ self.u + 0.1 * state["age"])
+        return h, {"h": h, "age": state["age"] + 1.0}
+
+
+CORES = ("lstm", "gru", "stack", "own")
+INPUT_SIZE, HIDDEN_SIZE = 3, 4
+
+
+def make_core(kind: str, *, backend: str = "auto", dtype=tf.float32, learned: bool = False):
+    """One of the cores that every law is tested on, the weights always the same."""
+    seeds = tbptt.split_seed(tbptt.make_seed(3), 2)
+    options = dict(backend=backend, dtype=dtype, learn_initial_state=learned)
+    if kind == "lstm":
+        core = tbptt.LSTM(INPUT_SIZE, HIDDEN_SIZE, seed=seeds[0], **options)
+    elif kind == "gru":
+        core = tbptt.GRU(INPUT_SIZE, HIDDEN_SIZE, seed=seeds[0], **options)
+    elif kind == "stack":
+        core = tbptt.Stack(
+            [
+                tbptt.LSTM(INPUT_SIZE, 5, seed=seeds[0], **options),
+                tbptt.GRU(5, HIDDEN_SIZE, seed=seeds[1], **options),
+            ]
+        )
+    else:
+        core = tbptt.Recurrent(
+            ElmanCell(INPUT_SIZE, HIDDEN_SIZE, dtype),
+            lambda rows: {
+                "h": tf.zeros([rows, HIDDEN_SIZE], dtype),
+                "age": tf.zeros([rows, 1], dtype),
+            },
+            output_size=HIDDEN_SIZE,
+            backend=backend,
+        )
+    _stir(core, dtype)
+    return core
+
+
+def _stir(core: tf.Module, dtype: tf.DType) -> None:
+    """Moves biases and learned initial states off zero, where mistakes could hide."""
+    rng = np.random.default_rng(7)
+    for parameter in core.trainable_variables:
+        noise = 0.1 * rng.normal(size=parameter.shape)
+        parameter.assign_add(tf.constant(noise, dtype))
+
+
+def make_inputs(steps: int, rows: int, dtype=tf.float32, seed: int = 11):
+    """`[T, B, D]`, and a state that is not the initial one."""
+    rng = np.random.default_rng(seed)
+    return tf.constant(rng.normal(size=[steps, rows, INPUT_SIZE]), dtype)
+
+
+def make_state(core, rows: int, seed: int = 13):
+    """A state as it may come out of the window before."""
+    rng = np.random.default_rng(seed)
+    return tf.nest.map_structure(
+        lambda s: tf.constant(0.5 * rng.normal(size=s.shape), s.dtype), core.initial_state(rows)
+    )
+
+
+def run_with_gradients(core, inputs, state, reset=None, *, jit: bool = False):
+    """Outputs, final state, and the gradients of a loss that looks at both.
+
+    With respect to the parameters, the inputs and the state that comes in.
+    """
+    rng = np.random.default_rng(17)
+
+    @tf.function(autograph=False, jit_compile=jit)
+    def run(inputs, state):
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, *tf.nest.flatten(state)])
+            outputs, final = core(inputs, state, reset=reset)
+            loss = tf.add_n(
+                [
+                    tf.reduce_sum(part * tf.constant(rng.normal(size=part.shape), part.dtype))
+                    for part in [outputs, *tf.nest.flatten(final)]
+                ]
+            )
+        sources = [list(core.trainable_variables), inputs, tf.nest.flatten(state)]
+        gradients = tape.gradient(
+            loss, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return outputs, final, gradients
+
+    return run(inputs, state)
+
+
+@pytest.fixture(params=CORES)
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["reference", "scan"])
+def backend(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "xla"])
+def jit(request) -> bool:
+    return request.param

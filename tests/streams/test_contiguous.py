@@ -1,0 +1,180 @@
+"""Contiguous rows: what stands where, purity, continuity (law 11), refusals."""
+
+import multiprocessing
+import resource
+
+import numpy as np
+import pytest
+
+import tbptt
+from tbptt.streams.corpus import open_tokens
+from tbptt.types import advance
+
+
+def make(tokens=41, rows=3, window_length=4, tail="drop", vocabulary_size=1000):
+    return tbptt.ContiguousStream(
+        np.arange(tokens),
+        rows=rows,
+        window_length=window_length,
+        vocabulary_size=vocabulary_size,
+        tail=tail,
+    )
+
+
+def test_rows_are_equal_stretches_and_targets_follow_inputs():
+    stream = make()  # 40 targets: 13 a row, 3 windows of 4
+    assert stream.windows_per_epoch == 3
+    windows, _ = stream.windows(tbptt.Cursor(), 3)
+    by_row = windows.inputs.transpose(2, 0, 1).reshape(3, -1)
+    assert by_row.tolist() == [list(range(s, s + 12)) for s in (0, 13, 26)]
+    assert (windows.targets == windows.inputs + 1).all()
+    assert windows.weight is None
+    assert windows.reset is None
+    assert windows.start.tolist() == [[True] * 3, [False] * 3, [False] * 3]
+    assert windows.position.tolist() == [[0, 13, 26], [4, 17, 30], [8, 21, 34]]
+
+
+@pytest.mark.parametrize("tokens", [2, 5, 13, 41, 42])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("window_length", [1, 4, 50])
+def test_padded_stream_holds_every_target_once(tokens, rows, window_length):
+    if rows > tokens - 1:
+        return
+    stream = make(tokens, rows, window_length, tail="pad")
+    windows, _ = stream.windows(tbptt.Cursor(), stream.windows_per_epoch)
+    scored = np.sort(windows.targets[windows.weight > 0])
+    assert scored.tolist() == list(range(1, tokens))
+    assert set(np.unique(windows.weight)) <= {0.0, 1.0}
+    assert (windows.inputs[windows.weight > 0] + 1 == windows.targets[windows.weight > 0]).all()
+
+
+def test_windows_are_a_pure_function_of_the_cursor():
+    """In any order, in any portions, across the end of epochs, in another process."""
+    stream = make()
+    straight, end = stream.windows(tbptt.Cursor(), 8)
+    assert end == tbptt.Cursor(2, 2)
+    cursors = [advance(tbptt.Cursor(), k, 3) for k in range(8)]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        elsewhere = pool.map(read_one, cursors)
+    for k in (5, 0, 7, 3, 3, 1):
+        alone, following = stream.windows(cursors[k], 1)
+        assert following == advance(cursors[k], 1, 3)
+        for field in ("inputs", "targets", "start", "position"):
+            expected = getattr(straight, field)[k]
+            assert (getattr(alone, field)[0] == expected).all()
+            assert (getattr(elsewhere[k], field)[0] == expected).all()
+
+
+def read_one(cursor):
+    return make().windows(cursor, 1)[0]
+
+
+@pytest.mark.parametrize("tail", ["drop", "pad"])
+def test_each_window_begins_where_the_one_before_ended(tail):
+    """Law 11."""
+    stream = make(tail=tail)
+    windows, _ = stream.windows(tbptt.Cursor(), 3 * stream.windows_per_epoch)
+    goes_on = windows.position[1:] == windows.position[:-1] + stream.window_length
+    assert (goes_on | windows.start[1:]).all()
+    assert windows.start.sum() == 3 * stream.rows
+
+
+def test_penn_treebank_has_the_windows_that_zaremba_had():
+    tokens = np.zeros([929_589], np.uint16)
+    stream = tbptt.ContiguousStream(tokens, rows=20, window_length=20, vocabulary_size=1)
+    assert stream.windows_per_epoch == 2323
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(rows=0), r"rows \(0\) must be at least 1"),
+        (dict(window_length=0), r"window_length \(0\) must be at least 1"),
+        (dict(tail="cut"), r"tail \('cut'\) must be one of drop, pad"),
+        (dict(rows=11), r"41 tokens are too few for rows=11 .* Use at most 10 rows"),
+        (dict(window_length=41, rows=1), r"too few for rows=1 .* Use a shorter window or a longer"),
+        (dict(rows=41, tail="pad"), r"Use at most 40 rows"),
+        (dict(tokens=1, rows=1), r"1 tokens are too few"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_tokens_out_of_range_are_refused():
+    stream = make(vocabulary_size=31)
+    stream.windows(tbptt.Cursor(), 1)
+    with pytest.raises(ValueError, match="Token 31 is 31, but ids must be from 0 to 30"):
+        stream.windows(tbptt.Cursor(0, 1), 1)
+    negative = tbptt.ContiguousStream(
+        np.array([1, -1, 1]), rows=1, window_length=2, vocabulary_size=5
+    )
+    with pytest.raises(ValueError, match="Token 1 is -1"):
+        negative.windows(tbptt.Cursor(), 1)
+
+
+def test_tokens_of_another_kind_are_refused():
+    with pytest.raises(TypeError, match="tokens are float64, but must be integers"):
+        tbptt.ContiguousStream(np.zeros([9]), rows=1, window_length=2, vocabulary_size=5)
+    with pytest.raises(ValueError, match=r"tokens has shape \[3, 3\], but must be \[any\]"):
+        tbptt.ContiguousStream(
+            np.zeros([3, 3], int), rows=1, window_length=2, vocabulary_size=5
+        )
+
+
+@pytest.mark.parametrize("cursor", [tbptt.Cursor(0, 3), tbptt.Cursor(0, -1)])
+def test_cursor_outside_the_stream_is_refused(cursor):
+    with pytest.raises(ValueError, match=r"cursor.index \(-?\d\) must be at least 0 and below 3"):
+        make().windows(cursor, 1)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".bin"])
+def test_memory_mapped_tokens_read_like_an_array(tmp_path, suffix):
+    tokens = np.random.default_rng(0).integers(0, 1000, [500]).astype(np.uint16)
+    path = tmp_path / f"tokens{suffix}"
+    np.save(path, tokens) if suffix == ".npy" else tokens.tofile(path)
+    options = dict(rows=3, window_length=4, vocabulary_size=1000)
+    mapped = tbptt.ContiguousStream(open_tokens(path), **options)
+    plain = tbptt.ContiguousStream(tokens, **options)
+    for cursor in (tbptt.Cursor(), tbptt.Cursor(1, 39)):
+        a, b = mapped.windows(cursor, 5)[0], plain.windows(cursor, 5)[0]
+        assert (a.inputs == b.inputs).all()
+        assert (a.targets == b.targets).all()
+
+
+def test_memory_mapped_tokens_do_not_stay_in_memory(tmp_path):
+    """40 MB read through; the pages touched are given back."""
+    path = tmp_path / "tokens.bin"
+    np.zeros([20_000_000], np.uint16).tofile(path)
+    stream = tbptt.ContiguousStream(
+        open_tokens(path), rows=4, window_length=1000, vocabulary_size=1
+    )
+    cursor, resident = tbptt.Cursor(), []
+    for _ in range(100):
+        _, cursor = stream.windows(cursor, 50)
+        resident.append(resident_bytes())
+    assert resident[-1] - resident[1] < 10 << 20
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "no such file, or an empty one"), (b"abc", "3 bytes, not a multiple of the 2 bytes")],
+)
+def test_token_files_that_hold_none_are_refused(tmp_path, content, message):
+    path = tmp_path / "tokens.bin"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        open_tokens(path)
+
+
+def test_token_files_with_pickles_are_refused(tmp_path):
+    path = tmp_path / "tokens.npy"
+    np.save(path, np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="Array can't be memory-mapped|allow_pickle=False"):
+        open_tokens(path)

@@ -1,0 +1,111 @@
+"""Law 9: evaluation changes nothing, scores every target once, and does not depend on T."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tbptt
+from tbptt import optimizers
+from tests.conftest import CORES, assert_same_bits, make_core
+
+VOCABULARY = 7
+TOKENS = np.random.default_rng(2).integers(0, VOCABULARY, [54])
+
+
+def make_model(kind="lstm", backend="auto"):
+    core = make_core(kind, backend=backend)
+    return tbptt.LanguageModel(VOCABULARY, 3, core, seed=tbptt.make_seed(1), dropout_rate=0.5)
+
+
+def stream(rows, window_length):
+    return tbptt.ContiguousStream(
+        TOKENS, rows=rows, window_length=window_length, vocabulary_size=VOCABULARY, tail="pad"
+    )
+
+
+def evaluate(model, rows, window_length, jit=False, windows_per_call=3):
+    part = stream(rows, window_length)
+    return tbptt.Evaluator(
+        model, tbptt.cross_entropy, part, windows_per_call=windows_per_call, jit_compile=jit
+    )
+
+
+@pytest.mark.parametrize("kind", CORES)
+@pytest.mark.parametrize("backend", ["reference", "scan"])
+def test_every_target_is_scored_once_whatever_the_window(kind, backend, jit):
+    """One row: 53 targets by windows of 1, 5 and 60 equal the whole text at once."""
+    model = make_model(kind, backend)
+    window = tbptt.Window(tf.constant(TOKENS[:-1, None]), tf.constant(TOKENS[1:, None]))
+    logits, _ = model(window, model.initial_state(1))
+    expected = float(tf.reduce_sum(tbptt.cross_entropy(logits, window.targets)))
+    for window_length in (5, 60) if backend == "reference" else (1, 5, 60):
+        evaluation = evaluate(model, 1, window_length, jit)()
+        assert evaluation.weight_sum == len(TOKENS) - 1
+        assert np.isclose(evaluation.loss_sum, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 4, 53])
+def test_rows_with_ragged_ends_score_every_target_once(rows):
+    """Each row is its own stretch of the text, from an empty state."""
+    model = make_model()
+    length = -(-(len(TOKENS) - 1) // rows)
+    expected = 0.0
+    for start in range(0, len(TOKENS) - 1, length):
+        ids = TOKENS[start : start + length + 1]
+        window = tbptt.Window(tf.constant(ids[:-1, None]), tf.constant(ids[1:, None]))
+        logits, _ = model(window, model.initial_state(1))
+        expected += float(tf.reduce_sum(tbptt.cross_entropy(logits, window.targets)))
+    evaluation = evaluate(model, rows, 5)()
+    assert evaluation.weight_sum == len(TOKENS) - 1
+    assert np.isclose(evaluation.loss_sum, expected, rtol=1e-5)
+
+
+def test_evaluation_changes_nothing_in_training(jit):
+    """A run with an evaluation after every call ends with the bits of one without."""
+    results = []
+    for with_evaluation in (False, True):
+        model = make_model()
+        trainer = tbptt.Trainer(
+            model, tbptt.cross_entropy, optimizers.adam(0.01), jit_compile=jit
+        )
+        evaluator = evaluate(model, 2, 4, jit)
+        actions = [tbptt.Every(0, lambda report, e=evaluator: e())] if with_evaluation else []
+        training = tbptt.ContiguousStream(
+            TOKENS, rows=2, window_length=4, vocabulary_size=VOCABULARY
+        )
+        position = tbptt.train(
+            trainer,
+            tbptt.ResidentFeed(training, 2),
+            tbptt.Position(trainer.initial_carry(2)),
+            windows=9,
+            actions=actions,
+        )
+        assert evaluator.traces == int(with_evaluation)
+        results.append([*trainer.variables, *tf.nest.flatten(position.carry)])
+    assert_same_bits(*results)
+
+
+def test_evaluation_twice_gives_the_same_figure():
+    evaluator = evaluate(make_model(), 2, 4, jit=True)
+    assert evaluator() == evaluator()
+    assert evaluator.traces == 1
+
+
+def test_figures():
+    evaluation = tbptt.Evaluation(loss_sum=8.0, weight_sum=4.0)
+    assert evaluation.loss == 2.0
+    assert np.isclose(evaluation.perplexity, np.exp(2.0))
+    assert np.isclose(evaluation.bits, 2.0 / np.log(2.0))
+
+
+def test_evaluation_stream_that_does_not_continue_is_refused():
+    class Swapped:
+        rows, window_length, windows_per_epoch, epochs_alike = 2, 5, 6, True
+
+        def windows(self, cursor, count):
+            windows, cursor = stream(2, 5).windows(cursor, count)
+            windows.position[1:] = windows.position[1:, ::-1].copy()
+            return windows, cursor
+
+    with pytest.raises(tbptt.ContinuityError, match="does not continue"):
+        tbptt.Evaluator(make_model(), tbptt.cross_entropy, Swapped(), jit_compile=False)()

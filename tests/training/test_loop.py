@@ -1,0 +1,331 @@
+"""The hot loop: laws 2, 3, 6, 11 and 12 for a whole model, and what it does about NaN."""
+
+import glob
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tbptt
+from tbptt import optimizers
+from tbptt.streams.feed import Chunk
+from tbptt.training import step as one
+from tests.conftest import CORES, assert_close, assert_same_bits, make_core
+
+VOCABULARY, ROWS, STEPS = 7, 2, 4
+
+
+def make_model(kind="lstm", *, dropout=0.0, backend="auto", learned=False):
+    core = make_core(kind, backend=backend, learned=learned)
+    return tbptt.LanguageModel(
+        VOCABULARY, 3, core, seed=tbptt.make_seed(1), dropout_rate=dropout
+    )
+
+
+def make_trainer(kind="lstm", *, jit=False, optimizer=None, model=None, **options):
+    return tbptt.Trainer(
+        model or make_model(kind, **options),
+        tbptt.cross_entropy,
+        optimizer or optimizers.chain(optimizers.clip_by_global_norm(0.3), optimizers.adam(0.01)),
+        jit_compile=jit,
+    )
+
+
+def make_stream(windows=10):
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, [ROWS * STEPS * windows + 1])
+    return tbptt.ContiguousStream(
+        tokens, rows=ROWS, window_length=STEPS, vocabulary_size=VOCABULARY
+    )
+
+
+def everything(trainer, position):
+    return [*trainer.variables, *tf.nest.flatten(position.carry)]
+
+
+def run(trainer, stream, windows, windows_per_call, feed=tbptt.ResidentFeed, **options):
+    start = tbptt.Position(trainer.initial_carry(ROWS))
+    reader = feed(stream, windows_per_call)
+    return tbptt.train(trainer, reader, start, windows=windows, **options)
+
+
+@pytest.mark.parametrize("kind", CORES)
+@pytest.mark.parametrize("backend", ["reference", "scan"])
+def test_grouping_keeps_the_bits(kind, backend, jit):
+    """Law 6, with dropout, Adam, and an epoch's end inside: 12 windows as 12, as 5 + 5 + 2, as 1s."""
+    trainer = make_trainer(kind, jit=jit, dropout=0.3, backend=backend)
+    first_values = [variable.numpy() for variable in trainer.variables]
+    results = []
+    for windows_per_call in (12, 5, 1):
+        for variable, value in zip(trainer.variables, first_values, strict=True):
+            variable.assign(value)
+        position = run(trainer, make_stream(), 12, windows_per_call)
+        results.append([part.numpy() for part in everything(trainer, position)])
+    assert trainer.traces == 1  # law 12: a shorter call is the same program
+    assert_same_bits(results[0], results[1])
+    assert_same_bits(results[0], results[2])
+
+
+def test_feeds_agree_to_the_bit(jit):
+    results = []
+    for feed in (tbptt.ResidentFeed, tbptt.PrefetchFeed):
+        trainer = make_trainer(jit=jit)
+        results.append(everything(trainer, run(trainer, make_stream(), 23, 4, feed)))
+    assert_same_bits(*results)
+
+
+def test_same_seed_same_bits_other_seed_other_bits():
+    results = []
+    for seed in (0, 0, 1):
+        model = make_model(dropout=0.3)
+        trainer = tbptt.Trainer(
+            model, tbptt.cross_entropy, optimizers.sgd(0.1), seed=seed, jit_compile=False
+        )
+        results.append(everything(trainer, run(trainer, make_stream(), 3, 3)))
+    assert_same_bits(results[0], results[1])
+    assert not np.array_equal(results[0][0], results[2][0])
+
+
+def test_no_retracing_and_no_recompiling(tmp_path):
+    """Law 12 down to XLA: one compiled module, whatever the window, the count and the epoch."""
+    program = (
+        "from tests.training.test_loop import *\n"
+        "from tbptt.training.actions import Every\n"
+        "trainer = make_trainer(jit=True)\n"
+        "run(trainer, make_stream(), 37, 5, actions=[Every(7, lambda report: None)])\n"
+        "assert trainer.traces == 1\n"
+    )
+    flags = f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text"
+    environment = {**os.environ, "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=300)
+    modules = glob.glob(f"{tmp_path}/*_train_*before_optimizations.txt")
+    assert len(modules) == 1
+
+
+def test_state_is_carried_and_an_epoch_starts_anew(jit):
+    """The carried state after each call is what the model gives by hand, window by window."""
+    trainer = make_trainer(jit=jit, optimizer=optimizers.sgd(1e-30))  # parameters stand still
+    stream = make_stream(windows=3)
+    position = tbptt.Position(trainer.initial_carry(ROWS))
+    reader = tbptt.ResidentFeed(stream, 1)
+    state = trainer.model.initial_state(ROWS)
+    for step in range(5):
+        if step == 3:
+            state = trainer.model.initial_state(ROWS)
+        window, _ = stream.windows(tbptt.Cursor(*divmod(step, 3)), 1)
+        _, state = trainer.model(window.at(0), state)
+        position = tbptt.train(trainer, reader, position, windows=step + 1)
+        assert_close(position.carry.state, state)
+
+
+def test_window_gradient_stops_at_the_window():
+    """Law 2: the state that comes in gets no gradient, though the loss depends on it."""
+    model = make_model()
+    window, _ = make_stream().windows(tbptt.Cursor(index=1), 1)
+    window = window.at(0)
+    state = tf.nest.map_structure(tf.ones_like, model.initial_state(ROWS))
+    with tf.GradientTape() as tape:
+        tape.watch(tf.nest.flatten(state))
+        outputs, _ = model(window, one.begin(model, window, state))
+        loss = tf.reduce_sum(outputs)
+    assert tape.gradient(loss, tf.nest.flatten(state)) == [None, None]
+
+
+def test_one_window_over_everything_is_full_backpropagation():
+    """Law 2: with T = the whole sequence, the window's gradient is the gradient."""
+    model = make_model()
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, [ROWS * 12 + 1])
+    stream = tbptt.ContiguousStream(
+        tokens, rows=ROWS, window_length=12, vocabulary_size=VOCABULARY
+    )
+    window = stream.windows(tbptt.Cursor(), 1)[0].at(0)
+    result = one.window_gradients(
+        model, tbptt.cross_entropy, "mean", window, model.initial_state(ROWS), None
+    )
+    with tf.GradientTape() as tape:
+        state = model.initial_state(ROWS)
+        losses = []
+        for t in range(12):
+            step = tbptt.Window(window.inputs[t : t + 1], window.targets[t : t + 1])
+            logits, state = model(step, state)
+            losses.append(tbptt.cross_entropy(logits, step.targets))
+        loss = tf.reduce_mean(tf.stack(losses))
+    full = tape.gradient(loss, model.trainable_variables)
+    assert_close(result.gradients, [tf.convert_to_tensor(g) for g in full])
+
+
+def test_learned_initial_state_learns_only_where_rows_start():
+    """Law 3 for the cheap reset at an epoch's start."""
+    model = make_model(learned=True)
+    learned = [i for i, v in enumerate(model.trainable_variables) if "initial" in v.name]
+    assert len(learned) == 2
+    for index in (0, 1):
+        window = make_stream().windows(tbptt.Cursor(index=index), 1)[0].at(0)
+        result = one.window_gradients(
+            model, tbptt.cross_entropy, "mean", window, model.initial_state(ROWS), None
+        )
+        for i in learned:
+            assert np.any(result.gradients[i]) == (index == 0)
+
+
+def test_permuting_rows_permutes_the_carried_state(jit):
+    """Law 4 for the loop; no dropout, whose masks belong to places."""
+    stream = make_stream()
+    windows, _ = stream.windows(tbptt.Cursor(), 4)
+    order = [1, 0]
+    results = []
+    for rows in ([0, 1], order):
+        trainer = make_trainer(jit=jit)
+        moved = tf.nest.map_structure(
+            lambda f, rows=rows: None if f is None else tf.constant(f[..., rows]), windows
+        )
+        chunk = Chunk(moved, tf.constant(0, tf.int64), tf.constant(4, tf.int64))
+        results.append(trainer(trainer.initial_carry(ROWS), chunk)[0].state)
+    assert_close(results[1], tbptt.state.take_rows(results[0], order))
+
+
+class Broken:
+    """A stream with something wrong in one window."""
+
+    def __init__(self, stream, change):
+        self.stream, self.change = stream, change
+        self.rows, self.window_length = stream.rows, stream.window_length
+        self.windows_per_epoch, self.epochs_alike = stream.windows_per_epoch, True
+
+    def windows(self, cursor, count):
+        windows, cursor = self.stream.windows(cursor, count)
+        return self.change(windows), cursor
+
+
+def test_stream_that_does_not_continue_is_refused(jit):
+    """Law 11: rows swapped from window 3 on; nothing is learned from it."""
+
+    def swap(windows):
+        position = windows.position.copy()
+        position[3:] = position[3:, ::-1]
+        return windows._replace(position=position)
+
+    trainer, untouched = make_trainer(jit=jit), make_trainer(jit=jit)
+    with pytest.raises(tbptt.ContinuityError, match="window 3 of the call that began at Cursor"):
+        run(trainer, Broken(make_stream(), swap), 8, 8)
+    run(untouched, make_stream(), 3, 3)
+    assert_same_bits(trainer.model.variables, untouched.model.variables)
+
+
+def test_a_reset_may_break_continuity(jit):
+    def jump(windows):
+        position = windows.position.copy()
+        position[3:] += 100
+        reset = np.zeros([len(position), STEPS, ROWS], bool)
+        reset[3, 0] = True
+        return windows._replace(position=position, reset=reset)
+
+    trainer = make_trainer(jit=jit)
+    run(trainer, Broken(make_stream(), jump), 8, 8)
+    assert int(trainer.step) == 8
+
+
+def test_starting_in_mid_epoch_with_an_empty_state_is_refused():
+    trainer = make_trainer()
+    start = tbptt.Position(trainer.initial_carry(ROWS), tbptt.Cursor(0, 2))
+    with pytest.raises(tbptt.ContinuityError, match=r"index=2\)"):
+        tbptt.train(trainer, tbptt.ResidentFeed(make_stream(), 2), start, windows=2)
+
+
+def nan_in_features(stream, *bad):
+    """Features with NaN in these windows, for the model below."""
+
+    def change(windows):
+        inputs = np.zeros([*windows.inputs.shape, 3], np.float32)
+        inputs[...] = np.eye(VOCABULARY, 3, dtype=np.float32)[windows.inputs]
+        for k in bad:
+            inputs[k, 0, 0, 0] = np.nan
+        start = np.ones_like(windows.start)  # the state forgets the NaN
+        return windows._replace(inputs=inputs, start=start)
+
+    return Broken(stream, change)
+
+
+class Features(tf.Module):
+    """Scores tokens from features: an LSTM and a readout."""
+
+    def __init__(self):
+        super().__init__()
+        self.core = make_core("lstm")
+        self.readout = tbptt.Dense(4, VOCABULARY, seed=tbptt.make_seed(4))
+
+    def initial_state(self, batch_size):
+        return self.core.initial_state(batch_size)
+
+    def __call__(self, window, state, *, training, seed):
+        outputs, state = self.core(window.inputs, state)
+        return self.readout(outputs), state
+
+
+def test_window_that_is_not_finite_is_skipped_and_counted(jit):
+    """Parameters and slots are those of a run without it; the metrics leave it out."""
+    reports = []
+    trainer = make_trainer(jit=jit, model=Features())
+    stream = nan_in_features(make_stream(), 2)
+    run(trainer, stream, 5, 5, actions=[tbptt.Every(0, reports.append)])
+    metrics = reports[0].metrics
+    assert (metrics.windows, metrics.skipped, int(trainer.step)) == (5, 1, 5)
+    assert metrics.weight_sum == 4 * ROWS * STEPS
+    assert np.isfinite(metrics.loss)
+    assert np.isfinite(metrics.grad_norm_mean)
+    assert all(np.isfinite(v).all() for v in trainer.variables)
+
+    clean = make_trainer(jit=jit, model=Features())
+    windows, _ = nan_in_features(make_stream(), 2).windows(tbptt.Cursor(), 5)
+    kept = tf.nest.map_structure(
+        lambda f: None if f is None else tf.constant(np.delete(f, 2, axis=0)), windows
+    )
+    chunk = Chunk(kept, tf.constant(0, tf.int64), tf.constant(4, tf.int64))
+    clean(clean.initial_carry(ROWS), chunk)
+    assert_same_bits(trainer.model.variables, clean.model.variables)
+    assert_same_bits(tf.nest.flatten(trainer.slots), tf.nest.flatten(clean.slots))
+
+
+def test_too_many_windows_in_a_row_that_are_not_finite_end_the_run():
+    trainer = make_trainer(model=Features())
+    stream = nan_in_features(make_stream(), 3, 4, 5, 6)
+    with pytest.raises(tbptt.NonFiniteError, match=r"4 windows in a row up to window 7 had a loss"):
+        run(trainer, stream, 10, 7, max_skipped_in_a_row=4)
+
+
+def test_metrics_are_sums_over_the_call(jit):
+    """Loss, weight and the norm before clipping, against one window at a time."""
+    reports, single = [], []
+    run(make_trainer(jit=jit), make_stream(), 4, 4, actions=[tbptt.Every(0, reports.append)])
+    run(make_trainer(jit=jit), make_stream(), 4, 1, actions=[tbptt.Every(0, single.append)])
+    norms = [report.metrics.grad_norm_max for report in single]
+    assert max(norms) > 0.3  # clipping was at work
+    assert reports[0].metrics.grad_norm_max == max(norms)
+    assert np.isclose(reports[0].metrics.grad_norm_mean, np.mean(norms), rtol=1e-6)
+    assert np.isclose(
+        reports[0].metrics.loss, np.mean([report.metrics.loss for report in single]), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("carry", "message"),
+    [
+        (lambda trainer: trainer.initial_carry(5), r"float32\[5, 4\] where float32\[2, 4\]"),
+        (
+            lambda trainer: tf.nest.map_structure(
+                lambda x: tf.cast(x, tf.float64), trainer.initial_carry(ROWS)
+            ),
+            r"float64\[2, 4\] where float32\[2, 4\]",
+        ),
+        (lambda trainer: make_trainer("gru").initial_carry(ROWS), "Make it with initial_carry"),
+    ],
+    ids=["batch size", "dtype", "model"],
+)
+def test_state_of_another_batch_size_or_dtype_or_model_is_refused(carry, message):
+    trainer = make_trainer()
+    chunk, _ = tbptt.ResidentFeed(make_stream(), 1).take(tbptt.Cursor(), 1)
+    with pytest.raises(ValueError, match=message):
+        trainer(carry(trainer), chunk)
+    assert trainer.traces == 0

@@ -1,0 +1,217 @@
+"""The laws of the design that a core alone must keep: 1 chunks, 2 cut, 3 reset, 4 rows, 5 backends.
+
+Each for LSTM, GRU, a stack of both and a cell of the test's own, on every backend, compiled
+and not.
+"""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tbptt
+from tbptt.state import detach, select, take_rows
+from tests.conftest import (
+    assert_close,
+    make_core,
+    make_inputs,
+    make_state,
+    run_with_gradients,
+)
+
+ROWS, STEPS = 3, 6
+
+
+def resets(*places, steps=STEPS, rows=ROWS):
+    """`[T, B]`, true at these (t, b)."""
+    reset = np.zeros([steps, rows], bool)
+    for place in places:
+        reset[place] = True
+    return tf.constant(reset)
+
+
+def test_windows_in_a_row_equal_one_long_window(kind, backend, jit):
+    """Law 1, with the gradient uncut through the seam: outputs, final state, all gradients."""
+    core = make_core(kind, backend=backend)
+    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    reset = resets((0, 0), (2, 1), (4, 2))
+
+    def in_two(x, s, *, reset):
+        first, s = core(x[:2], s, reset=reset[:2])
+        second, s = core(x[2:], s, reset=reset[2:])
+        return tf.concat([first, second], 0), s
+
+    in_two.trainable_variables = core.trainable_variables
+    assert_close(
+        run_with_gradients(in_two, inputs, state, reset, jit=jit),
+        run_with_gradients(core, inputs, state, reset, jit=jit),
+    )
+
+
+def test_detached_state_passes_no_gradient(kind, backend, jit):
+    """Law 2: a loss in the second window has none with respect to anything before it."""
+    core = make_core(kind, backend=backend)
+    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+
+    @tf.function(autograph=False, jit_compile=jit)
+    def gradients(first, second, state):
+        with tf.GradientTape() as tape:
+            tape.watch([first, second, *tf.nest.flatten(state)])
+            _, carried = core(first, state)
+            outputs, _ = core(second, detach(carried))
+            loss = tf.reduce_sum(outputs**2)
+        zero = tf.UnconnectedGradients.ZERO
+        sources = [first, second, tf.nest.flatten(state)]
+        return tape.gradient(loss, sources, unconnected_gradients=zero)
+
+    before, within, before_that = gradients(inputs[:3], inputs[3:], state)
+    for gradient in [before, *before_that]:
+        assert not np.any(gradient)
+    assert np.all(np.abs(within).sum(axis=-1) > 0)
+
+
+@pytest.mark.parametrize("step", [0, 3, STEPS - 1], ids=["first", "middle", "last"])
+def test_reset_forgets_everything_before_it_nan_included(kind, backend, jit, step):
+    """Law 3: row 1 from `step` on equals a row that begins there; the other rows see nothing."""
+    core = make_core(kind, backend=backend, learned=True)
+    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    row1 = tf.constant([False, True, False])
+    nan = tf.nest.map_structure(lambda s: s * np.nan, state)
+    poisoned_state = select(row1, nan, state)
+    poison = np.ones([STEPS, ROWS, 1], np.float32)
+    poison[:step, 1] = np.nan
+    run = tf.function(core, autograph=False, jit_compile=jit)
+    outputs, final = run(inputs * poison, poisoned_state, reset=resets((step, 1)))
+
+    fresh = core.initial_state(ROWS)
+    expected, expected_final = core(inputs[step:], fresh)
+    assert_close(outputs[step:, 1], expected[:, 1])
+    assert_close(take_rows(final, [1]), take_rows(expected_final, [1]))
+    others, others_final = core(inputs, state)
+    assert_close(tf.gather(outputs, [0, 2], axis=1), tf.gather(others, [0, 2], axis=1))
+    assert_close(take_rows(final, [0, 2]), take_rows(others_final, [0, 2]))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "stack"])
+def test_learned_initial_state_gets_gradient_from_the_rows_that_reset(kind, backend, jit):
+    """Law 3: as if exactly those rows had begun at their resets; no reset, no gradient."""
+    core = make_core(kind, backend=backend, learned=True)
+    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    learned = [v for v in core.trainable_variables if "initial" in v.name]
+    weights = tf.constant(np.random.default_rng(1).normal(size=[STEPS, ROWS, 1]), tf.float32)
+
+    def gradient(run):
+        @tf.function(autograph=False, jit_compile=jit)
+        def of_learned():
+            with tf.GradientTape() as tape:
+                loss = run()
+            zero = tf.UnconnectedGradients.ZERO
+            return tape.gradient(loss, learned, unconnected_gradients=zero)
+
+        return of_learned()
+
+    def loss_with(reset):
+        return lambda: tf.reduce_sum(weights * core(inputs, state, reset=reset)[0])
+
+    def by_hand():  # row 0 begins at step 2, row 2 at step 4
+        rows = [(0, 2), (2, 4)]
+        return tf.add_n(
+            [
+                tf.reduce_sum(
+                    weights[t:, b : b + 1]
+                    * core(inputs[t:, b : b + 1], core.initial_state(1))[0]
+                )
+                for b, t in rows
+            ]
+        )
+
+    assert_close(gradient(loss_with(resets((2, 0), (4, 2)))), gradient(by_hand))
+    for none in gradient(loss_with(resets())):
+        assert not np.any(none)
+
+
+def test_permuting_rows_permutes_results(kind, backend, jit):
+    """Law 4."""
+    core = make_core(kind, backend=backend)
+    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    reset = resets((0, 1), (3, 2))
+    order = [2, 0, 1]
+    run = tf.function(core, autograph=False, jit_compile=jit)
+    outputs, final = run(inputs, state, reset=reset)
+    moved, moved_final = run(
+        tf.gather(inputs, order, axis=1),
+        take_rows(state, order),
+        reset=tf.gather(reset, order, axis=1),
+    )
+    assert_close(moved, tf.gather(outputs, order, axis=1))
+    assert_close(moved_final, take_rows(final, order))
+
+
+def test_no_row_sees_another(kind, backend):
+    """Law 4: the gradient of one row's outputs with respect to the others is zero."""
+    core = make_core(kind, backend=backend)
+    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs, _ = core(inputs, state, reset=resets((3, 0)))
+        loss = tf.reduce_sum(outputs[:, 1] ** 2)
+    gradient = tape.gradient(loss, inputs).numpy()
+    assert not gradient[:, [0, 2]].any()
+    assert gradient[:, 1].all()
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("where", ["nowhere", "first", "middle", "last", "everywhere"])
+def test_scan_equals_reference(kind, steps, rows, dtype, where):
+    """Law 5: outputs, final state, gradients of parameters, inputs and state."""
+    places = {
+        "nowhere": [],
+        "first": [(0, 0)],
+        "middle": [(steps // 2, rows - 1)],
+        "last": [(steps - 1, 0)],
+        "everywhere": [(t, b) for t in range(steps) for b in range(rows)],
+    }[where]
+    reset = resets(*places, steps=steps, rows=rows) if places else None
+    results = []
+    for backend in ("reference", "scan"):
+        core = make_core(kind, backend=backend, dtype=dtype, learned=True)
+        inputs, state = make_inputs(steps, rows, dtype), make_state(core, rows)
+        results.append(run_with_gradients(core, inputs, state, reset))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("with_reset", [False, True], ids=["carried", "reset"])
+def test_compiled_equals_plain(kind, backend, with_reset):
+    """Law 5, for the switch of compilation."""
+    core = make_core(kind, backend=backend, learned=True)
+    inputs, state = make_inputs(7, ROWS), make_state(core, ROWS)
+    reset = resets((0, 0), (3, 1), (6, 2), steps=7) if with_reset else None
+    assert_close(
+        run_with_gradients(core, inputs, state, reset, jit=True),
+        run_with_gradients(core, inputs, state, reset, jit=False),
+    )
+
+
+def test_no_reset_costs_no_operation(kind, backend):
+    """A stream that never resets pays nothing: there is no select in its program."""
+    core = make_core(kind, backend=backend)
+    inputs, state = make_inputs(4, ROWS), make_state(core, ROWS)
+
+    def selects(reset):
+        graph = tf.function(core, autograph=False).get_concrete_function(
+            inputs, state, reset=reset
+        ).graph
+        functions = [graph, *(f.graph for f in graph._functions.values())]
+        return sum(op.type == "SelectV2" for g in functions for op in g.get_operations())
+
+    assert selects(None) == 0
+    assert selects(resets(steps=4)) > 0
+
+
+def test_unroll_takes_a_bare_function(backend):
+    outputs, final = tbptt.unroll(
+        lambda x, s: (x * s, s + x), tf.ones([3, 2]), tf.constant([1.0, 2.0]), backend=backend
+    )
+    assert outputs.numpy().tolist() == [[1, 2], [2, 3], [3, 4]]
+    assert final.numpy().tolist() == [4, 5]
