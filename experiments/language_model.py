@@ -24,6 +24,7 @@ from experiments import run
 from experiments.run import setting
 from tbptt import checks, optimizers, summaries
 from tbptt.layers import initializers
+from tbptt.serving.generate import check_sampling
 from tbptt.state import named_leaves
 from tbptt.streams import corpus
 
@@ -71,13 +72,13 @@ class Settings:
     layers: int = setting(1, "Layers.")
     tied: bool = setting(False, "Readout and embedding share one table.")
     learn_initial_state: bool = setting(False, "Rows start from a learned state, not zeros.")
-    dropout: float = setting(0.2, "Rate, below, between and above the layers.")
+    dropout: float = setting(0.25, "Rate, below, between and above the layers.")
     dropout_per: str = setting("step", "A mask a step or a mask a window.")
     init_scale: float = setting(0.0, "Weights start uniform in +-this; 0: Glorot, orthogonal.")
     forget_bias: float = setting(1.0, "First value of the LSTM's forget bias.")
     backend: str = setting("auto", "How windows are unrolled: auto, scan or reference.")
     optimizer: str = setting("adamw", "sgd, momentum, rmsprop, adam or adamw.")
-    learning_rate: float = setting(4e-3, "Learning rate, the peak of its schedule.")
+    learning_rate: float = setting(5e-3, "Learning rate, the peak of its schedule.")
     schedule: str = setting("cosine", "constant, cosine (to 0 at the end) or epoch_decay.")
     warmup: int = setting(100, "Windows of linear warm-up, with --schedule=cosine.")
     decay: float = setting(0.5, "Factor an epoch, with --schedule=epoch_decay.")
@@ -85,7 +86,7 @@ class Settings:
     weight_decay: float = setting(0.01, "Decoupled weight decay, with --optimizer=adamw.")
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.")
     reduction: str = setting("mean", "Loss: mean, or sum_over_window averaged over rows.")
-    max_epochs: int = setting(16, "Epochs to train.")
+    max_epochs: int = setting(18, "Epochs to train.")
     max_windows: int = setting(0, "Windows to train, if that is less; 0: all epochs.")
     eval_every: int = setting(0, "Windows between validations; 0: once an epoch.")
     windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.")
@@ -195,7 +196,7 @@ def main() -> None:
     began = time.monotonic()
     with run.usage_errors():
         settings = run.settings_from_flags(Settings, PRESETS)
-        for name in ("layers", "embedding", "hidden", "max_epochs", "sample_length"):
+        for name in ("layers", "embedding", "hidden", "max_epochs"):
             checks.check_at_least(name, getattr(settings, name), 1)
         for name in (
             "max_windows",
@@ -205,6 +206,7 @@ def main() -> None:
             "warmup",
         ):
             checks.check_at_least(name, getattr(settings, name), 0)
+        check_sampling(settings.sample_length, settings.temperature)
         metric, read = figure(settings)
         vocabulary, (train_ids, valid_ids, test_ids) = load(settings)
 

@@ -15,6 +15,9 @@ from absl import app, flags, logging
 
 import tbptt
 
+# The flags made here are those of the experiment, and its --help shows them.
+flags.disclaim_key_flags()
+
 SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
 

@@ -8,14 +8,14 @@ from tbptt.layers.dropout import dropout as dropout
 from tbptt.layers.embedding import Embedding as Embedding
 from tbptt.layers.gru import GRU as GRU
 from tbptt.layers.gru import GRUState as GRUState
-from tbptt.layers.initializers import make_seed as make_seed
-from tbptt.layers.initializers import split_seed as split_seed
 from tbptt.layers.lstm import LSTM as LSTM
 from tbptt.layers.lstm import LSTMState as LSTMState
 from tbptt.layers.recurrent import Recurrent as Recurrent
 from tbptt.layers.stack import Stack as Stack
 from tbptt.losses import cross_entropy as cross_entropy
 from tbptt.models import LanguageModel as LanguageModel
+from tbptt.seeds import make_seed as make_seed
+from tbptt.seeds import split_seed as split_seed
 from tbptt.serving.generate import generate as generate
 from tbptt.streams.contiguous import ContiguousStream as ContiguousStream
 from tbptt.streams.corpus import Vocabulary as Vocabulary
@@ -41,8 +41,6 @@ from tbptt.types import Window as Window
 from tbptt.unroll import unroll as unroll
 
 __all__ = [
-    "GRU",
-    "LSTM",
     "Carry",
     "ContiguousStream",
     "ContinuityError",
@@ -52,8 +50,10 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "Every",
+    "GRU",
     "GRUState",
     "KeepBest",
+    "LSTM",
     "LSTMState",
     "LanguageModel",
     "NonFiniteError",

@@ -22,7 +22,8 @@ def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
       `[T, B]`, at least float32.
 
     Example: a guess among four.
-      >>> cross_entropy(tf.zeros([1, 1, 4]), tf.zeros([1, 1], tf.int32)).numpy().round(4).tolist()
+      >>> loss = cross_entropy(tf.zeros([1, 1, 4]), tf.zeros([1, 1], tf.int32))
+      >>> loss.numpy().astype(float).round(4).tolist()
       [[1.3863]]
     """
     if logits.dtype.size < tf.float32.size:

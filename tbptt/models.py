@@ -4,9 +4,10 @@ import tensorflow as tf
 
 from tbptt import checks
 from tbptt.layers.dense import Dense, linear
-from tbptt.layers.dropout import dropout
+from tbptt.layers.dropout import check_dropout, dropout
 from tbptt.layers.embedding import Embedding
-from tbptt.layers.initializers import Initializer, split_seed
+from tbptt.layers.initializers import Initializer
+from tbptt.seeds import split_seed
 from tbptt.types import Core, Seed, State, Window
 
 
@@ -62,6 +63,7 @@ class LanguageModel(tf.Module):
         name: of the module.
         """
         super().__init__(name=name)
+        check_dropout(dropout_rate, dropout_per)
         if tied and embedding_size != core.output_size:
             raise ValueError(
                 f"Tied weights need embedding_size ({embedding_size}) equal to the core's "

@@ -131,9 +131,7 @@ def run_with_gradients(core, inputs, state, reset=None, *, jit: bool = False):
                 ]
             )
         sources = [list(core.trainable_variables), inputs, tf.nest.flatten(state)]
-        gradients = tape.gradient(
-            loss, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        gradients = tape.gradient(loss, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return outputs, final, gradients
 
     return run(inputs, state)

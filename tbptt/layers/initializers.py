@@ -9,16 +9,6 @@ from tbptt.types import Seed
 Initializer = Callable[[Sequence[int], Seed, tf.DType], tf.Tensor]
 
 
-def make_seed(seed: int) -> Seed:
-    """An int32 `[2]` key from one integer."""
-    return tf.constant([0, seed], tf.int32)
-
-
-def split_seed(seed: Seed, count: int) -> list[Seed]:
-    """`count` independent keys."""
-    return tf.unstack(tf.random.split(seed, count, alg="philox"))
-
-
 def zeros() -> Initializer:
     """All zeros."""
     return lambda shape, seed, dtype: tf.zeros(shape, dtype)

@@ -4,15 +4,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tbptt import checks
 from tbptt.layers.dense import linear
-from tbptt.layers.initializers import (
-    Initializer,
-    glorot_uniform,
-    orthogonal,
-    split_seed,
-)
+from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
+from tbptt.seeds import split_seed
 from tbptt.types import Seed
-from tbptt.unroll import unroll
+from tbptt.unroll import check_backend, unroll
 
 GATE_ORDER = "ifgo"  # input, forget, candidate, output: the blocks of w_x, w_h and b
 
@@ -96,7 +93,10 @@ class LSTM(tf.Module):
         """
         super().__init__(name=name)
         seed_x, seed_h = split_seed(seed, 2)
+        checks.check_at_least("input_size", input_size, 1)
+        checks.check_at_least("hidden_size", hidden_size, 1)
         self.output_size = hidden_size
+        check_backend(backend)
         self._backend = backend
         init_x = initializer or glorot_uniform()
         init_h = initializer or orthogonal()

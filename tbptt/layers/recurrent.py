@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tbptt.types import Nest, Seed, State
-from tbptt.unroll import Cell, unroll
+from tbptt.unroll import Cell, check_backend, unroll
 
 
 class Recurrent(tf.Module):
@@ -46,6 +46,7 @@ class Recurrent(tf.Module):
         self._cell = cell
         self._initial_state = initial_state
         self.output_size = output_size
+        check_backend(backend)
         self._backend = backend
 
     def initial_state(self, batch_size: int) -> State:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tbptt.layers.dropout import dropout
-from tbptt.layers.initializers import split_seed
+from tbptt.layers.dropout import check_dropout, dropout
+from tbptt.seeds import split_seed
 from tbptt.types import Core, Nest, Seed
 
 
@@ -35,6 +35,7 @@ class Stack(tf.Module):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
+        check_dropout(dropout_rate, dropout_per)
         self.cores = tuple(cores)
         self.output_size = self.cores[-1].output_size
         self._dropout_rate = dropout_rate

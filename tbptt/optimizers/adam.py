@@ -93,7 +93,7 @@ def adam(
       >>> p = [tf.constant([1.0, 1.0])]
       >>> g = [tf.constant([5.0, -0.01])]
       >>> updates, _ = optimizer.update(g, optimizer.init(p), p, tf.zeros([], tf.int64))
-      >>> updates[0].numpy().round(3).tolist()
+      >>> updates[0].numpy().astype(float).round(3).tolist()
       [-0.1, 0.1]
     """
     return chain(scale_by_adam(b1, b2, epsilon), scale_by_learning_rate(learning_rate))

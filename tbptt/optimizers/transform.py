@@ -29,7 +29,7 @@ def chain(*transforms: GradientTransform) -> GradientTransform:
     Example:
       >>> optimizer = chain(clip_by_global_norm(1.0), sgd(0.1))
       >>> updates, _ = optimizer.update([tf.constant([3., 4.])], optimizer.init([]), [], 0)
-      >>> updates[0].numpy().round(3).tolist()
+      >>> updates[0].numpy().astype(float).round(3).tolist()
       [-0.06, -0.08]
     """
 

@@ -6,7 +6,15 @@ import numpy as np
 import tensorflow as tf
 
 from tbptt import checks
+from tbptt.seeds import fold_in
 from tbptt.types import Model, Seed, Window
+
+
+def check_sampling(length: int, temperature: float) -> None:
+    """Raises ValueError unless `generate` takes these."""
+    checks.check_at_least("length", length, 1)
+    if not temperature > 0:
+        raise ValueError(f"temperature ({temperature}) must be above 0; 0.01 is nearly greedy.")
 
 
 def generate(
@@ -32,9 +40,7 @@ def generate(
       `[length]` ids.
     """
     checks.check_at_least("length of the prompt", len(prompt), 1)
-    checks.check_at_least("length", length, 1)
-    if not temperature > 0:
-        raise ValueError(f"temperature ({temperature}) must be above 0; 0.01 is nearly greedy.")
+    check_sampling(length, temperature)
     ids = tf.constant(np.asarray(prompt, np.int32)[:, None])
     return _generate(model, ids, length, seed, temperature).numpy()
 
@@ -48,7 +54,7 @@ def _generate(
         return outputs[-1] / temperature, state  # [1, V]
 
     def draw(i: tf.Tensor, logits: tf.Tensor, state: Any, drawn: tf.TensorArray) -> tuple:
-        key = tf.random.fold_in(seed, i, alg="philox")
+        key = fold_in(seed, i)
         token = tf.random.stateless_categorical(logits, 1, key, dtype=tf.int32)  # [1, 1]
         logits, state = read(token, state)
         return i + 1, logits, state, drawn.write(i, token[0, 0])

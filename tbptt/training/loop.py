@@ -12,8 +12,9 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tbptt import checks
-from tbptt.layers.initializers import make_seed
+from tbptt.losses import REDUCTIONS
 from tbptt.optimizers.transform import GradientTransform
+from tbptt.seeds import fold_in, make_seed
 from tbptt.streams.feed import Chunk, Feed
 from tbptt.training import step as one
 from tbptt.training.actions import Every, Report
@@ -104,6 +105,7 @@ class Trainer(tf.Module):
         jit_compile: whether XLA compiles the loop. The only place where it is switched on.
         """
         super().__init__(name="trainer")
+        checks.check_choice("reduction", reduction, REDUCTIONS)
         self.model = model
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         initial = optimizer.init([tf.convert_to_tensor(p) for p in model.trainable_variables])
@@ -154,7 +156,7 @@ class Trainer(tf.Module):
             metrics.windows,
             metrics.broken,
         )
-        seed = tf.random.fold_in(self._seed, step, alg="philox")
+        seed = fold_in(self._seed, step)
         result = one.window_gradients(
             self.model, self._loss, self._reduction, window, carry.state, seed
         )

@@ -11,6 +11,11 @@ from tbptt.unroll.reference import Cell
 BACKENDS = {"reference": reference.run, "scan": scan.run}
 
 
+def check_backend(backend: str) -> None:
+    """Raises ValueError unless `unroll` knows this backend."""
+    checks.check_choice("backend", backend, ["auto", *BACKENDS])
+
+
 def unroll(
     cell: Cell,
     inputs: Nest,
@@ -51,7 +56,7 @@ def unroll(
       >>> outputs[:, 0].numpy().tolist(), last.numpy().tolist()
       ([1.0, 2.0, 1.0, 2.0], [2.0])
     """
-    checks.check_choice("backend", backend, ["auto", *BACKENDS])
+    check_backend(backend)
     initial_state = _check(inputs, state, reset, initial_state)
     run = BACKENDS["scan" if backend == "auto" else backend]
     return run(cell, inputs, state, reset, initial_state)

@@ -74,9 +74,7 @@ def test_gradients_equal_finite_differences(kind):
         values = list(values)
         for path in parameters:
             replace(core, path, values.pop(0))
-        outputs, final = core(
-            values.pop(0), tf.nest.pack_sequence_as(state, values), reset=reset
-        )
+        outputs, final = core(values.pop(0), tf.nest.pack_sequence_as(state, values), reset=reset)
         return tf.add_n([tf.reduce_sum(tf.sin(p)) for p in tf.nest.flatten([outputs, final])])
 
     values = [v.numpy() for v in parameters.values()]

@@ -118,9 +118,7 @@ def test_tokens_of_another_kind_are_refused():
     with pytest.raises(TypeError, match="tokens are float64, but must be integers"):
         tbptt.ContiguousStream(np.zeros([9]), rows=1, window_length=2, vocabulary_size=5)
     with pytest.raises(ValueError, match=r"tokens has shape \[3, 3\], but must be \[any\]"):
-        tbptt.ContiguousStream(
-            np.zeros([3, 3], int), rows=1, window_length=2, vocabulary_size=5
-        )
+        tbptt.ContiguousStream(np.zeros([3, 3], int), rows=1, window_length=2, vocabulary_size=5)
 
 
 @pytest.mark.parametrize("cursor", [tbptt.Cursor(0, 3), tbptt.Cursor(0, -1)])
@@ -176,5 +174,5 @@ def test_token_files_that_hold_none_are_refused(tmp_path, content, message):
 def test_token_files_with_pickles_are_refused(tmp_path):
     path = tmp_path / "tokens.npy"
     np.save(path, np.array([{}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match="Array can't be memory-mapped|allow_pickle=False"):
+    with pytest.raises(ValueError, match=r"Array can't be memory-mapped|allow_pickle=False"):
         open_tokens(path)

@@ -10,9 +10,7 @@ from tests.streams.test_contiguous import make
 
 def windows_of(chunk):
     held = len(chunk.windows.inputs)
-    return [
-        chunk.windows.at((int(chunk.first) + k) % held) for k in range(int(chunk.count))
-    ]
+    return [chunk.windows.at((int(chunk.first) + k) % held) for k in range(int(chunk.count))]
 
 
 @pytest.mark.parametrize("feed", [tbptt.ResidentFeed, tbptt.PrefetchFeed])
@@ -30,7 +28,9 @@ def test_chunks_are_the_windows_of_the_stream(feed):
                 [expected.inputs[k], expected.targets[k], expected.start[k], expected.position[k]],
             )
     again, _ = reader.take(tbptt.Cursor(0, 1), 1)  # a jump back
-    assert_same_bits(windows_of(again)[0].inputs, stream.windows(tbptt.Cursor(0, 1), 1)[0].inputs[0])
+    assert_same_bits(
+        windows_of(again)[0].inputs, stream.windows(tbptt.Cursor(0, 1), 1)[0].inputs[0]
+    )
 
 
 def test_small_streams_stay_on_the_device_and_large_ones_do_not():

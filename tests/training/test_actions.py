@@ -100,6 +100,12 @@ def test_no_windows_are_refused():
 
 def test_actions_see_the_state():
     states = []
-    run(make_trainer(), make_stream(), 2, 2, actions=[tbptt.Every(0, lambda r: states.append(r.state))])
+    run(
+        make_trainer(),
+        make_stream(),
+        2,
+        2,
+        actions=[tbptt.Every(0, lambda r: states.append(r.state))],
+    )
     assert isinstance(states[0], tbptt.LSTMState)
     assert isinstance(states[0].hidden, tf.Tensor)

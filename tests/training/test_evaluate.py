@@ -65,9 +65,7 @@ def test_evaluation_changes_nothing_in_training(jit):
     results = []
     for with_evaluation in (False, True):
         model = make_model()
-        trainer = tbptt.Trainer(
-            model, tbptt.cross_entropy, optimizers.adam(0.01), jit_compile=jit
-        )
+        trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizers.adam(0.01), jit_compile=jit)
         evaluator = evaluate(model, 2, 4, jit)
         actions = [tbptt.Every(0, lambda report, e=evaluator: e())] if with_evaluation else []
         training = tbptt.ContiguousStream(

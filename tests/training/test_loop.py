@@ -20,9 +20,7 @@ VOCABULARY, ROWS, STEPS = 7, 2, 4
 
 def make_model(kind="lstm", *, dropout=0.0, backend="auto", learned=False):
     core = make_core(kind, backend=backend, learned=learned)
-    return tbptt.LanguageModel(
-        VOCABULARY, 3, core, seed=tbptt.make_seed(1), dropout_rate=dropout
-    )
+    return tbptt.LanguageModel(VOCABULARY, 3, core, seed=tbptt.make_seed(1), dropout_rate=dropout)
 
 
 def make_trainer(kind="lstm", *, jit=False, optimizer=None, model=None, **options):
@@ -54,7 +52,7 @@ def run(trainer, stream, windows, windows_per_call, feed=tbptt.ResidentFeed, **o
 @pytest.mark.parametrize("kind", CORES)
 @pytest.mark.parametrize("backend", ["reference", "scan"])
 def test_grouping_keeps_the_bits(kind, backend, jit):
-    """Law 6, with dropout, Adam, and an epoch's end inside: 12 windows as 12, as 5 + 5 + 2, as 1s."""
+    """Law 6, with dropout, Adam, an epoch's end inside: 12 windows as 12, as 5 + 5 + 2, as 1s."""
     trainer = make_trainer(kind, jit=jit, dropout=0.3, backend=backend)
     first_values = [variable.numpy() for variable in trainer.variables]
     results = []
@@ -83,9 +81,10 @@ def test_same_seed_same_bits_other_seed_other_bits():
         trainer = tbptt.Trainer(
             model, tbptt.cross_entropy, optimizers.sgd(0.1), seed=seed, jit_compile=False
         )
-        results.append(everything(trainer, run(trainer, make_stream(), 3, 3)))
+        run(trainer, make_stream(), 3, 3)
+        results.append(model.trainable_variables)
     assert_same_bits(results[0], results[1])
-    assert not np.array_equal(results[0][0], results[2][0])
+    assert not np.array_equal(results[0][1], results[2][1])
 
 
 def test_no_retracing_and_no_recompiling(tmp_path):
@@ -137,9 +136,7 @@ def test_one_window_over_everything_is_full_backpropagation():
     """Law 2: with T = the whole sequence, the window's gradient is the gradient."""
     model = make_model()
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, [ROWS * 12 + 1])
-    stream = tbptt.ContiguousStream(
-        tokens, rows=ROWS, window_length=12, vocabulary_size=VOCABULARY
-    )
+    stream = tbptt.ContiguousStream(tokens, rows=ROWS, window_length=12, vocabulary_size=VOCABULARY)
     window = stream.windows(tbptt.Cursor(), 1)[0].at(0)
     result = one.window_gradients(
         model, tbptt.cross_entropy, "mean", window, model.initial_state(ROWS), None

@@ -35,9 +35,7 @@ def test_reset_of_another_dtype():
 
 def test_initial_state_unlike_the_state():
     with pytest.raises(ValueError, match=r"initial_state has a part float32\[2, 4\] where float32"):
-        tbptt.unroll(
-            total, X, STATE, tf.zeros([4, 2], tf.bool), initial_state=tf.zeros([2, 4])
-        )
+        tbptt.unroll(total, X, STATE, tf.zeros([4, 2], tf.bool), initial_state=tf.zeros([2, 4]))
 
 
 def test_cell_that_changes_its_state():

@@ -117,8 +117,7 @@ def test_learned_initial_state_gets_gradient_from_the_rows_that_reset(kind, back
         return tf.add_n(
             [
                 tf.reduce_sum(
-                    weights[t:, b : b + 1]
-                    * core(inputs[t:, b : b + 1], core.initial_state(1))[0]
+                    weights[t:, b : b + 1] * core(inputs[t:, b : b + 1], core.initial_state(1))[0]
                 )
                 for b, t in rows
             ]
@@ -199,9 +198,11 @@ def test_no_reset_costs_no_operation(kind, backend):
     inputs, state = make_inputs(4, ROWS), make_state(core, ROWS)
 
     def selects(reset):
-        graph = tf.function(core, autograph=False).get_concrete_function(
-            inputs, state, reset=reset
-        ).graph
+        graph = (
+            tf.function(core, autograph=False)
+            .get_concrete_function(inputs, state, reset=reset)
+            .graph
+        )
         functions = [graph, *(f.graph for f in graph._functions.values())]
         return sum(op.type == "SelectV2" for g in functions for op in g.get_operations())
 

@@ -1,0 +1,223 @@
+"""The experiment from its flags to its result, three windows at a time; and users' mistakes."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+from tensorboard.backend.event_processing import event_accumulator
+
+import tbptt
+from experiments import language_model, run
+
+ROOT = pathlib.Path(tbptt.__file__).parent.parent
+SMALL = dict(
+    rows=2, window_length=5, hidden=4, embedding=3, max_windows=3, windows_per_call=2,
+    sample_length=5, jit_compile=False, eval_every=2, histogram_every=2, valid_rows=2,
+)  # fmt: skip
+TEXT = "the cat sat on the mat\nthe end of the cat\n" * 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_flags():
+    flags.FLAGS(["language_model"])
+
+
+@pytest.fixture
+def corpus_file(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def experiment(logdir, **settings):
+    with flagsaver.flagsaver(**(SMALL | settings), logdir=str(logdir)):
+        language_model.main()
+    return json.loads((logdir / "result.json").read_text())
+
+
+@pytest.mark.parametrize("config", language_model.PRESETS)
+def test_every_preset_runs(tmp_path, corpus_file, config):
+    texts = (
+        {}
+        if config == "char"
+        else dict.fromkeys(["train_text", "valid_text", "test_text"], corpus_file)
+    )
+    sizes = {} if config == "char" else {"embedding": 4}
+    result = experiment(tmp_path / "run", config=config, **texts, **sizes)
+    assert result["metric"] == ("bits_per_character" if config == "char" else "perplexity")
+    assert result["windows"] == 3
+    assert result["tokens"] == 30
+    assert np.isfinite([result["valid"], result["test"], result["tokens_per_second"]]).all()
+    assert result["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(cell="gru", layers=2, dropout_per="window", learn_initial_state=True),
+        dict(tokens="bytes", optimizer="rmsprop", schedule="constant", clip_norm=0.0),
+        dict(tokens="words", optimizer="momentum", embedding=4, tied=True, schedule="epoch_decay"),
+        dict(optimizer="adam", backend="reference", jit_compile=True, reduction="sum_over_window"),
+    ],
+    ids=["gru", "bytes", "words", "compiled"],
+)
+def test_every_flag_can_be_turned(tmp_path, corpus_file, settings):
+    result = experiment(tmp_path / "run", corpus=corpus_file, **settings)
+    assert np.isfinite([result["valid"], result["test"]]).all()
+
+
+def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
+    logdir = tmp_path / "run"
+    result = experiment(logdir, corpus=corpus_file, profile_windows="1:2")
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert json.loads(printed[-1]) == result
+    settings = json.loads((logdir / "settings.json").read_text())
+    assert settings["rows"] == 2
+    assert tbptt.Vocabulary.load(logdir / "vocabulary.json").kind == "characters"
+    with np.load(logdir / "best_parameters.npz", allow_pickle=False) as parameters:
+        assert "core.cores.0.w_h" in parameters.files
+    events = event_accumulator.EventAccumulator(str(logdir)).Reload()
+    tags = set(events.Tags()["tensors"])
+    assert {
+        "loss/train", "loss/valid", "optim/grad_norm", "optim/learning_rate", "sample",
+        "state/hidden_rms", "speed/tokens_per_second", "settings", "result/test", "result/valid",
+        "parameters/core.cores.0.w_h", "state/0/hidden",
+    } <= tags  # fmt: skip
+    assert [event.step for event in events.Tensors("loss/valid")] == [2, 3]
+    test = tf.make_ndarray(events.Tensors("result/test")[0].tensor_proto).item()
+    assert np.isclose(test, result["test"])
+    assert list(logdir.rglob("*.xplane.pb"))
+
+
+def test_best_parameters_by_validation_are_the_ones_tested(tmp_path, corpus_file):
+    """A learning rate that ruins the model: what is tested is from before."""
+    result = experiment(
+        tmp_path / "run", corpus=corpus_file, max_windows=12, eval_every=1, clip_norm=0.0,
+        optimizer="sgd", learning_rate=30.0, schedule="constant",
+    )  # fmt: skip
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run")).Reload()
+    losses = [tf.make_ndarray(e.tensor_proto).item() for e in events.Tensors("loss/valid")]
+    assert min(losses) < losses[-1]
+    assert np.isclose(result["valid"], min(losses) / np.log(2), rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_result(tmp_path, corpus_file):
+    results = [experiment(tmp_path / f"run{i}", corpus=corpus_file) for i in range(2)]
+    for key in ("valid", "test", "settings"):
+        assert results[0][key] == results[1][key]
+
+
+def test_an_earlier_run_of_the_same_settings_is_moved_aside(tmp_path, corpus_file):
+    logdir = tmp_path / "run"
+    experiment(logdir, corpus=corpus_file)
+    before = (logdir / "result.json").read_bytes()
+    experiment(logdir, corpus=corpus_file)
+    assert (tmp_path / "run.1" / "result.json").read_bytes() == before
+
+
+BAD = {
+    "missing file": (dict(corpus="no/such.txt"), "There is no file 'no/such.txt'"),
+    "missing train_text": (
+        dict(config="ptb_small", corpus=""),
+        "--config=ptb_small needs --train_text",
+    ),
+    "one of three": (dict(train_text="a.txt"), "go together"),
+    "rows": (dict(rows=0), r"rows \(0\) must be at least 1"),
+    "window": (dict(window_length=-1), r"window_length \(-1\) must be at least 1"),
+    "calls": (dict(windows_per_call=0), r"windows_per_call \(0\) must be at least 1"),
+    "layers": (dict(layers=0), r"layers \(0\) must be at least 1"),
+    "too short": (dict(rows=1000), r"too few for rows=1000 .* Use at most \d+ rows"),
+    "cell": (dict(cell="rnn"), r"cell \('rnn'\) must be one of lstm, gru"),
+    "backend": (dict(backend="fast"), r"backend \('fast'\) must be one of auto"),
+    "optimizer": (dict(optimizer="lion"), r"optimizer \('lion'\) must be one of sgd"),
+    "schedule": (dict(schedule="step"), r"schedule \('step'\) must be one of constant"),
+    "reduction": (dict(reduction="max"), r"reduction \('max'\) must be one of mean"),
+    "tokens": (dict(tokens="syllables"), r"kind of tokens \('syllables'\)"),
+    "dropout": (dict(dropout=1.0), r"dropout rate \(1.0\) must be at least 0.0 and below 1.0"),
+    "per": (dict(dropout_per="batch"), r"per \('batch'\) must be one of"),
+    "tied": (dict(tied=True), r"embedding_size \(3\) equal to the core's output size \(4\)"),
+    "temperature": (dict(temperature=0.0), r"temperature \(0.0\) must be above 0"),
+    "profile": (dict(profile_windows="9"), r"--profile_windows \('9'\) must be first:last"),
+    "test fraction": (dict(test_fraction=2.0), r"test_fraction \(2.0\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_mistakes_are_told_in_one_line_before_anything_is_written(tmp_path, corpus_file, case):
+    settings, message = BAD[case]
+    with pytest.raises(run.UsageError, match=message) as error:
+        experiment(tmp_path / "run", **({"corpus": corpus_file} | settings))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "is empty"), (b"caf\xe9 " * 99, "is not UTF-8: byte 0xe9")]
+)
+def test_text_that_cannot_be_read(tmp_path, content, message):
+    (tmp_path / "bad.txt").write_bytes(content)
+    with pytest.raises(run.UsageError, match=message):
+        experiment(tmp_path / "run", corpus=str(tmp_path / "bad.txt"))
+
+
+def test_word_outside_the_vocabulary(tmp_path, corpus_file):
+    (tmp_path / "other.txt").write_text("the dog\n" * 20)
+    with pytest.raises(run.UsageError, match=r"The word 'dog' on line 1 is not among"):
+        experiment(
+            tmp_path / "run", config="ptb_small", train_text=corpus_file,
+            valid_text=corpus_file, test_text=str(tmp_path / "other.txt"),
+        )  # fmt: skip
+
+
+def test_logdir_of_another_run(tmp_path, corpus_file):
+    logdir = tmp_path / "run"
+    experiment(logdir, corpus=corpus_file)
+    before = {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
+    with pytest.raises(run.UsageError, match=r"holds a run with other settings \(seed=0 there, 1 "):
+        experiment(logdir, corpus=corpus_file, seed=1)
+    assert before == {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
+    (logdir / "settings.json").write_text("{")
+    with pytest.raises(run.UsageError, match=r"settings\.json in .* cannot be read"):
+        experiment(logdir, corpus=corpus_file)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.language_model", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        env={name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--rows=0", "error: rows (0) must be at least 1."),
+        ("--rows=many", "flag --rows=many"),
+        ("--corpus=/no/such", "error: There is no file '/no/such'."),
+        ("rows=3", "error: 'rows=3' is not a flag"),
+    ],
+)
+def test_a_mistake_on_the_command_line_ends_without_a_traceback(tmp_path, argument, message):
+    done = command(f"--logdir={tmp_path}/run", argument)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_every_setting():
+    text = command("--help").stdout
+    assert "python -m experiments.language_model" in text
+    for name in ("config", "logdir", "rows", "window_length", "jit_compile", "profile_windows"):
+        assert name in text

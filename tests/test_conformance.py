@@ -1,0 +1,100 @@
+"""One list of all that computes: each item runs plain and through XLA, and says the same.
+
+A public layer, loss or transform that is missing from the list fails a test.
+"""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tbptt
+from tbptt import losses, optimizers
+from tests.conftest import assert_close, make_core, make_inputs, make_state
+
+SEED = tbptt.make_seed(0)
+X = make_inputs(3, 2)
+IDS = tf.constant([[1, 2], [0, 3], [2, 2]])
+
+
+def of_core(kind):
+    core = make_core(kind)
+    return lambda: core(X, make_state(core, 2))
+
+
+def of_transform(transform):
+    parameters = [tf.constant([[1.0, -2.0]]), tf.constant([0.5])]
+    gradients = [tf.constant([[0.3, 4.0]]), tf.constant([-0.2])]
+    step = tf.constant(7, tf.int64)
+    return lambda: transform.update(gradients, transform.init(parameters), parameters, step)
+
+
+def of_schedule(schedule):
+    return lambda: schedule(tf.constant(7, tf.int64))
+
+
+def of_module(module, *inputs):
+    return lambda: module(*inputs)
+
+
+def of_model():
+    model = tbptt.LanguageModel(5, 3, make_core("lstm"), seed=SEED, dropout_rate=0.5)
+    window = tbptt.Window(IDS, IDS)
+    return lambda: model(window, model.initial_state(2), training=True, seed=SEED)
+
+
+ITEMS = {
+    "LSTM": of_core("lstm"),
+    "GRU": of_core("gru"),
+    "Stack": of_core("stack"),
+    "Recurrent": of_core("own"),
+    "Dense": of_module(tbptt.Dense(3, 4, seed=SEED), X),
+    "Embedding": of_module(tbptt.Embedding(5, 4, seed=SEED), IDS),
+    "LanguageModel": of_model(),
+    "dropout": lambda: tbptt.dropout(X, 0.5, SEED),
+    "unroll": lambda: tbptt.unroll(lambda x, s: (x + s, x + s), X, tf.zeros([2, 3])),
+    "cross_entropy": lambda: tbptt.cross_entropy(tf.tile(X, [1, 1, 2]), IDS),
+    "weighted_sum": lambda: losses.weighted_sum(X[..., 0], tf.cast(IDS, tf.float32)),
+    "reduce": lambda: losses.reduce("mean", tf.constant(3.0), tf.constant(2.0), 2),
+    "sgd": of_transform(optimizers.sgd(0.1, momentum=0.9)),
+    "rmsprop": of_transform(optimizers.rmsprop(0.1)),
+    "adam": of_transform(optimizers.adam(0.1)),
+    "adamw": of_transform(optimizers.adamw(0.1, weight_decay=0.1)),
+    "clip_by_global_norm": of_transform(optimizers.clip_by_global_norm(1.0)),
+    "clip_by_value": of_transform(optimizers.clip_by_value(1.0)),
+    "chain": of_transform(optimizers.chain(optimizers.clip_by_value(1.0), optimizers.sgd(1.0))),
+    "constant": of_schedule(optimizers.constant(0.1)),
+    "epoch_decay": of_schedule(optimizers.epoch_decay(1.0, 0.5, 2, 3)),
+    "warmup_cosine": of_schedule(optimizers.warmup_cosine(1.0, 2, 20)),
+}
+# Public names that compute nothing on tensors: values, streams, programs, files.
+NOT_COMPUTING = {
+    "Carry", "ContiguousStream", "ContinuityError", "Cursor", "Evaluation", "Evaluator", "Every",
+    "GRUState", "GradientTransform", "KeepBest", "LSTMState", "NonFiniteError", "Position",
+    "PrefetchFeed", "Profile", "Progress", "Report", "ResidentFeed", "Schedule", "SummaryWriter",
+    "Trainer", "Vocabulary", "Window", "generate", "load_parameters", "make_seed",
+    "named_parameters", "open_feed", "save_parameters", "split_seed", "train",
+    "bits", "perplexity",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ITEMS)
+def test_compiled_says_what_plain_says(name):
+    plain = tf.function(ITEMS[name], autograph=False)()
+    compiled = tf.function(ITEMS[name], autograph=False, jit_compile=True)()
+    assert_close(compiled, plain)
+    assert all(np.isfinite(part).all() for part in tf.nest.flatten(plain))
+
+
+def public(module):
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and getattr(value, "__module__", "").startswith("tbptt")
+    }
+
+
+def test_nothing_public_is_missing():
+    names = set(tbptt.__all__) | public(optimizers) | public(losses)
+    assert names - NOT_COMPUTING == set(ITEMS)

@@ -1,0 +1,70 @@
+"""Who may import whom, and what the library never touches."""
+
+import ast
+import pathlib
+
+import pytest
+
+import tbptt
+
+ROOT = pathlib.Path(tbptt.__file__).parent
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+# Every package may import types, checks, seeds and itself; and beyond that:
+MAY_IMPORT = {
+    "types": set(),
+    "checks": set(),
+    "seeds": set(),
+    "state": set(),
+    "losses": set(),
+    "optimizers": set(),
+    "checkpoint": set(),
+    "summaries": set(),
+    "streams": set(),
+    "unroll": {"state"},
+    "layers": {"unroll", "state"},
+    "models": {"layers", "unroll", "state"},
+    "serving": {"state"},
+    "training": {"losses", "optimizers", "state", "streams", "checkpoint", "summaries"},
+}
+FORBIDDEN = ("keras", "tensorflow.python", "tensorflow.compat.v1", "absl.flags", "pickle")
+
+
+def package(path: pathlib.Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: pathlib.Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_table(path):
+    allowed = MAY_IMPORT[package(path)] | {"types", "checks", "seeds", package(path)}
+    for name in imported(path):
+        if name.startswith("tbptt."):
+            assert name.split(".")[1] in allowed, f"{path} may not import {name}"
+        assert not name.startswith(FORBIDDEN), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_library_never_prints_and_never_touches_keras_or_v1(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("print", "eval", "exec"), f"{path}:{node.lineno}"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("keras", "v1"), f"{path}:{node.lineno}"
+
+
+def test_public_names_are_sorted_documented_and_few():
+    assert tbptt.__all__ == sorted(tbptt.__all__)
+    assert len(tbptt.__all__) < 60
+    for name in tbptt.__all__:
+        assert getattr(tbptt, name).__doc__, name

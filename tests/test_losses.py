@@ -1,0 +1,46 @@
+"""One number a step; sums and weights apart."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tbptt import losses
+from tests.conftest import assert_close
+
+
+def test_cross_entropy_equals_numpy(jit):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=[3, 2, 5]) * 4
+    targets = rng.integers(0, 5, [3, 2])
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    probability = np.take_along_axis(exp / exp.sum(-1, keepdims=True), targets[..., None], -1)
+    run = tf.function(losses.cross_entropy, jit_compile=jit)
+    result = run(tf.constant(logits), tf.constant(targets))
+    assert_close(result, -np.log(probability[..., 0]))
+
+
+def test_cross_entropy_of_half_precision_is_float32():
+    logits = tf.cast(tf.fill([1, 1, 3], 7.0), tf.bfloat16)
+    assert_close(
+        losses.cross_entropy(logits, tf.zeros([1, 1], tf.int32)), np.float32([[np.log(3)]])
+    )
+
+
+def test_weighted_sum_leaves_out_what_weighs_nothing_nan_included():
+    loss = tf.constant([[1.0, np.nan], [2.0, 4.0]])
+    total, weight = losses.weighted_sum(loss, tf.constant([[1.0, 0.0], [0.5, 1.0]]))
+    assert (float(total), float(weight)) == (6.0, 2.5)
+    total, weight = losses.weighted_sum(tf.ones([3, 2]), None)
+    assert (float(total), float(weight)) == (6.0, 6.0)
+
+
+def test_reductions():
+    assert float(losses.reduce("mean", tf.constant(6.0), tf.constant(4.0), 2)) == 1.5
+    assert float(losses.reduce("sum_over_window", tf.constant(6.0), tf.constant(4.0), 2)) == 3.0
+    assert float(losses.reduce("mean", tf.constant(0.0), tf.constant(0.0), 2)) == 0.0
+    with pytest.raises(ValueError, match=r"reduction \('max'\) must be one of mean, sum_over"):
+        losses.reduce("max", tf.constant(0.0), tf.constant(0.0), 2)
+
+
+def test_perplexity_does_not_overflow():
+    assert losses.perplexity(1e6) == float("inf")

@@ -1,0 +1,165 @@
+"""The language model and dropout."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tbptt
+from tests.conftest import assert_close, assert_same_bits
+
+
+def make(tied=False, dropout=0.0, per="step"):
+    seeds = tbptt.split_seed(tbptt.make_seed(0), 3)
+    core = tbptt.Stack(
+        [tbptt.LSTM(4, 4, seed=seeds[0]), tbptt.GRU(4, 4, seed=seeds[1])],
+        dropout_rate=dropout,
+        dropout_per=per,
+    )
+    return tbptt.LanguageModel(
+        9, 4, core, seed=seeds[2], tied=tied, dropout_rate=dropout, dropout_per=per
+    )
+
+
+WINDOW = tbptt.Window(
+    tf.constant(np.arange(10).reshape(5, 2) % 9), tf.constant(np.arange(10).reshape(5, 2) % 9)
+)
+
+
+def test_logits_by_hand():
+    model = make()
+    logits, _ = model(WINDOW, model.initial_state(2))
+    x = tf.nn.embedding_lookup(model.embedding.table, WINDOW.inputs)
+    h, _ = model.core(x, model.core.initial_state(2))
+    assert_close(logits, h @ model.readout.w + model.readout.b)
+
+
+def test_tied_weights_share_one_table_and_sum_its_gradients():
+    model = make(tied=True)
+    names = list(tbptt.named_parameters(model))
+    assert sum(name.endswith("table") for name in names) == 1
+    assert not any("readout" in name for name in names)
+    with tf.GradientTape() as tape:
+        logits, _ = model(WINDOW, model.initial_state(2))
+        loss = tf.reduce_sum(tbptt.cross_entropy(logits, WINDOW.targets))
+    gradient = tf.convert_to_tensor(tape.gradient(loss, model.embedding.table))
+    assert np.all(np.any(gradient.numpy() != 0, axis=1))  # the readout touches every token
+
+
+def test_tied_weights_of_different_sizes_are_refused():
+    core = tbptt.LSTM(4, 5, seed=tbptt.make_seed(0))
+    with pytest.raises(
+        ValueError, match=r"embedding_size \(4\) equal to the core's output size \(5"
+    ):
+        tbptt.LanguageModel(9, 4, core, seed=tbptt.make_seed(0), tied=True)
+
+
+def test_dropout_only_in_training(jit):
+    model = make(dropout=0.5)
+    run = tf.function(
+        lambda training, seed: model(WINDOW, model.initial_state(2), training=training, seed=seed)[
+            0
+        ],
+        jit_compile=jit,
+    )
+    seed, other = tbptt.make_seed(5), tbptt.make_seed(6)
+    assert_same_bits(run(False, seed), run(False, other))
+    assert_same_bits(run(True, seed), run(True, seed))
+    assert not np.allclose(run(True, seed), run(True, other))
+    assert not np.allclose(run(True, seed), run(False, seed))
+
+
+@pytest.mark.parametrize("per", ["step", "window"])
+def test_dropout_masks(per, jit):
+    ones = tf.ones([50, 4, 30])
+    run = tf.function(lambda seed: tbptt.dropout(ones, 0.25, seed, per=per), jit_compile=jit)
+    dropped = run(tbptt.make_seed(1)).numpy()
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1) / np.float32(0.75)}
+    same_at_every_step = (dropped == dropped[:1]).all()
+    assert same_at_every_step == (per == "window")
+    units = dropped[0] if per == "window" else dropped
+    assert abs((units == 0).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / units.size)
+
+
+def test_dropout_is_the_same_compiled_or_not():
+    x = tf.random.stateless_normal([6, 2, 8], tbptt.make_seed(2))
+    plain = tbptt.dropout(x, 0.5, tbptt.make_seed(3))
+    compiled = tf.function(tbptt.dropout, jit_compile=True)(x, 0.5, tbptt.make_seed(3))
+    assert_close(plain, compiled)
+
+
+def test_dropout_at_rate_0_is_nothing():
+    x = tf.ones([2, 2, 2])
+    assert tbptt.dropout(x, 0.0, None) is x
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(rate=1.0, seed=0), r"dropout rate \(1.0\) must be at least 0.0 and below 1.0"),
+        (dict(rate=0.5, seed=None), "needs a seed"),
+        (dict(rate=0.5, seed=0, per="batch"), r"per \('batch'\) must be one of step, window"),
+    ],
+)
+def test_dropout_settings_are_refused(options, message):
+    if options["seed"] is not None:
+        options["seed"] = tbptt.make_seed(options["seed"])
+    with pytest.raises(ValueError, match=message):
+        tbptt.dropout(tf.ones([2, 2, 2]), **options)
+
+
+def test_initial_state_of_no_rows_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size \(0\) must be at least 1"):
+        make().initial_state(0)
+
+
+def test_seeds_differ_and_weights_follow_them():
+    first, second = tbptt.split_seed(tbptt.make_seed(0), 2)
+    a = tbptt.LSTM(3, 4, seed=first)
+    assert_same_bits(a.variables, tbptt.LSTM(3, 4, seed=first).variables)
+    assert not np.allclose(a.w_x, tbptt.LSTM(3, 4, seed=second).w_x)
+
+
+def test_first_values():
+    lstm = tbptt.LSTM(3, 4, seed=tbptt.make_seed(0), forget_bias=2.0)
+    assert lstm.b.numpy().reshape(4, 4)[:, 0].tolist() == [0, 2, 0, 0]
+    blocks = np.split(lstm.w_h.numpy(), 4, axis=1)
+    for block in blocks:
+        np.testing.assert_allclose(block.T @ block, np.eye(4), atol=1e-5)
+    assert not np.allclose(blocks[0], blocks[1])
+
+
+def test_generated_tokens_follow_the_seed_and_the_model():
+    model = make()
+    prompt = np.array([1, 2, 3])
+    first = tbptt.generate(model, prompt, 20, seed=tbptt.make_seed(0))
+    assert first.shape == (20,)
+    assert first.max() < 9
+    again = tbptt.generate(model, prompt, 20, seed=tbptt.make_seed(0))
+    other = tbptt.generate(model, prompt, 20, seed=tbptt.make_seed(1))
+    assert first.tolist() == again.tolist()
+    assert first.tolist() != other.tolist()
+
+
+def test_nearly_greedy_generation_takes_the_most_probable_token():
+    model = make()
+    drawn = tbptt.generate(model, np.array([1, 2]), 6, seed=tbptt.make_seed(0), temperature=1e-6)
+    ids = [1, 2]
+    for token in drawn:
+        window = tbptt.Window(tf.constant(ids)[:, None], tf.constant(ids)[:, None])
+        logits, _ = model(window, model.initial_state(1))
+        assert token == np.argmax(logits[-1, 0])
+        ids.append(int(token))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(prompt=np.array([], int)), "length of the prompt"),
+        (dict(length=0), r"length \(0\) must be at least 1"),
+        (dict(temperature=0.0), r"temperature \(0.0\) must be above 0"),
+    ],
+)
+def test_generation_settings_are_refused(options, message):
+    arguments = dict(prompt=np.array([1]), length=2) | options
+    with pytest.raises(ValueError, match=message):
+        tbptt.generate(make(), seed=tbptt.make_seed(0), **arguments)
