@@ -62,39 +62,45 @@ class Settings:
     valid_fraction: float = setting(0.04, "Part of --corpus before the test part: validation.")
     test_fraction: float = setting(0.1, "Part of --corpus at its end: test.")
     tokens: str = setting("characters", "characters, bytes or words.")
-    vocabulary_size: int = setting(0, "Most frequent words to keep, <unk> among them; 0: all.")
-    rows: int = setting(32, "B: rows, streams read side by side.")
-    window_length: int = setting(64, "T: steps in a window; the gradient goes no further back.")
-    valid_rows: int = setting(16, "Rows of the validation; the test is read in one.")
+    vocabulary_size: int = setting(
+        0, "Most frequent words to keep, <unk> among them; 0: all.", least=0
+    )
+    rows: int = setting(32, "B: rows, streams read side by side.", least=1)
+    window_length: int = setting(
+        64, "T: steps in a window; the gradient goes no further back.", least=1
+    )
+    valid_rows: int = setting(16, "Rows of the validation; the test is read in one.", least=1)
     cell: str = setting("lstm", "lstm or gru.")
-    embedding: int = setting(64, "Size of the embedding.")
-    hidden: int = setting(256, "Units in a layer.")
-    layers: int = setting(1, "Layers.")
+    embedding: int = setting(64, "Size of the embedding.", least=1)
+    hidden: int = setting(256, "Units in a layer.", least=1)
+    layers: int = setting(1, "Layers.", least=1)
     tied: bool = setting(False, "Readout and embedding share one table.")
     learn_initial_state: bool = setting(False, "Rows start from a learned state, not zeros.")
     dropout: float = setting(0.25, "Rate, below, between and above the layers.")
     dropout_per: str = setting("step", "A mask a step or a mask a window.")
-    init_scale: float = setting(0.0, "Weights start uniform in +-this; 0: Glorot, orthogonal.")
+    init_scale: float = setting(
+        0.0, "Weights start uniform in +-this; 0: Glorot, orthogonal.", least=0
+    )
     forget_bias: float = setting(1.0, "First value of the LSTM's forget bias.")
     backend: str = setting("auto", "How windows are unrolled: auto, scan or reference.")
     optimizer: str = setting("adamw", "sgd, momentum, rmsprop, adam or adamw.")
-    learning_rate: float = setting(5e-3, "Learning rate, the peak of its schedule.")
+    learning_rate: float = setting(5e-3, "Learning rate, the peak of its schedule.", least=0)
     schedule: str = setting("cosine", "constant, cosine (to 0 at the end) or epoch_decay.")
-    warmup: int = setting(100, "Windows of linear warm-up, with --schedule=cosine.")
-    decay: float = setting(0.5, "Factor an epoch, with --schedule=epoch_decay.")
-    constant_epochs: int = setting(4, "Epochs before it, with --schedule=epoch_decay.")
-    weight_decay: float = setting(0.01, "Decoupled weight decay, with --optimizer=adamw.")
-    clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.")
+    warmup: int = setting(100, "Windows of linear warm-up, with --schedule=cosine.", least=0)
+    decay: float = setting(0.5, "Factor an epoch, with --schedule=epoch_decay.", least=0)
+    constant_epochs: int = setting(4, "Epochs before it, with --schedule=epoch_decay.", least=0)
+    weight_decay: float = setting(0.01, "Decoupled weight decay, with --optimizer=adamw.", least=0)
+    clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
     reduction: str = setting("mean", "Loss: mean, or sum_over_window averaged over rows.")
-    max_epochs: int = setting(18, "Epochs to train.")
-    max_windows: int = setting(0, "Windows to train, if that is less; 0: all epochs.")
-    eval_every: int = setting(0, "Windows between validations; 0: once an epoch.")
-    windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.")
+    max_epochs: int = setting(18, "Epochs to train.", least=1)
+    max_windows: int = setting(0, "Windows to train, if that is less; 0: all epochs.", least=0)
+    eval_every: int = setting(0, "Windows between validations; 0: once an epoch.", least=0)
+    windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.", least=1)
     jit_compile: bool = setting(True, "Compile the loop with XLA.")
     seed: int = setting(0, "Of first weights, dropout and the sample.")
     sample_length: int = setting(600, "Tokens of generated text at the end.")
     temperature: float = setting(0.8, "Of the sample: below 1 bolder, above 1 wilder.")
-    histogram_every: int = setting(1000, "Windows between histograms; 0: none.")
+    histogram_every: int = setting(1000, "Windows between histograms; 0: none.", least=0)
 
 
 run.define_flags(Settings, PRESETS)
@@ -178,7 +184,6 @@ def build_optimizer(
         "adamw": lambda: optimizers.adamw(schedule, weight_decay=settings.weight_decay),
     }
     checks.check_choice("optimizer", settings.optimizer, list(descents))
-    checks.check_at_least("clip_norm", settings.clip_norm, 0.0)
     clip = [optimizers.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
     return optimizers.chain(*clip, descents[settings.optimizer]()), schedule
 
@@ -196,16 +201,6 @@ def main() -> None:
     began = time.monotonic()
     with run.usage_errors():
         settings = run.settings_from_flags(Settings, PRESETS)
-        for name in ("layers", "embedding", "hidden", "max_epochs"):
-            checks.check_at_least(name, getattr(settings, name), 1)
-        for name in (
-            "max_windows",
-            "eval_every",
-            "histogram_every",
-            "init_scale",
-            "warmup",
-        ):
-            checks.check_at_least(name, getattr(settings, name), 0)
         check_sampling(settings.sample_length, settings.temperature)
         metric, read = figure(settings)
         vocabulary, (train_ids, valid_ids, test_ids) = load(settings)
@@ -243,6 +238,7 @@ def main() -> None:
         profile = run.profile_range(PROFILE.value)
         logdir = run.claim_logdir("language_model", settings)
 
+    run.announce(logdir, model, windows)
     vocabulary.save(logdir / "vocabulary.json")
     writer = tbptt.SummaryWriter(logdir)
     writer.table(0, summaries.SETTINGS, dataclasses.asdict(settings))

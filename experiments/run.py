@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -11,9 +12,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import tensorflow as tf
 from absl import app, flags, logging
 
 import tbptt
+from tbptt import checks
 
 # The flags made here are those of the experiment, and its --help shows them.
 flags.disclaim_key_flags()
@@ -54,9 +57,9 @@ def launch(main: Callable[[], None]) -> None:
     app.run(run)
 
 
-def setting(default: Any, text: str) -> Any:
-    """A field of a settings class that `define_flags` makes a flag of."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def setting(default: Any, text: str, *, least: float | None = None) -> Any:
+    """A field of a settings class that `define_flags` makes a flag of, `least` its bound."""
+    return dataclasses.field(default=default, metadata={"help": text, "least": least})
 
 
 def define_flags(settings: type, presets: Mapping[str, Mapping[str, Any]]) -> None:
@@ -85,7 +88,11 @@ def settings_from_flags(
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         if "help" in field.metadata and given[field.name] is not None:
             values[field.name] = given[field.name]
-    return settings(**values)
+    made = settings(**values)
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        if field.metadata.get("least") is not None:
+            checks.check_at_least(field.name, getattr(made, field.name), field.metadata["least"])
+    return made
 
 
 def profile_range(text: str | None) -> tuple[int, int] | None:
@@ -153,9 +160,25 @@ def _refuse_other_settings(logdir: pathlib.Path, values: Mapping[str, Any]) -> N
         )
 
 
+def announce(logdir: pathlib.Path, model: tf.Module, windows: int) -> None:
+    """Says what is about to happen, and where."""
+    size = sum(int(tf.size(parameter)) for parameter in model.trainable_variables)
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    logging.info(
+        "%s parameters, %s windows, on %s; the run is in %s. The first call compiles.",
+        f"{size:,}",
+        f"{windows:,}",
+        devices[0].name.removeprefix("/device:"),
+        logdir,
+    )
+
+
 def write_result(logdir: pathlib.Path, settings: Any, **result: Any) -> None:
     """Writes `result.json`, whole or not at all, and the same line on standard output."""
-    line = json.dumps({**result, "settings": digest(settings)})
+    for name, value in result.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            result[name] = None  # JSON has no infinity
+    line = json.dumps({**result, "settings": digest(settings)}, allow_nan=False)
     beside = logdir / f"{RESULT_FILE}.partial"
     beside.write_text(line + "\n", "utf-8")
     os.replace(beside, logdir / RESULT_FILE)

@@ -17,15 +17,12 @@ import sys
 import tempfile
 import time
 
+import numpy as np
 from absl import app, flags
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
-
-import numpy as np  # isort: skip
-
-import tbptt  # isort: skip
-from tbptt import optimizers  # isort: skip
-from tbptt.streams.corpus import open_tokens  # isort: skip
+import tbptt
+from tbptt import optimizers
+from tbptt.streams.corpus import open_tokens
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each thing is measured; medians count.")
 LARGE = flags.DEFINE_integer("large", 100_000_000, "Tokens of the large stream.")

@@ -98,12 +98,13 @@ class Progress:
         """An action for every call."""
         if self._bar is None:
             self._first_step = report.step - report.metrics.windows
-            self._bar = self._open_bar(report.last_step)
+            self._bar = progress_bar(report.last_step, initial=self._first_step)
         else:
             self._windows += report.metrics.windows
             self._seconds += report.seconds
-        speed = f"{self.tokens_per_second:,.0f} tokens/s"
-        text = f"{self._loss_name} {report.metrics.loss:.4f}, {speed}"
+        text = f"{self._loss_name} {report.metrics.loss:.4f}"
+        if self._windows:
+            text += f", {self.tokens_per_second:,.0f} tokens/s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(report.metrics.windows)
         if self._bar.disable:
@@ -123,15 +124,6 @@ class Progress:
         """See the class."""
         return self._windows * self._tokens_per_window / max(self._seconds, 1e-9)
 
-    def _open_bar(self, last_step: int) -> tqdm.tqdm:
-        return tqdm.tqdm(
-            total=last_step,
-            initial=self._first_step,
-            unit="window",
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
-
     def _log(self, report: Report, text: str) -> None:
         now = time.monotonic()
         if now < self._next_log and not report.finished:
@@ -146,6 +138,29 @@ class Progress:
             text,
             clock(left),
         )
+
+
+def progress_bar(
+    total: int, *, initial: int = 0, label: str | None = None, delay: float = 0.0
+) -> tqdm.tqdm:
+    """A bar of windows on standard error, where that is a terminal; else it stays silent.
+
+    Args:
+      total: windows to go, those already seen included.
+      initial: windows already seen.
+      label: what goes on. Such a bar disappears when it is done.
+      delay: seconds before it appears.
+    """
+    return tqdm.tqdm(
+        total=total,
+        initial=initial,
+        desc=label,
+        delay=delay,
+        leave=label is None,
+        unit="window",
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+    )
 
 
 def clock(seconds: float) -> str:

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tbptt import losses
 from tbptt.streams.feed import Chunk, open_feed
 from tbptt.training import step as one
+from tbptt.training.actions import progress_bar
 from tbptt.training.fold import fold
 from tbptt.training.loop import ContinuityError
 from tbptt.training.step import Carry
@@ -86,6 +87,7 @@ class Evaluator:
         carry = one.initial_carry(self._model, self._stream.rows)
         cursor, left = Cursor(), self._stream.windows_per_epoch
         loss_sum = weight_sum = 0.0
+        bar = progress_bar(left, label="evaluation", delay=2.0)
         while left > 0:
             count = min(self._feed.windows_per_call, left)
             chunk, following = self._feed.take(cursor, count)
@@ -98,6 +100,8 @@ class Evaluator:
             loss_sum += float(sums[0])
             weight_sum += float(sums[1])
             cursor, left = following, left - count
+            bar.update(count)
+        bar.close()
         return Evaluation(loss_sum, weight_sum)
 
     @property

@@ -129,11 +129,8 @@ class Trainer(tf.Module):
           ValueError: the state in `carry` is not the model's for so many rows.
         """
         rows = int(tf.nest.flatten(chunk.windows.inputs)[0].shape[2])
-        expected = tf.nest.map_structure(
-            lambda s: tf.TensorSpec(s.shape, s.dtype), self.initial_carry(rows)
-        )
         advice = f"Make it with initial_carry({rows}), of the same model."
-        checks.check_like("The carried state", carry, expected, advice)
+        checks.check_like("The carried state", carry, self.initial_carry(rows), advice)
         return self._program(carry, chunk)
 
     @property
