@@ -102,7 +102,7 @@ class Trainer(tf.Module):
         optimizer: see `optimizers.transform`.
         reduction: what of a window's loss is differentiated, see `losses.reduce`.
         seed: of all randomness in training, together with the step.
-        jit_compile: whether XLA compiles the loop. The only place where it is switched on.
+        jit_compile: whether XLA compiles the loop.
         """
         super().__init__(name="trainer")
         checks.check_choice("reduction", reduction, REDUCTIONS)
