@@ -1,8 +1,6 @@
 """Two logical CPU devices, one tolerance table, and what the laws are tested on."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import experiments  # isort: skip  # noqa: F401  (first: keeps TensorFlow quiet while imported)
 
 import numpy as np
 import pytest

@@ -60,11 +60,12 @@ def test_rows_with_ragged_ends_score_every_target_once(rows):
     assert np.isclose(evaluation.loss_sum, expected, rtol=1e-5)
 
 
-def test_evaluation_changes_nothing_in_training(jit):
+@pytest.mark.parametrize("kind", CORES)
+def test_evaluation_changes_nothing_in_training(kind, jit):
     """A run with an evaluation after every call ends with the bits of one without."""
     results = []
     for with_evaluation in (False, True):
-        model = make_model()
+        model = make_model(kind)
         trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizers.adam(0.01), jit_compile=jit)
         evaluator = evaluate(model, 2, 4, jit)
         actions = [tbptt.Every(0, lambda report, e=evaluator: e())] if with_evaluation else []
