@@ -82,7 +82,7 @@ class Settings:
         0.0, "Weights start uniform in +-this; 0: Glorot, orthogonal.", least=0
     )
     forget_bias: float = setting(1.0, "First value of the LSTM's forget bias.")
-    backend: str = setting("auto", "How windows are unrolled: auto, scan or reference.")
+    backend: str = setting("auto", "How windows are unrolled: auto, fused, scan or reference.")
     optimizer: str = setting("adamw", "sgd, momentum, rmsprop, adam or adamw.")
     learning_rate: float = setting(5e-3, "Learning rate, the peak of its schedule.", least=0)
     schedule: str = setting("cosine", "constant, cosine (to 0 at the end) or epoch_decay.")

@@ -2,6 +2,8 @@
 
 import experiments  # isort: skip  # noqa: F401  (first: keeps TensorFlow quiet while imported)
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -135,14 +137,25 @@ def run_with_gradients(core, inputs, state, reset=None, *, jit: bool = False):
     return run(inputs, state)
 
 
-@pytest.fixture(params=CORES)
-def kind(request) -> str:
-    return request.param
+BACKENDS = ("reference", "scan", "fused")
 
 
-@pytest.fixture(params=["reference", "scan"])
-def backend(request) -> str:
-    return request.param
+def pytest_generate_tests(metafunc) -> None:
+    """Every test that asks for a `kind` or a `backend` gets all of them that go together.
+
+    An `other_backend` is any but the reference.
+    """
+    set_already = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    choices = {"kind": CORES, "backend": BACKENDS, "other_backend": BACKENDS[1:]}
+    asked = [name for name in choices if name in metafunc.fixturenames and name not in set_already]
+    # A gradient of its own is for LSTM and GRU: a user's cell is differentiated by TensorFlow.
+    cases = [
+        case
+        for case in itertools.product(*(choices[name] for name in asked))
+        if not {"own", "fused"} <= set(case)
+    ]
+    if asked:
+        metafunc.parametrize(asked, cases)
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "xla"])

@@ -9,7 +9,7 @@ from tbptt.layers.dense import linear
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
 from tbptt.seeds import split_seed
 from tbptt.types import Seed
-from tbptt.unroll import check_backend, unroll
+from tbptt.unroll import check_backend, check_window, fused, unroll
 
 
 class GRUState(NamedTuple):
@@ -87,7 +87,7 @@ class GRU(tf.Module):
         checks.check_at_least("input_size", input_size, 1)
         checks.check_at_least("hidden_size", hidden_size, 1)
         self.output_size = hidden_size
-        check_backend(backend)
+        check_backend(backend, "fused")
         self._backend = backend
         init_x = initializer or glorot_uniform()
         init_h = initializer or orthogonal()
@@ -115,11 +115,13 @@ class GRU(tf.Module):
         del training, seed  # nothing here is random
         z_x = linear(inputs, self.w_x) + self.b  # [T, B, 3H]
         w_h, b_h = tf.convert_to_tensor(self.w_h), tf.convert_to_tensor(self.b_h)
-        return unroll(
-            lambda z_t, s: gru_step(z_t, s, w_h, b_h),
-            z_x,
-            state,
-            reset,
-            initial_state=self.initial_state(inputs.shape[1]),
-            backend=self._backend,
-        )
+        initial = self.initial_state(inputs.shape[1])
+        if self._backend in ("auto", "fused"):
+            initial = check_window(z_x, state, reset, initial)
+            outputs, final = fused.gru(z_x, w_h, b_h, tuple(state), reset, tuple(initial))
+            return outputs, GRUState(*final)
+
+        def cell(z_t: tf.Tensor, s: GRUState) -> tuple[tf.Tensor, GRUState]:
+            return gru_step(z_t, s, w_h, b_h)
+
+        return unroll(cell, z_x, state, reset, initial_state=initial, backend=self._backend)

@@ -9,7 +9,7 @@ from tbptt.layers.dense import linear
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
 from tbptt.seeds import split_seed
 from tbptt.types import Seed
-from tbptt.unroll import check_backend, unroll
+from tbptt.unroll import check_backend, check_window, fused, unroll
 
 GATE_ORDER = "ifgo"  # input, forget, candidate, output: the blocks of w_x, w_h and b
 
@@ -87,7 +87,8 @@ class LSTM(tf.Module):
         initializer: of both weights. None: Glorot for w_x, orthogonal blocks for w_h.
         forget_bias: first value of the forget gate's bias.
         learn_initial_state: rows that reset start from a learned state instead of zeros.
-        backend: see `unroll`.
+        backend: `fused`, with a gradient of its own; `scan` or `reference`, see `unroll`; or
+            `auto`, which is `fused`.
         dtype: of parameters, inputs and state.
         name: of the module.
         """
@@ -96,7 +97,7 @@ class LSTM(tf.Module):
         checks.check_at_least("input_size", input_size, 1)
         checks.check_at_least("hidden_size", hidden_size, 1)
         self.output_size = hidden_size
-        check_backend(backend)
+        check_backend(backend, "fused")
         self._backend = backend
         init_x = initializer or glorot_uniform()
         init_h = initializer or orthogonal()
@@ -130,11 +131,13 @@ class LSTM(tf.Module):
         del training, seed  # nothing here is random
         z_x = linear(inputs, self.w_x) + self.b  # [T, B, 4H], no step needs another
         w_h = tf.convert_to_tensor(self.w_h)  # read once, not once a step
-        return unroll(
-            lambda z_t, s: lstm_step(z_t, s, w_h),
-            z_x,
-            state,
-            reset,
-            initial_state=self.initial_state(inputs.shape[1]),
-            backend=self._backend,
-        )
+        initial = self.initial_state(inputs.shape[1])
+        if self._backend in ("auto", "fused"):
+            initial = check_window(z_x, state, reset, initial)
+            outputs, final = fused.lstm(z_x, w_h, tuple(state), reset, tuple(initial))
+            return outputs, LSTMState(*final)
+
+        def cell(z_t: tf.Tensor, s: LSTMState) -> tuple[tf.Tensor, LSTMState]:
+            return lstm_step(z_t, s, w_h)
+
+        return unroll(cell, z_x, state, reset, initial_state=initial, backend=self._backend)

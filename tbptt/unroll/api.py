@@ -11,9 +11,9 @@ from tbptt.unroll.reference import Cell
 BACKENDS = {"reference": reference.run, "scan": scan.run}
 
 
-def check_backend(backend: str) -> None:
-    """Raises ValueError unless `unroll` knows this backend."""
-    checks.check_choice("backend", backend, ["auto", *BACKENDS])
+def check_backend(backend: str, *own: str) -> None:
+    """Raises ValueError unless `unroll` knows this backend, or it is one of a layer's `own`."""
+    checks.check_choice("backend", backend, ["auto", *BACKENDS, *own])
 
 
 def unroll(
@@ -57,15 +57,15 @@ def unroll(
       ([1.0, 2.0, 1.0, 2.0], [2.0])
     """
     check_backend(backend)
-    initial_state = _check(inputs, state, reset, initial_state)
+    initial_state = check_window(inputs, state, reset, initial_state)
     run = BACKENDS["scan" if backend == "auto" else backend]
     return run(cell, inputs, state, reset, initial_state)
 
 
-def _check(
+def check_window(
     inputs: Nest, state: State, reset: tf.Tensor | None, initial_state: State | None
 ) -> State:
-    """Checks the arguments of `unroll`; returns the initial state to select at a reset."""
+    """Checks what `unroll` is given; returns the initial state to select at a reset."""
     first = tf.nest.flatten(inputs)[0]
     if first.shape.rank is None or None in first.shape[:2]:
         raise ValueError(

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from tests.conftest import CORES, assert_close, make_core, make_inputs, make_state
+from tests.conftest import assert_close, make_core, make_inputs, make_state
 
 
 def sigmoid(x):
@@ -61,7 +61,6 @@ def test_gru_equals_numpy_by_gate(backend, jit, dtype):
     assert_close([outputs, final.hidden], list(expected))
 
 
-@pytest.mark.parametrize("kind", CORES)
 def test_gradients_equal_finite_differences(kind):
     """With respect to parameters, learned initial states, inputs and state; with a reset."""
     core = make_core(kind, backend="reference", dtype=tf.float64, learned=True)

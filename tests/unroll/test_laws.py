@@ -162,7 +162,7 @@ def test_no_row_sees_another(kind, backend):
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("where", ["nowhere", "first", "middle", "last", "everywhere"])
-def test_scan_equals_reference(kind, steps, rows, dtype, where):
+def test_backends_equal_reference(kind, other_backend, steps, rows, dtype, where):
     """Law 5: outputs, final state, gradients of parameters, inputs and state."""
     places = {
         "nowhere": [],
@@ -173,8 +173,8 @@ def test_scan_equals_reference(kind, steps, rows, dtype, where):
     }[where]
     reset = resets(*places, steps=steps, rows=rows) if places else None
     results = []
-    for backend in ("reference", "scan"):
-        core = make_core(kind, backend=backend, dtype=dtype, learned=True)
+    for name in ("reference", other_backend):
+        core = make_core(kind, backend=name, dtype=dtype, learned=True)
         inputs, state = make_inputs(steps, rows, dtype), make_state(core, rows)
         results.append(run_with_gradients(core, inputs, state, reset))
     assert_close(*results)
@@ -210,6 +210,7 @@ def test_no_reset_costs_no_operation(kind, backend):
     assert selects(resets(steps=4)) > 0
 
 
+@pytest.mark.parametrize("backend", ["reference", "scan"])
 def test_unroll_takes_a_bare_function(backend):
     outputs, final = tbptt.unroll(
         lambda x, s: (x * s, s + x), tf.ones([3, 2]), tf.constant([1.0, 2.0]), backend=backend
