@@ -251,6 +251,8 @@ def main() -> None:
     progress = tbptt.Progress(settings.rows * settings.window_length)
 
     def log(report: tbptt.Report) -> None:
+        if progress.tokens_per_second:  # not of the first call, which compiles
+            writer.scalars(report.step, {summaries.TOKENS_PER_SECOND: progress.tokens_per_second})
         writer.scalars(report.step, {
             summaries.LOSS_TRAIN: report.metrics.loss,
             summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
@@ -258,7 +260,6 @@ def main() -> None:
             summaries.WINDOWS_SKIPPED: report.metrics.skipped,
             summaries.LEARNING_RATE: float(schedule(trainer.step)),
             summaries.HIDDEN_RMS: summaries.state_rms(report.state),
-            summaries.TOKENS_PER_SECOND: progress.tokens_per_second,
             summaries.EPOCH: report.step / training.windows_per_epoch,
         })  # fmt: skip
 

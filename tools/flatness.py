@@ -27,7 +27,9 @@ from tbptt.streams.corpus import open_tokens
 ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each thing is measured; medians count.")
 LARGE = flags.DEFINE_integer("large", 100_000_000, "Tokens of the large stream.")
 SMALL = flags.DEFINE_integer("small", 100_000, "Tokens of the small stream.")
-TOKENS = flags.DEFINE_string("tokens", None, "Measure this token file only, and print JSON.")
+TOKEN_FILE = flags.DEFINE_string(
+    "token_file", None, "Measure this token file only, and print JSON."
+)
 
 ROWS, WINDOW, VOCABULARY = 32, 32, 256
 
@@ -93,7 +95,7 @@ def by_size(small: pathlib.Path, large: pathlib.Path) -> None:
     found: dict[pathlib.Path, list[dict[str, float]]] = {small: [], large: []}
     for _ in range(ROUNDS.value):
         for path, measured in found.items():
-            command = [sys.executable, "-m", "tools.flatness", f"--tokens={path}"]
+            command = [sys.executable, "-m", "tools.flatness", f"--token_file={path}"]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             measured.append(json.loads(output))
     medians = {
@@ -109,8 +111,8 @@ def by_size(small: pathlib.Path, large: pathlib.Path) -> None:
 
 def main(_: list[str]) -> None:
     """Both tables, or one measurement."""
-    if TOKENS.value:
-        print(json.dumps(measure(pathlib.Path(TOKENS.value))))
+    if TOKEN_FILE.value:
+        print(json.dumps(measure(pathlib.Path(TOKEN_FILE.value))))
         return
     with tempfile.TemporaryDirectory() as folder:
         small, large = pathlib.Path(folder, "small.bin"), pathlib.Path(folder, "large.bin")
