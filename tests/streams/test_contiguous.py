@@ -34,12 +34,11 @@ def test_rows_are_equal_stretches_and_targets_follow_inputs():
     assert windows.position.tolist() == [[0, 13, 26], [4, 17, 30], [8, 21, 34]]
 
 
-@pytest.mark.parametrize("tokens", [2, 5, 13, 41, 42])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("tokens", "rows"), [(2, 1), (5, 1), (13, 1), (41, 1), (5, 3), (13, 3), (41, 3), (42, 3)]
+)
 @pytest.mark.parametrize("window_length", [1, 4, 50])
 def test_padded_stream_holds_every_target_once(tokens, rows, window_length):
-    if rows > tokens - 1:
-        return
     stream = make(tokens, rows, window_length, tail="pad")
     windows, _ = stream.windows(tbptt.Cursor(), stream.windows_per_epoch)
     scored = np.sort(windows.targets[windows.weight > 0])
