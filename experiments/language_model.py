@@ -12,11 +12,13 @@ test perplexity: small 115.9, medium 82.1, large 78.3.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from absl import flags
 
 import tbptt
@@ -27,6 +29,7 @@ from tbptt.layers import initializers
 from tbptt.serving.generate import check_sampling
 from tbptt.state import named_leaves
 from tbptt.streams import corpus
+from tbptt.types import Readout, Seed
 
 # Zaremba et al.: the loss is summed over the window, and rate and clipping norm go with
 # that; there is no forget bias; the rate falls once an epoch after some constant ones.
@@ -75,14 +78,26 @@ class Settings:
     hidden: int = setting(256, "Units in a layer.", least=1)
     layers: int = setting(1, "Layers.", least=1)
     tied: bool = setting(False, "Readout and embedding share one table.")
+    readout: str = setting("full", "full, chunked, adaptive or sampled: for many words.")
+    readout_chunk: int = setting(2048, "Ids scored at a time, unless --readout=full.", least=1)
+    cutoffs: str = setting(
+        "", "Ids that tails begin with, with --readout=adaptive; else a tenth and a half."
+    )
+    samples: int = setting(1000, "Ids drawn a window, with --readout=sampled.", least=1)
     learn_initial_state: bool = setting(False, "Rows start from a learned state, not zeros.")
     dropout: float = setting(0.25, "Rate, below, between and above the layers.")
     dropout_per: str = setting("step", "A mask a step or a mask a window.")
+    recurrent_dropout: float = setting(0.0, "Rate, from step to step, one mask a window.")
+    weight_dropout: float = setting(0.0, "Rate, of the recurrent weights, one mask a window.")
+    zoneout: float = setting(0.0, "Rate at which an LSTM's units keep their old value.")
+    layer_norm: bool = setting(False, "Layer normalisation, with --cell=lstm.")
     init_scale: float = setting(
         0.0, "Weights start uniform in +-this; 0: Glorot, orthogonal.", least=0
     )
     forget_bias: float = setting(1.0, "First value of the LSTM's forget bias.")
-    backend: str = setting("auto", "How windows are unrolled: auto, fused, scan or reference.")
+    backend: str = setting("auto", "Unrolls windows: auto, fused, scan, reference or cudnn.")
+    keep: str = setting("gates", "gates, or states: less memory, computed again for the gradient.")
+    precision: str = setting("float32", "float32 or bfloat16: what products are computed in.")
     optimizer: str = setting("adamw", "sgd, momentum, rmsprop, adam or adamw.")
     learning_rate: float = setting(5e-3, "Learning rate, the peak of its schedule.", least=0)
     schedule: str = setting("cosine", "constant, cosine (to 0 at the end) or epoch_decay.")
@@ -130,20 +145,75 @@ def load(settings: Settings) -> tuple[corpus.Vocabulary, list[np.ndarray]]:
     return vocabulary, list(corpus.split(ids, settings.valid_fraction, settings.test_fraction))
 
 
+def build_readout(
+    settings: Settings, vocabulary_size: int, seed: Seed
+) -> Readout | Callable[[tf.Variable], Readout] | None:
+    """What `LanguageModel` takes: None for the full one."""
+    names = ("full", "chunked", "adaptive", "sampled")
+    checks.check_choice("readout", settings.readout, names)
+    if settings.readout in ("adaptive", "sampled"):
+        if settings.tokens != "words":
+            raise ValueError(
+                f"--readout={settings.readout} needs ids sorted by frequency, as --tokens=words "
+                f"has them, and --tokens={settings.tokens} has not. Use chunked or full."
+            )
+        if settings.tied:
+            raise ValueError(
+                f"--readout={settings.readout} has weights of its own and cannot be --tied. Use "
+                "chunked or full, or --notied."
+            )
+    common: dict[str, Any] = dict(
+        seed=seed,
+        chunk=settings.readout_chunk,
+        initializer=initializers.uniform(settings.init_scale) if settings.init_scale else None,
+    )
+    sizes = (settings.hidden, vocabulary_size)
+    if settings.readout == "full":
+        return None
+    if settings.readout == "adaptive":
+        default = f"{vocabulary_size // 10},{vocabulary_size // 2}"
+        cutoffs = (settings.cutoffs or default).split(",")
+        if not all(cutoff.isdecimal() for cutoff in cutoffs):
+            raise ValueError(f"cutoffs ({settings.cutoffs!r}) must be ids, as {default}.")
+        return tbptt.AdaptiveSoftmax(*sizes, cutoffs=[int(c) for c in cutoffs], **common)
+    if settings.readout == "sampled":
+        return tbptt.SampledSoftmax(*sizes, samples=settings.samples, **common)
+    if settings.tied:
+        return lambda table: tbptt.ChunkedSoftmax(*sizes, table=table, **common)
+    return tbptt.ChunkedSoftmax(*sizes, **common)
+
+
 def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel:
     """Embedding, layers, readout."""
     seeds = tbptt.split_seed(tbptt.make_seed(settings.seed), settings.layers + 1)
+    _, of_readout = tbptt.split_seed(seeds[-1], 2)  # as LanguageModel does for its own
     initializer = initializers.uniform(settings.init_scale) if settings.init_scale else None
-    common = dict(
+    precisions = {"float32": None, "bfloat16": tf.bfloat16}
+    checks.check_choice("precision", settings.precision, list(precisions))
+    compute_dtype = precisions[settings.precision]
+    common: dict[str, Any] = dict(
         initializer=initializer,
         learn_initial_state=settings.learn_initial_state,
+        recurrent_dropout=settings.recurrent_dropout,
+        weight_dropout=settings.weight_dropout,
         backend=settings.backend,
+        keep=settings.keep,
+        compute_dtype=compute_dtype,
     )
-    cells = {
-        "lstm": lambda *a, **k: tbptt.LSTM(*a, forget_bias=settings.forget_bias, **k),
+    of_lstm: dict[str, Any] = dict(
+        forget_bias=settings.forget_bias,
+        zoneout=(settings.zoneout, settings.zoneout),
+        layer_norm=settings.layer_norm,
+    )
+    cells: dict[str, Callable[..., tbptt.LSTM | tbptt.GRU]] = {
+        "lstm": functools.partial(tbptt.LSTM, **of_lstm),
         "gru": tbptt.GRU,
     }
     checks.check_choice("cell", settings.cell, list(cells))
+    if settings.cell != "lstm" and (settings.zoneout or settings.layer_norm):
+        raise ValueError(
+            f"--zoneout and --layer_norm are for --cell=lstm, not --cell={settings.cell}."
+        )
     sizes = [settings.embedding] + [settings.hidden] * settings.layers
     layers = [
         cells[settings.cell](sizes[i], sizes[i + 1], seed=seeds[i], **common)
@@ -156,9 +226,11 @@ def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel
         core,
         seed=seeds[-1],
         tied=settings.tied,
+        readout=build_readout(settings, vocabulary_size, of_readout),
         dropout_rate=settings.dropout,
         dropout_per=settings.dropout_per,
         initializer=initializer,
+        compute_dtype=compute_dtype,
     )
 
 
@@ -222,14 +294,14 @@ def main() -> None:
         optimizer, schedule = build_optimizer(settings, windows, training.windows_per_epoch)
         trainer = tbptt.Trainer(
             model,
-            tbptt.cross_entropy,
+            None,  # the model scores: not every readout makes logits
             optimizer,
             reduction=settings.reduction,
             seed=settings.seed,
             jit_compile=settings.jit_compile,
         )
         validate, test = (
-            tbptt.Evaluator(model, tbptt.cross_entropy, part, jit_compile=settings.jit_compile)
+            tbptt.Evaluator(model, None, part, jit_compile=settings.jit_compile)
             for part in (
                 stream(valid_ids, settings.valid_rows, "pad"),
                 stream(test_ids, 1, "pad"),

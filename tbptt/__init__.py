@@ -14,6 +14,9 @@ from tbptt.layers.recurrent import Recurrent as Recurrent
 from tbptt.layers.stack import Stack as Stack
 from tbptt.losses import cross_entropy as cross_entropy
 from tbptt.models import LanguageModel as LanguageModel
+from tbptt.readouts.adaptive import AdaptiveSoftmax as AdaptiveSoftmax
+from tbptt.readouts.chunked import ChunkedSoftmax as ChunkedSoftmax
+from tbptt.readouts.sampled import SampledSoftmax as SampledSoftmax
 from tbptt.seeds import make_seed as make_seed
 from tbptt.seeds import split_seed as split_seed
 from tbptt.serving.generate import generate as generate
@@ -35,13 +38,16 @@ from tbptt.training.loop import NonFiniteError as NonFiniteError
 from tbptt.training.loop import Position as Position
 from tbptt.training.loop import Trainer as Trainer
 from tbptt.training.loop import train as train
+from tbptt.training.loss_scale import LossScale as LossScale
 from tbptt.training.step import Carry as Carry
 from tbptt.types import Cursor as Cursor
 from tbptt.types import Window as Window
 from tbptt.unroll import unroll as unroll
 
 __all__ = [
+    "AdaptiveSoftmax",
     "Carry",
+    "ChunkedSoftmax",
     "ContiguousStream",
     "ContinuityError",
     "Cursor",
@@ -56,6 +62,7 @@ __all__ = [
     "LSTM",
     "LSTMState",
     "LanguageModel",
+    "LossScale",
     "NonFiniteError",
     "Position",
     "PrefetchFeed",
@@ -64,6 +71,7 @@ __all__ = [
     "Recurrent",
     "Report",
     "ResidentFeed",
+    "SampledSoftmax",
     "Stack",
     "SummaryWriter",
     "Trainer",

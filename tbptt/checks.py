@@ -45,6 +45,28 @@ def check_dtype(name: str, value: Any, dtype: tf.DType) -> None:
         raise TypeError(f"{name} has dtype {given}, but must be {dtype.name}.")
 
 
+def check_compute_dtype(compute_dtype: tf.DType | None, dtype: tf.DType) -> tf.DType | None:
+    """Returns what matrix products are to be computed in; None: in `dtype`, that of the parameters.
+
+    Raises:
+      ValueError: not `dtype` itself, nor bfloat16 or float16 with float32 parameters; or float16
+        where TensorFlow sees no GPU.
+    """
+    if compute_dtype is None or compute_dtype == dtype:
+        return None
+    if dtype != tf.float32 or compute_dtype not in (tf.bfloat16, tf.float16):
+        raise ValueError(
+            f"compute_dtype ({tf.as_dtype(compute_dtype).name}) must be the parameters' own "
+            f"({dtype.name}), or bfloat16 or float16 with float32 parameters."
+        )
+    if compute_dtype == tf.float16 and not tf.config.list_physical_devices("GPU"):
+        raise ValueError(
+            "compute_dtype (float16) needs a GPU, and TensorFlow sees none: on a CPU its products "
+            "are emulated and slow. Use bfloat16 or float32."
+        )
+    return compute_dtype
+
+
 def check_like(name: str, value: Nest, like: Nest, advice: str) -> None:
     """Raises unless `value` has the structure, the shapes and the dtypes of `like`."""
     try:

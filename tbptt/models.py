@@ -1,5 +1,8 @@
 """Models made of the layers: what a trainer, an evaluation and a sampler call."""
 
+from collections.abc import Callable
+from typing import cast
+
 import tensorflow as tf
 
 from tbptt import checks
@@ -7,8 +10,9 @@ from tbptt.layers.dense import Dense, linear
 from tbptt.layers.dropout import check_dropout, dropout
 from tbptt.layers.embedding import Embedding
 from tbptt.layers.initializers import Initializer
-from tbptt.seeds import split_seed
-from tbptt.types import Core, Seed, State, Window
+from tbptt.losses import cross_entropy
+from tbptt.seeds import fold_in, split_seed
+from tbptt.types import Core, Readout, Seed, State, Window
 
 
 class LanguageModel(tf.Module):
@@ -21,7 +25,8 @@ class LanguageModel(tf.Module):
     Attributes:
       embedding: `[V, D]`.
       core: the recurrent layers.
-      readout: `[H, V]` and `[V]`; with `tied`, the embedding's table serves as `w`.
+      readout: `Dense`, `[H, V]` and `[V]`, or the one that was given. None with `tied`: the
+        embedding's table serves as `w`, and `b` is the model's.
 
     Example:
       >>> seeds = split_seed(make_seed(0), 2)
@@ -44,9 +49,11 @@ class LanguageModel(tf.Module):
         *,
         seed: Seed,
         tied: bool = False,
+        readout: Readout | Callable[[tf.Variable], Readout] | None = None,
         dropout_rate: float = 0.0,
         dropout_per: str = "step",
         initializer: Initializer | None = None,
+        compute_dtype: tf.DType | None = None,
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
@@ -56,9 +63,13 @@ class LanguageModel(tf.Module):
         core: `[T, B, D] -> [T, B, H]`.
         seed: int32 `[2]`, of the first weights.
         tied: readout and embedding share one table; needs D = H.
+        readout: one of `readouts`, for a large vocabulary; with `tied`, a function that makes
+          it of the embedding's table `[V, D]`. None: `Dense`, or the table itself.
         dropout_rate: of the embedded inputs and of the core's outputs, in training.
         dropout_per: `step` or `window`, see `dropout`.
         initializer: of embedding and readout. None: those of the layers.
+        compute_dtype: of the readout's product, see `precision.product`, unless `readout` is
+          given. None: `dtype`.
         dtype: of the parameters and the logits.
         name: of the module.
         """
@@ -72,7 +83,7 @@ class LanguageModel(tf.Module):
             )
         self._dropout_rate = dropout_rate
         self._dropout_per = dropout_per
-        self._tied = tied
+        self._compute_dtype = checks.check_compute_dtype(compute_dtype, dtype)
         first, last = split_seed(seed, 2)
         self.embedding = Embedding(
             vocabulary_size,
@@ -82,7 +93,10 @@ class LanguageModel(tf.Module):
             dtype=dtype,
         )
         self.core = core
-        if tied:
+        self.readout: Dense | Readout | None = None
+        if readout is not None:
+            self.readout = self._fitting(readout, tied)
+        elif tied:
             self.b = tf.Variable(tf.zeros([vocabulary_size], dtype), name="b")
         else:
             self.readout = Dense(
@@ -90,6 +104,7 @@ class LanguageModel(tf.Module):
                 vocabulary_size,
                 seed=last,
                 initializer=initializer,
+                compute_dtype=compute_dtype,
                 dtype=dtype,
             )
 
@@ -107,11 +122,77 @@ class LanguageModel(tf.Module):
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, State]:
         """Logits `[T, B, V]` of the token after each of `window.inputs [T, B]`, and the state."""
+        h, state = self._hidden(window, state, training, seed)
+        return self._logits(h), state
+
+    def score(
+        self,
+        window: Window,
+        state: State,
+        *,
+        training: bool = False,
+        seed: Seed | None = None,
+    ) -> tuple[tf.Tensor, State]:
+        """Negative log probability of each of `window.targets [T, B]`, and the state.
+
+        As `cross_entropy` of the logits, but a readout for a large vocabulary does not make
+        them all; a `SampledSoftmax` estimates in training.
+        """
+        h, state = self._hidden(window, state, training, seed)
+        if self.readout is None or isinstance(self.readout, Dense):
+            return cross_entropy(self._logits(h), window.targets), state
+        seed = None if seed is None else fold_in(seed, tf.constant(3))  # 0 to 2 are in _hidden
+        return self.readout.score(h, window.targets, training=training, seed=seed), state
+
+    def _hidden(
+        self, window: Window, state: State, training: bool, seed: Seed | None
+    ) -> tuple[tf.Tensor, State]:
+        """What the readout reads, `[T, B, H]`, and the state."""
         rate = self._dropout_rate if training else 0.0
         seeds = [None] * 3 if seed is None else split_seed(seed, 3)
         x = dropout(self.embedding(window.inputs), rate, seeds[0], per=self._dropout_per)
         h, state = self.core(x, state, reset=window.reset, training=training, seed=seeds[1])
-        h = dropout(h, rate, seeds[2], per=self._dropout_per)
-        if self._tied:
-            return linear(h, tf.transpose(self.embedding.table)) + self.b, state
-        return self.readout(h), state
+        return dropout(h, rate, seeds[2], per=self._dropout_per), state
+
+    def _logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        if self.readout is None:
+            w = tf.transpose(self.embedding.table)
+            return linear(hidden, w, self._compute_dtype) + self.b
+        if isinstance(self.readout, Dense):
+            return self.readout(hidden)
+        return self.readout.logits(hidden)
+
+    def _fitting(self, readout: Readout | Callable[[tf.Variable], Readout], tied: bool) -> Readout:
+        """The readout, made of the table if `tied`; refused unless it fits."""
+        table = self.embedding.table
+        made: Readout
+        if tied:
+            if isinstance(readout, tf.Module) or not callable(readout):
+                raise ValueError(
+                    f"tied=True needs a function that makes the readout of the embedding's "
+                    f"table, but got {type(readout).__name__}. Use readout=lambda table: "
+                    "ChunkedSoftmax(..., table=table), or tied=False."
+                )
+            made = readout(table)
+            if getattr(made, "table", None) is not table:
+                raise ValueError(
+                    f"tied=True, but {type(made).__name__} does not use the embedding's table. "
+                    "Hand it on, as ChunkedSoftmax(..., table=table), or use tied=False."
+                )
+        else:
+            if not hasattr(readout, "score"):
+                raise TypeError(
+                    f"readout is {type(readout).__name__}, which has no logits and score. Pass "
+                    "a ChunkedSoftmax, AdaptiveSoftmax or SampledSoftmax; a function only with "
+                    "tied=True."
+                )
+            made = cast(Readout, readout)
+        sizes = (made.hidden_size, made.vocabulary_size)
+        needed = (self.core.output_size, table.shape[0])
+        if sizes != needed:
+            raise ValueError(
+                f"The readout is for hidden_size={sizes[0]}, vocabulary_size={sizes[1]}, but "
+                f"the core's output size is {needed[0]} and the vocabulary size {needed[1]}. "
+                "Make it of these."
+            )
+        return made

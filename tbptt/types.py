@@ -97,6 +97,25 @@ class Core(Protocol):
         """Runs a whole window: `inputs [T, B, D] -> outputs [T, B, H]`, and the final state."""
 
 
+class Readout(Protocol):
+    """From hidden states to the next token, a `tf.Module`: see `readouts`."""
+
+    hidden_size: int
+    vocabulary_size: int
+
+    @property
+    def trainable_variables(self) -> Sequence[tf.Variable]:
+        """The parameters, always in the same order."""
+
+    def logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """`[..., H] -> [..., V]`: their softmax is the distribution."""
+
+    def score(
+        self, hidden: tf.Tensor, targets: tf.Tensor, *, training: bool, seed: Seed | None
+    ) -> tf.Tensor:
+        """Negative log probability of `targets [T, B]` after `hidden [T, B, H]`: `[T, B]`."""
+
+
 class Model(Protocol):
     """What the trainer sees, a `tf.Module`: no layer, no backend."""
 
@@ -111,6 +130,18 @@ class Model(Protocol):
         self, window: Window, state: State, *, training: bool, seed: Seed | None
     ) -> tuple[Nest, State]:
         """Outputs for all steps of `window`, and the final state."""
+
+
+class ScoringModel(Model, Protocol):
+    """A model that also scores its windows itself, which is what `loss=None` asks for.
+
+    Optional: it may spare outputs that would be larger than all else, as `[T, B, V]` logits.
+    """
+
+    def score(
+        self, window: Window, state: State, *, training: bool, seed: Seed | None
+    ) -> tuple[tf.Tensor, State]:
+        """The loss of every step of `window`, `[T, B]`, and the final state."""
 
 
 def advance(cursor: Cursor, count: int, windows_per_epoch: int) -> Cursor:

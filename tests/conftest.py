@@ -5,7 +5,6 @@ import experiments  # isort: skip  # noqa: F401  (first: keeps TensorFlow quiet 
 import itertools
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 import tbptt
@@ -16,22 +15,26 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
-# What two computations of the same thing may differ by. Nothing else sets a tolerance.
+# What two computations of the same thing may differ by. Nothing else sets a tolerance. `atol` is
+# in units of an array's largest element, if that is above 1: sums that cancel are as far off.
 TOLERANCES = {
     "float32": dict(rtol=2e-5, atol=2e-6),
     "float64": dict(rtol=1e-11, atol=1e-12),
+    "bfloat16": dict(rtol=2e-2, atol=2e-2),  # 8 bits: one rounding the other way is 0.4 %
 }
 
 
-def assert_close(actual, expected) -> None:
-    """Asserts that two nests agree within the tolerance of their dtype."""
+def assert_close(actual, expected, precision: str | None = None) -> None:
+    """Asserts that two nests agree within the tolerance of `precision`, else of their dtype."""
     actual, expected = tf.nest.flatten(actual), tf.nest.flatten(expected)
     assert len(actual) == len(expected)
     for a, b in zip(actual, expected, strict=True):
         a, b = np.asarray(a), np.asarray(b)
         assert a.shape == b.shape
         assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, **TOLERANCES.get(a.dtype.name, dict(rtol=0, atol=0)))
+        tolerance = TOLERANCES.get(precision or a.dtype.name, dict(rtol=0, atol=0))
+        scale = max(1.0, np.max(np.abs(b), initial=0.0)) if tolerance["atol"] else 1.0
+        np.testing.assert_allclose(a, b, tolerance["rtol"], tolerance["atol"] * scale)
 
 
 def assert_same_bits(actual, expected) -> None:
@@ -60,14 +63,31 @@ class ElmanCell(tf.Module):
 CORES = ("lstm", "gru", "stack", "own")
 INPUT_SIZE, HIDDEN_SIZE = 3, 4
 
+# Options of LSTM and GRU that change what they compute: law 5 is tested on them too.
+OPTIONS = {
+    "lstm-recurrent-dropout": dict(recurrent_dropout=0.4),
+    "lstm-weight-dropout": dict(weight_dropout=0.4),
+    "lstm-zoneout": dict(zoneout=(0.3, 0.5)),
+    "lstm-peepholes": dict(peepholes=True),
+    "lstm-layer-norm": dict(layer_norm=True),
+    "lstm-projection": dict(projection_size=HIDDEN_SIZE - 1),
+    "lstm-everything": dict(
+        peepholes=True, layer_norm=True, projection_size=HIDDEN_SIZE, recurrent_dropout=0.4,
+        weight_dropout=0.2, zoneout=(0.3, 0.5),
+    ),
+    "gru-recurrent-dropout": dict(recurrent_dropout=0.4),
+    "gru-weight-dropout": dict(weight_dropout=0.4),
+}  # fmt: skip
 
-def make_core(kind: str, *, backend: str = "auto", dtype=tf.float32, learned: bool = False):
-    """One of the cores that every law is tested on, the weights always the same."""
+
+def make_core(kind: str, *, backend: str = "auto", dtype=tf.float32, learned: bool = False, **more):
+    """One of `CORES` or `OPTIONS`, the weights always the same."""
     seeds = tbptt.split_seed(tbptt.make_seed(3), 2)
-    options = dict(backend=backend, dtype=dtype, learn_initial_state=learned)
-    if kind == "lstm":
+    options = dict(backend=backend, dtype=dtype, learn_initial_state=learned, **more)
+    options |= OPTIONS.get(kind, {})
+    if kind.startswith("lstm"):
         core = tbptt.LSTM(INPUT_SIZE, HIDDEN_SIZE, seed=seeds[0], **options)
-    elif kind == "gru":
+    elif kind.startswith("gru"):
         core = tbptt.GRU(INPUT_SIZE, HIDDEN_SIZE, seed=seeds[0], **options)
     elif kind == "stack":
         core = tbptt.Stack(
@@ -112,18 +132,19 @@ def make_state(core, rows: int, seed: int = 13):
     )
 
 
-def run_with_gradients(core, inputs, state, reset=None, *, jit: bool = False):
+def run_with_gradients(
+    core, inputs, state, reset=None, *, jit: bool = False, eager: bool = False, **options
+):
     """Outputs, final state, and the gradients of a loss that looks at both.
 
     With respect to the parameters, the inputs and the state that comes in.
     """
     rng = np.random.default_rng(17)
 
-    @tf.function(autograph=False, jit_compile=jit)
     def run(inputs, state):
         with tf.GradientTape() as tape:
             tape.watch([inputs, *tf.nest.flatten(state)])
-            outputs, final = core(inputs, state, reset=reset)
+            outputs, final = core(inputs, state, reset=reset, **options)
             loss = tf.add_n(
                 [
                     tf.reduce_sum(part * tf.constant(rng.normal(size=part.shape), part.dtype))
@@ -134,30 +155,33 @@ def run_with_gradients(core, inputs, state, reset=None, *, jit: bool = False):
         gradients = tape.gradient(loss, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return outputs, final, gradients
 
-    return run(inputs, state)
+    if eager:
+        return run(inputs, state)
+    return tf.function(run, autograph=False, jit_compile=jit)(inputs, state)
 
 
 BACKENDS = ("reference", "scan", "fused")
+JIT = {"plain": False, "xla": True}
 
 
 def pytest_generate_tests(metafunc) -> None:
-    """Every test that asks for a `kind` or a `backend` gets all of them that go together.
+    """Every test that asks for a `kind`, a `backend` or `jit` gets all of them that go together.
 
     An `other_backend` is any but the reference.
     """
-    set_already = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    choices = {"kind": CORES, "backend": BACKENDS, "other_backend": BACKENDS[1:]}
+    marks = metafunc.definition.iter_markers("parametrize")
+    set_already = {name for mark in marks for name in np.atleast_1d(mark.args[0])}
+    choices = {
+        "kind": CORES, "backend": BACKENDS, "other_backend": BACKENDS[1:], "jit": JIT,
+    }  # fmt: skip
     asked = [name for name in choices if name in metafunc.fixturenames and name not in set_already]
     # A gradient of its own is for LSTM and GRU: a user's cell is differentiated by TensorFlow.
+    # The reference compiled is as large as it is long; test_compiled_equals_plain has it.
     cases = [
         case
         for case in itertools.product(*(choices[name] for name in asked))
-        if not {"own", "fused"} <= set(case)
+        if not {"own", "fused"} <= set(case) and not {"reference", "xla"} <= set(case)
     ]
     if asked:
-        metafunc.parametrize(asked, cases)
-
-
-@pytest.fixture(params=[False, True], ids=["plain", "xla"])
-def jit(request) -> bool:
-    return request.param
+        ids = ["-".join(case) for case in cases]
+        metafunc.parametrize(asked, [[JIT.get(v, v) for v in case] for case in cases], ids=ids)

@@ -42,6 +42,10 @@ def of_model():
     return lambda: model(window, model.initial_state(2), training=True, seed=SEED)
 
 
+def of_readout(readout):
+    return lambda: (readout.logits(X), readout.score(X, IDS, training=True, seed=SEED))
+
+
 ITEMS = {
     "LSTM": of_core("lstm"),
     "GRU": of_core("gru"),
@@ -49,6 +53,9 @@ ITEMS = {
     "Recurrent": of_core("own"),
     "Dense": of_module(tbptt.Dense(3, 4, seed=SEED), X),
     "Embedding": of_module(tbptt.Embedding(5, 4, seed=SEED), IDS),
+    "ChunkedSoftmax": of_readout(tbptt.ChunkedSoftmax(3, 5, seed=SEED, chunk=2)),
+    "AdaptiveSoftmax": of_readout(tbptt.AdaptiveSoftmax(3, 5, cutoffs=[1, 3], seed=SEED)),
+    "SampledSoftmax": of_readout(tbptt.SampledSoftmax(3, 5, samples=4, seed=SEED)),
     "LanguageModel": of_model(),
     "dropout": lambda: tbptt.dropout(X, 0.5, SEED),
     "unroll": lambda: tbptt.unroll(lambda x, s: (x + s, x + s), X, tf.zeros([2, 3])),
@@ -69,7 +76,8 @@ ITEMS = {
 # Public names that compute nothing on tensors: values, streams, programs, files.
 NOT_COMPUTING = {
     "Carry", "ContiguousStream", "ContinuityError", "Cursor", "Evaluation", "Evaluator", "Every",
-    "GRUState", "GradientTransform", "KeepBest", "LSTMState", "NonFiniteError", "Position",
+    "GRUState", "GradientTransform", "KeepBest", "LSTMState", "LossScale", "NonFiniteError",
+    "Position",
     "PrefetchFeed", "Profile", "Progress", "Report", "ResidentFeed", "Schedule", "SummaryWriter",
     "Trainer", "Vocabulary", "Window", "generate", "load_parameters", "make_seed",
     "named_parameters", "open_feed", "save_parameters", "split_seed", "train",

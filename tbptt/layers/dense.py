@@ -2,16 +2,21 @@
 
 import tensorflow as tf
 
+from tbptt import checks
 from tbptt.layers.initializers import Initializer, glorot_uniform
+from tbptt.precision import product
 from tbptt.types import Seed
 
 
-def linear(inputs: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
-    """`[..., D] x [D, E] -> [..., E]`, as one matrix product whatever the leading axes."""
+def linear(inputs: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None = None) -> tf.Tensor:
+    """`[..., D] x [D, E] -> [..., E]`, as one matrix product whatever the leading axes.
+
+    `compute_dtype`: of the product, see `precision.product`.
+    """
     if inputs.shape.rank == 2:
-        return inputs @ w
+        return product(inputs, w, compute_dtype)
     flat = tf.reshape(inputs, [-1, inputs.shape[-1]])
-    return tf.reshape(flat @ w, [*inputs.shape[:-1], w.shape[-1]])
+    return tf.reshape(product(flat, w, compute_dtype), [*inputs.shape[:-1], w.shape[-1]])
 
 
 class Dense(tf.Module):
@@ -29,14 +34,16 @@ class Dense(tf.Module):
         *,
         seed: Seed,
         initializer: Initializer | None = None,
+        compute_dtype: tf.DType | None = None,
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
+        self._compute_dtype = checks.check_compute_dtype(compute_dtype, dtype)
         initializer = initializer or glorot_uniform()
         self.w = tf.Variable(initializer([input_size, output_size], seed, dtype), name="w")
         self.b = tf.Variable(tf.zeros([output_size], dtype), name="b")
 
     def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
         """`[..., input_size] -> [..., output_size]`."""
-        return linear(inputs, self.w) + self.b
+        return linear(inputs, self.w, self._compute_dtype) + self.b

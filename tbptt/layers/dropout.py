@@ -1,5 +1,7 @@
 """Dropout with stateless seeds: the same seed drops the same units, compiled or not."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from tbptt import checks
@@ -31,13 +33,23 @@ def dropout(inputs: tf.Tensor, rate: float, seed: Seed | None, *, per: str = "st
     check_dropout(rate, per)
     if rate == 0.0:
         return inputs
+    steps, rows, size = inputs.shape
+    keep = keep_mask([1 if per == "window" else steps, rows, size], rate, seed)
+    return tf.where(keep, inputs / (1.0 - rate), tf.zeros([], inputs.dtype))
+
+
+def keep_mask(shape: Sequence[int], rate: float, seed: Seed | None) -> tf.Tensor:
+    """Bools that are false with probability `rate`, the same compiled or not."""
     if seed is None:
         raise ValueError(f"dropout at rate {rate} needs a seed. Pass seed=, or rate 0.")
-    steps, rows, size = inputs.shape
-    shape = [1 if per == "window" else steps, rows, size]
     # Bits and not floats: TensorFlow and XLA draw the same bits and make other floats of them.
     bits = tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
     )
-    keep = bits >= tf.constant(round(rate * 2**32), tf.uint32)
-    return tf.where(keep, inputs / (1.0 - rate), tf.zeros([], inputs.dtype))
+    return bits >= tf.constant(round(rate * 2**32), tf.uint32)
+
+
+def drop(values: tf.Tensor, rate: float, seed: Seed | None) -> tf.Tensor:
+    """`values` of any shape, each set to zero with probability `rate`, the rest scaled up."""
+    keep = keep_mask(values.shape, rate, seed)
+    return tf.where(keep, values / (1.0 - rate), tf.zeros([], values.dtype))

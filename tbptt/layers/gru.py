@@ -6,10 +6,12 @@ import tensorflow as tf
 
 from tbptt import checks
 from tbptt.layers.dense import linear
+from tbptt.layers.dropout import drop
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
+from tbptt.precision import product
 from tbptt.seeds import split_seed
-from tbptt.types import Seed
-from tbptt.unroll import check_backend, check_window, fused, unroll
+from tbptt.types import Nest, Seed
+from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, segments, unroll
 
 
 class GRUState(NamedTuple):
@@ -23,25 +25,25 @@ class GRUState(NamedTuple):
 
 
 def gru_step(
-    z_x: tf.Tensor, state: GRUState, w_h: tf.Tensor, b_h: tf.Tensor
+    z_x: tf.Tensor, state: GRUState, z_h: tf.Tensor, b_h: tf.Tensor
 ) -> tuple[tf.Tensor, GRUState]:
     """One step, in the form of cuDNN and PyTorch: the reset gate acts after the product.
 
-        r, u, n = split(h @ w_h),  r <- sigmoid(x_r + r),  u <- sigmoid(x_u + u)
+        r, u, n = split(z_h),  r <- sigmoid(x_r + r),  u <- sigmoid(x_u + u)
         n <- tanh(x_n + r * (n + b_h))
         h <- (1 - u) * n + u * h
 
     Args:
       z_x: `[B, 3H]`, the input's part of the gates, `x @ w_x + b`.
       state: `[B, H]`.
-      w_h: `[H, 3H]`.
+      z_h: `[B, 3H]`, the hidden state's part, `h @ w_h`.
       b_h: `[H]`, inside the reset gate's product.
 
     Returns:
       the output `h`, and the new state.
     """
     x_r, x_u, x_n = tf.split(z_x, 3, axis=-1)
-    h_r, h_u, h_n = tf.split(state.hidden @ w_h, 3, axis=-1)
+    h_r, h_u, h_n = tf.split(z_h, 3, axis=-1)
     r = tf.sigmoid(x_r + h_r)
     u = tf.sigmoid(x_u + h_u)
     n = tf.tanh(x_n + r * (h_n + b_h))
@@ -77,7 +79,11 @@ class GRU(tf.Module):
         seed: Seed,
         initializer: Initializer | None = None,
         learn_initial_state: bool = False,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         backend: str = "auto",
+        keep: str = "gates",
+        compute_dtype: tf.DType | None = None,
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
@@ -86,9 +92,19 @@ class GRU(tf.Module):
         seed_x, seed_h = split_seed(seed, 2)
         checks.check_at_least("input_size", input_size, 1)
         checks.check_at_least("hidden_size", hidden_size, 1)
+        checks.check_between("recurrent_dropout", recurrent_dropout, 0.0, 1.0)
+        checks.check_between("weight_dropout", weight_dropout, 0.0, 1.0)
+        check_backend(backend, "fused", "cudnn")
+        checks.check_choice("keep", keep, KEEP)
         self.output_size = hidden_size
-        check_backend(backend, "fused")
-        self._backend = backend
+        self._recurrent_dropout, self._weight_dropout = recurrent_dropout, weight_dropout
+        self._backend = "fused" if backend == "auto" else backend
+        self._keep = keep
+        self._compute_dtype = checks.check_compute_dtype(compute_dtype, dtype)
+        if backend == "cudnn":
+            cudnn.check_layer(
+                dtype, recurrent_dropout=recurrent_dropout, compute_dtype=self._compute_dtype
+            )
         init_x = initializer or glorot_uniform()
         init_h = initializer or orthogonal()
         self.w_x = tf.Variable(init_x([input_size, 3 * hidden_size], seed_x, dtype), name="w_x")
@@ -111,17 +127,56 @@ class GRU(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, GRUState]:
-        """`inputs [T, B, D] -> outputs [T, B, H]`, and the state after the last step."""
-        del training, seed  # nothing here is random
-        z_x = linear(inputs, self.w_x) + self.b  # [T, B, 3H]
-        w_h, b_h = tf.convert_to_tensor(self.w_h), tf.convert_to_tensor(self.b_h)
-        initial = self.initial_state(inputs.shape[1])
-        if self._backend in ("auto", "fused"):
-            initial = check_window(z_x, state, reset, initial)
-            outputs, final = fused.gru(z_x, w_h, b_h, tuple(state), reset, tuple(initial))
+        """`inputs [T, B, D] -> outputs [T, B, H]`, and the state after the last step.
+
+        Raises:
+          ValueError: something is random in training, and there is no seed.
+        """
+        if self._backend == "cudnn":
+            cudnn.check_reset(reset)
+        check_window(inputs, state, reset, self.initial_state(inputs.shape[1]))
+        given = {"x": inputs} if reset is None else {"x": inputs, "reset": reset}
+        weights = {
+            name: tf.convert_to_tensor(getattr(self, name))  # read once, not once a step
+            for name in ("w_x", "w_h", "b", "b_h", "initial_hidden")
+        }
+        if training:
+            seeds = [None] * 2 if seed is None else split_seed(seed, 2)
+            if self._recurrent_dropout:
+                ones = tf.ones([inputs.shape[1], self.output_size], inputs.dtype)
+                weights["mask"] = drop(ones, self._recurrent_dropout, seeds[0])
+            if self._weight_dropout:
+                weights["w_h"] = drop(weights["w_h"], self._weight_dropout, seeds[1])
+        if self._keep == "states":
+            return segments.run(self._run, given, state, weights)
+        return self._run(given, state, weights)
+
+    def _run(self, given: Nest, state: GRUState, weights: Nest) -> tuple[tf.Tensor, GRUState]:
+        """A window or a segment of one: a pure function of its arguments."""
+        if self._backend == "cudnn":
+            w_x, w_h, b, b_h = (weights[name] for name in ("w_x", "w_h", "b", "b_h"))
+            outputs, final = cudnn.gru(given["x"], w_x, w_h, b, b_h, tuple(state))
+            return outputs, GRUState(*final)
+        z_x = linear(given["x"], weights["w_x"], self._compute_dtype) + weights["b"]  # [T, B, 3H]
+        reset, mask = given.get("reset"), weights.get("mask")
+        w_h, b_h = weights["w_h"], weights["b_h"]
+        rows = z_x.shape[1]
+        initial = GRUState(tf.broadcast_to(weights["initial_hidden"], [rows, self.output_size]))
+        if self._backend == "fused":
+            outputs, final = fused.gru(
+                z_x,
+                w_h,
+                b_h,
+                tuple(state),
+                reset,
+                tuple(initial),
+                mask=mask,
+                compute_dtype=self._compute_dtype,
+            )
             return outputs, GRUState(*final)
 
         def cell(z_t: tf.Tensor, s: GRUState) -> tuple[tf.Tensor, GRUState]:
-            return gru_step(z_t, s, w_h, b_h)
+            hidden = s.hidden if mask is None else s.hidden * mask
+            return gru_step(z_t, s, product(hidden, w_h, self._compute_dtype), b_h)
 
         return unroll(cell, z_x, state, reset, initial_state=initial, backend=self._backend)

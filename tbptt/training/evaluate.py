@@ -50,7 +50,7 @@ class Evaluator:
 
     Args:
       model: what to score; its parameters are read at every call.
-      loss: `(outputs, targets) -> [T, B]`.
+      loss: `(outputs, targets) -> [T, B]`. None: the model scores its windows itself.
       stream: with `tail="pad"`, or it leaves targets out.
       windows_per_call: as in training.
       jit_compile: whether XLA compiles the loop.
@@ -66,12 +66,13 @@ class Evaluator:
     def __init__(
         self,
         model: Model,
-        loss: Loss,
+        loss: Loss | None,
         stream: Stream,
         *,
         windows_per_call: int = 64,
         jit_compile: bool = True,
     ) -> None:
+        one.check_scores(model, loss)
         self._model = model
         self._loss = loss
         self._stream = stream
@@ -119,10 +120,10 @@ class Evaluator:
         carry, sums, continued = carried
         continued &= one.continues(window, carry.position)
         state = one.begin(self._model, window, carry.state)
-        outputs, state = self._model(window, state, training=False, seed=None)
-        loss_sum, weight_sum = losses.weighted_sum(
-            self._loss(outputs, window.targets), window.weight
+        step_losses, state = one.score(
+            self._model, self._loss, window, state, training=False, seed=None
         )
+        loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)
         sums = (
             sums[0] + tf.cast(loss_sum, tf.float32),
             sums[1] + tf.cast(weight_sum, tf.float32),

@@ -19,6 +19,7 @@ from tbptt.streams.feed import Chunk, Feed
 from tbptt.training import step as one
 from tbptt.training.actions import Every, Report
 from tbptt.training.fold import fold
+from tbptt.training.loss_scale import LossScale
 from tbptt.training.step import Carry
 from tbptt.types import Cursor, Loss, Model, Window
 
@@ -74,6 +75,7 @@ class Trainer(tf.Module):
       model: what is trained.
       step: int64 variable, windows seen.
       slots: the optimizer's state, variables.
+      loss_scale: as given; `loss_scale.scale` is the factor of the next window.
 
     Example:
       >>> stream = ContiguousStream(np.arange(25) % 5, rows=2, window_length=4, vocabulary_size=5)
@@ -89,29 +91,34 @@ class Trainer(tf.Module):
     def __init__(
         self,
         model: Model,
-        loss: Loss,
+        loss: Loss | None,
         optimizer: GradientTransform,
         *,
         reduction: str = "mean",
         seed: int = 0,
+        loss_scale: LossScale | None = None,
         jit_compile: bool = True,
     ) -> None:
         """Args:
         model: a `Model` and `tf.Module`.
-        loss: `(outputs, targets) -> [T, B]`.
+        loss: `(outputs, targets) -> [T, B]`. None: the model scores its windows itself.
         optimizer: see `optimizers.transform`.
         reduction: what of a window's loss is differentiated, see `losses.reduce`.
         seed: of all randomness in training, together with the step.
+        loss_scale: what the loss is multiplied by, for products in float16; its own for every
+            trainer. None: by nothing.
         jit_compile: whether XLA compiles the loop.
         """
         super().__init__(name="trainer")
         checks.check_choice("reduction", reduction, REDUCTIONS)
+        one.check_scores(model, loss)
         self.model = model
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         initial = optimizer.init([tf.convert_to_tensor(p) for p in model.trainable_variables])
         self.slots = tf.nest.map_structure(
             lambda value: tf.Variable(value, trainable=False, name="slot"), initial
         )
+        self.loss_scale = loss_scale
         self._loss = loss
         self._optimizer = optimizer
         self._reduction = reduction
@@ -154,10 +161,13 @@ class Trainer(tf.Module):
             metrics.broken,
         )
         seed = fold_in(self._seed, step)
+        scale = None if self.loss_scale is None else tf.convert_to_tensor(self.loss_scale.scale)
         result = one.window_gradients(
-            self.model, self._loss, self._reduction, window, carry.state, seed
+            self.model, self._loss, self._reduction, window, carry.state, seed, scale
         )
         finite, norm = one.is_finite(result)
+        if self.loss_scale is not None:
+            self.loss_scale.update(finite)
         one.update(
             self._optimizer,
             self.model.trainable_variables,

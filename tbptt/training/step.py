@@ -4,7 +4,7 @@ Everything here is traced into a larger program; nothing here decides about comp
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import tensorflow as tf
 
@@ -12,7 +12,8 @@ from tbptt import losses
 from tbptt.optimizers.clipping import global_norm
 from tbptt.optimizers.transform import GradientTransform
 from tbptt.state import detach, select
-from tbptt.types import Loss, Model, Nest, Seed, State, Window
+from tbptt.training.loss_scale import divide
+from tbptt.types import Loss, Model, Nest, ScoringModel, Seed, State, Window
 
 
 class Carry(NamedTuple):
@@ -92,25 +93,64 @@ def rows(window: Window) -> int:
     return int(tf.nest.flatten(window.inputs)[0].shape[1])
 
 
+def check_scores(model: Model, loss: Loss | None) -> None:
+    """Raises TypeError if there is no loss and the model cannot score its windows itself."""
+    if loss is None and not callable(getattr(model, "score", None)):
+        raise TypeError(
+            f"loss is None, but {type(model).__name__} has no method score(window, state, "
+            "training=, seed=) -> (loss [T, B], state). Give it one, or pass a loss, as "
+            "cross_entropy."
+        )
+
+
+def score(
+    model: Model,
+    loss: Loss | None,
+    window: Window,
+    state: State,
+    *,
+    training: bool,
+    seed: Seed | None,
+) -> tuple[tf.Tensor, State]:
+    """The loss of every step of `window`, `[T, B]`, and the final state.
+
+    With no `loss` the model scores the window itself.
+    """
+    if loss is None:
+        return cast(ScoringModel, model).score(window, state, training=training, seed=seed)
+    outputs, state = model(window, state, training=training, seed=seed)
+    return loss(outputs, window.targets), state
+
+
 def window_gradients(
     model: Model,
-    loss: Loss,
+    loss: Loss | None,
     reduction: str,
     window: Window,
     state: State,
     seed: Seed,
+    scale: tf.Tensor | None = None,
 ) -> WindowGradients:
-    """Forward and backward through one window, and no further. Assigns nothing."""
+    """Forward and backward through one window, and no further. Assigns nothing.
+
+    With a `scale`, a float32 scalar, what is differentiated is multiplied by it and the gradients
+    are divided by it, see `loss_scale`.
+    """
     parameters = model.trainable_variables
     with tf.GradientTape() as tape:
-        outputs, state = model(window, begin(model, window, state), training=True, seed=seed)
-        loss_sum, weight_sum = losses.weighted_sum(loss(outputs, window.targets), window.weight)
+        begun = begin(model, window, state)
+        step_losses, state = score(model, loss, window, begun, training=True, seed=seed)
+        loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)
         objective = losses.reduce(reduction, loss_sum, weight_sum, rows(window))
+        if scale is not None:
+            objective *= tf.cast(scale, objective.dtype)
     gradients = tape.gradient(
         objective, parameters, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     # An embedding's gradient comes as slices; every transform below wants tensors.
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+    if scale is not None:
+        gradients = [divide(gradient, scale) for gradient in gradients]
     return WindowGradients(gradients, state, loss_sum, weight_sum)
 
 

@@ -1,9 +1,10 @@
-"""LSTM and GRU over a whole window, with gradients of their own.
+"""Cells over a whole window, with gradients of their own.
 
 Differentiated automatically, a loop adds up the gradient of the recurrent weights at every step.
-Here the backward loop computes only what the step before needs and keeps the gradient of the
-gates; the gradient of the weights is one product over all T * B rows afterwards: as many
-operations, but large ones.
+Here the backward loop computes only what the step before needs and keeps what reached the
+products; the gradient of the weights is one product over all T * B rows afterwards: as many
+operations, but large ones. `lstm` and `gru` have their gradients written out; `run` does the same
+for any cell that says which of its products have weights.
 
 Reference: Appleyard, Kocisky & Blunsom (2016), Optimizing performance of recurrent neural
   networks on GPUs, section 3.
@@ -13,9 +14,17 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tbptt.precision import product
 from tbptt.state import select
+from tbptt.types import Nest, State
 
 Parts = tuple[tf.Tensor, ...]
+
+Product = Callable[[tf.Tensor, str], tf.Tensor]
+"""`(a [B, D], name) -> a @ matrices[name]`."""
+
+Step = Callable[[Nest, State, Nest, Product], tuple[tf.Tensor, State]]
+"""`(inputs_t, state, vectors, product) -> (output_t, state)`: a cell for `run`."""
 
 
 def lstm(
@@ -24,8 +33,11 @@ def lstm(
     state: Parts,
     reset: tf.Tensor | None,
     initial_state: Parts,
+    *,
+    mask: tf.Tensor | None = None,
+    compute_dtype: tf.DType | None = None,
 ) -> tuple[tf.Tensor, Parts]:
-    """What `unroll` makes of `lstm_step`.
+    """What `unroll` makes of `lstm_step` without its options.
 
     Args:
       z_x: `[T, B, 4H]`, the input's part of the gates.
@@ -33,6 +45,8 @@ def lstm(
       state: hidden and cell, `[B, H]` each.
       reset: `[T, B]` bool, or None.
       initial_state: what a row that resets starts from, like `state`.
+      mask: `[B, H]`, what the hidden state is multiplied with before `w_h`; gets no gradient.
+      compute_dtype: of the products, see `precision.product`.
 
     Returns:
       outputs `[T, B, H]`, and (hidden, cell) after the last step.
@@ -42,7 +56,8 @@ def lstm(
 
     def forward(t: tf.Tensor, state: Parts) -> tuple[Parts, Parts]:
         hidden, cell = _enter(t, state, reset, initial_state)
-        h_i, h_f, h_g, h_o = tf.split(hidden @ w_h, 4, axis=-1)
+        z_h = product(_masked(hidden, mask), w_h, compute_dtype)
+        h_i, h_f, h_g, h_o = tf.split(z_h, 4, axis=-1)
         i, f, o = _sigmoid(x_i[t] + h_i), _sigmoid(x_f[t] + h_f), _sigmoid(x_o[t] + h_o)
         g = tf.tanh(x_g[t] + h_g)
         cell = f * cell + i * g
@@ -50,9 +65,9 @@ def lstm(
         return (hidden, cell), (hidden, cell, i, f, g, o)
 
     @tf.custom_gradient
-    def run(*inputs: tf.Tensor) -> tuple[Parts, Callable]:
+    def window(*inputs: tf.Tensor) -> tuple[Parts, Callable]:
         del inputs  # named above; here they only say what has a gradient
-        final, (hiddens, cells, *gates) = _run(forward, state, range(steps))
+        final, (hiddens, cells, *gates) = _loop(forward, state, range(steps))
 
         def gradient(d_outputs: tf.Tensor, *d_final: tf.Tensor) -> Parts:
             cells_before = _before(cells, state[1], reset, initial_state[1])
@@ -69,15 +84,17 @@ def lstm(
                 d_g = d_cell * i * (1.0 - g * g)
                 d_o = d_hidden * tanh_cell * o * (1.0 - o)
                 d_z = tf.concat([d_i, d_f, d_g, d_o], axis=-1)
-                return (d_z @ w_back, d_cell * f), (d_z,)
+                d_before = _masked(product(d_z, w_back, compute_dtype), mask)
+                return (d_before, d_cell * f), (d_z,)
 
-            d_first, d_initial, (d_z,) = _run_back(backward, d_final, steps, reset)
-            d_w_h = _product(_before(hiddens, state[0], reset, initial_state[0]), d_z)
+            d_first, d_initial, _, (d_z,) = _loop_back(backward, d_final, steps, reset)
+            before = _before(hiddens, state[0], reset, initial_state[0])
+            d_w_h = _weight_gradient(_masked(before, mask), d_z, compute_dtype)
             return (d_z, d_w_h, *d_first, *d_initial)
 
         return (hiddens, *final), gradient
 
-    outputs, *final = run(z_x, w_h, *state, *initial_state)
+    outputs, *final = window(z_x, w_h, *state, *initial_state)
     return outputs, tuple(final)
 
 
@@ -88,6 +105,9 @@ def gru(
     state: Parts,
     reset: tf.Tensor | None,
     initial_state: Parts,
+    *,
+    mask: tf.Tensor | None = None,
+    compute_dtype: tf.DType | None = None,
 ) -> tuple[tf.Tensor, Parts]:
     """What `unroll` makes of `gru_step`.
 
@@ -96,8 +116,7 @@ def gru(
       w_h: `[H, 3H]`.
       b_h: `[H]`.
       state: hidden, `[B, H]`.
-      reset: `[T, B]` bool, or None.
-      initial_state: what a row that resets starts from, like `state`.
+      reset, initial_state, mask, compute_dtype: as of `lstm`.
 
     Returns:
       outputs `[T, B, H]`, and (hidden,) after the last step.
@@ -107,45 +126,169 @@ def gru(
 
     def forward(t: tf.Tensor, state: Parts) -> tuple[Parts, Parts]:
         (hidden,) = _enter(t, state, reset, initial_state)
-        h_r, h_u, h_n = tf.split(hidden @ w_h, 3, axis=-1)
+        z_h = product(_masked(hidden, mask), w_h, compute_dtype)
+        h_r, h_u, h_n = tf.split(z_h, 3, axis=-1)
         r, u, q = _sigmoid(x_r[t] + h_r), _sigmoid(x_u[t] + h_u), h_n + b_h
         n = tf.tanh(x_n[t] + r * q)
         hidden = (1.0 - u) * n + u * hidden
         return (hidden,), (hidden, r, u, n, q)
 
     @tf.custom_gradient
-    def run(*inputs: tf.Tensor) -> tuple[Parts, Callable]:
+    def window(*inputs: tf.Tensor) -> tuple[Parts, Callable]:
         del inputs  # named above; here they only say what has a gradient
-        final, (hiddens, *gates) = _run(forward, state, range(steps))
+        final, (hiddens, *gates) = _loop(forward, state, range(steps))
 
         def gradient(d_outputs: tf.Tensor, *d_final: tf.Tensor) -> Parts:
-            hiddens_before = _before(hiddens, state[0], reset, initial_state[0])
+            before = _before(hiddens, state[0], reset, initial_state[0])
             w_back = tf.transpose(w_h)  # once, not in every product
 
             def backward(t: tf.Tensor, d_state: Parts) -> tuple[Parts, Parts]:
                 d_hidden = d_state[0] + d_outputs[t]
                 r, u, n, q = (gate[t] for gate in gates)
                 d_n = d_hidden * (1.0 - u) * (1.0 - n * n)
-                d_u = d_hidden * (hiddens_before[t] - n) * u * (1.0 - u)
+                d_u = d_hidden * (before[t] - n) * u * (1.0 - u)
                 d_r = d_n * q * r * (1.0 - r)
                 d_h = tf.concat([d_r, d_u, d_n * r], axis=-1)
-                return (d_hidden * u + d_h @ w_back,), (d_h, d_n)
+                d_before = _masked(product(d_h, w_back, compute_dtype), mask)
+                return (d_hidden * u + d_before,), (d_h, d_n)
 
-            d_first, d_initial, (d_h, d_n) = _run_back(backward, d_final, steps, reset)
+            d_first, d_initial, _, (d_h, d_n) = _loop_back(backward, d_final, steps, reset)
             size = b_h.shape[0]
             d_z = tf.concat([d_h[..., : 2 * size], d_n], axis=-1)
             d_b_h = tf.reduce_sum(d_h[..., 2 * size :], axis=[0, 1])
-            return (d_z, _product(hiddens_before, d_h), d_b_h, *d_first, *d_initial)
+            d_w_h = _weight_gradient(_masked(before, mask), d_h, compute_dtype)
+            return (d_z, d_w_h, d_b_h, *d_first, *d_initial)
 
         return (hiddens, *final), gradient
 
-    outputs, *final = run(z_x, w_h, b_h, *state, *initial_state)
+    outputs, *final = window(z_x, w_h, b_h, *state, *initial_state)
     return outputs, tuple(final)
+
+
+def run(
+    step: Step,
+    inputs: Nest,
+    state: State,
+    reset: tf.Tensor | None,
+    initial_state: State,
+    vectors: Nest,
+    matrices: dict[str, tf.Tensor],
+    *,
+    compute_dtype: tf.DType | None = None,
+) -> tuple[tf.Tensor, State]:
+    """Any cell whose products with weights go through `product`.
+
+    The forward loop keeps states and products. The backward loop computes the rest of the step
+    again, lets TensorFlow differentiate it, and keeps what reaches each product.
+
+    Args:
+      step: `(inputs_t, state, vectors, product) -> (output_t, state)`. Closes over no tensor
+        that is to get a gradient. Each name in `matrices` is used once.
+      inputs: a nest of `[T, B, ...]`; what is not of a floating type gets no gradient.
+      state, reset, initial_state: as of `unroll`.
+      vectors: a nest of parameters that the step uses element by element.
+      matrices: `[D, E]` by name.
+      compute_dtype: of the products, see `precision.product`.
+
+    Returns:
+      outputs `[T, B, ...]`, and the state after the last step.
+    """
+    steps = tf.nest.flatten(inputs)[0].shape[0]
+    given = (inputs, state, initial_state, vectors, matrices)
+
+    @tf.custom_gradient
+    def window(*flat: tf.Tensor) -> tuple[Parts, Callable]:
+        inputs, state, initial_state, vectors, matrices = tf.nest.pack_sequence_as(given, flat)
+        first, initial = (tuple(tf.nest.flatten(s)) for s in (state, initial_state))
+
+        def forward(t: tf.Tensor, parts: Parts) -> tuple[Parts, Parts]:
+            made: dict[str, tf.Tensor] = {}
+
+            def keeping(a: tf.Tensor, name: str) -> tf.Tensor:
+                made[name] = product(a, matrices[name], compute_dtype)
+                return made[name]
+
+            entered = tf.nest.pack_sequence_as(state, _enter(t, parts, reset, initial))
+            output, new = step(_at(inputs, t), entered, vectors, keeping)
+            new_parts = tuple(tf.nest.flatten(new))
+            return new_parts, (output, *new_parts, *(made[name] for name in matrices))
+
+        final, (outputs, *kept) = _loop(forward, first, range(steps))
+
+        def gradient(d_outputs: tf.Tensor, *d_final: tf.Tensor) -> Parts:
+            count = len(first)
+            befores = [_before(kept[k], first[k], reset, initial[k]) for k in range(count)]
+            products = dict(zip(matrices, kept[count:], strict=True))
+            back = {name: tf.transpose(w) for name, w in matrices.items()}
+            shared = tf.nest.flatten(vectors)
+
+            def backward(t: tf.Tensor, carried: Parts) -> tuple[Parts, Parts]:
+                used: dict[str, tuple[tf.Tensor, tf.Tensor]] = {}
+
+                def again(a: tf.Tensor, name: str) -> tf.Tensor:
+                    @tf.custom_gradient
+                    def as_kept(a: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+                        del a
+                        return products[name][t], lambda d: product(d, back[name], compute_dtype)
+
+                    used[name] = (a, as_kept(a))
+                    return used[name][1]
+
+                inputs_t = _at(inputs, t)
+                before = [part[t] for part in befores]
+                groups = [before, _differentiable(inputs_t), shared]
+                with tf.GradientTape() as tape:
+                    tape.watch(groups)
+                    entered = tf.nest.pack_sequence_as(state, before)
+                    output, new = step(inputs_t, entered, vectors, again)
+                groups.append([used[name][1] for name in matrices])
+                d_state, d_inputs, d_shared, d_products = tape.gradient(
+                    [output, *tf.nest.flatten(new)],
+                    groups,
+                    output_gradients=[d_outputs[t], *carried[:count]],
+                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                )
+                total = (a + d for a, d in zip(carried[count:], d_shared, strict=True))
+                operands = (used[name][0] for name in matrices)
+                return (*d_state, *total), (*d_inputs, *operands, *d_products)
+
+            zeros = tuple(tf.zeros_like(part) for part in shared)
+            d_first, d_initial, d_shared, made = _loop_back(backward, d_final, steps, reset, zeros)
+            names = len(matrices)
+            d_inputs = iter(made[: len(made) - 2 * names])
+            d_matrices = {
+                name: _weight_gradient(a, d, compute_dtype)
+                for name, a, d in zip(
+                    matrices, made[-2 * names : -names], made[-names:], strict=True
+                )
+            }
+            of_inputs = [
+                next(d_inputs) if part.dtype.is_floating else None
+                for part in tf.nest.flatten(inputs)
+            ]
+            return (*of_inputs, *d_first, *d_initial, *d_shared, *tf.nest.flatten(d_matrices))
+
+        return (outputs, *final), gradient
+
+    outputs, *final = window(*tf.nest.flatten(given))
+    return outputs, tf.nest.pack_sequence_as(state, final)
+
+
+def _at(inputs: Nest, t: tf.Tensor) -> Nest:
+    return tf.nest.map_structure(lambda part: part[t], inputs)
+
+
+def _differentiable(inputs: Nest) -> list[tf.Tensor]:
+    return [part for part in tf.nest.flatten(inputs) if part.dtype.is_floating]
 
 
 def _sigmoid(x: tf.Tensor) -> tf.Tensor:
     """The same by a tanh, which XLA has a faster approximation of on a CPU."""
     return 0.5 * tf.tanh(0.5 * x) + 0.5
+
+
+def _masked(hidden: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    return hidden if mask is None else hidden * mask
 
 
 def _enter(t: tf.Tensor, state: Parts, reset: tf.Tensor | None, initial_state: Parts) -> Parts:
@@ -161,40 +304,43 @@ def _before(
     return before if reset is None else tf.where(reset[..., None], initial[None], before)
 
 
-def _product(hiddens: tf.Tensor, d_z: tf.Tensor) -> tf.Tensor:
-    """`sum_t,b h[t, b]^T d_z[t, b]`, `[H, G]`, as one matrix product."""
-    h = tf.reshape(hiddens, [-1, hiddens.shape[-1]])
-    return tf.matmul(h, tf.reshape(d_z, [-1, d_z.shape[-1]]), transpose_a=True)
+def _weight_gradient(a: tf.Tensor, d_z: tf.Tensor, compute_dtype: tf.DType | None) -> tf.Tensor:
+    """`sum_t,b a[t, b]^T d_z[t, b]`, `[H, G]`, as one matrix product."""
+    dtype = a.dtype
+    flat = [
+        tf.cast(tf.reshape(part, [-1, part.shape[-1]]), compute_dtype or dtype) for part in (a, d_z)
+    ]
+    return tf.cast(tf.matmul(*flat, transpose_a=True), dtype)
 
 
-def _run_back(
-    step: Callable, d_state: Parts, steps: int, reset: tf.Tensor | None
-) -> tuple[Parts, Parts, Parts]:
-    """Runs `step(t, d_state) -> (d_state before t, kept)` from the last step to the first.
+def _loop_back(
+    step: Callable, d_state: Parts, steps: int, reset: tf.Tensor | None, summed: Parts = ()
+) -> tuple[Parts, Parts, Parts, Parts]:
+    """Runs `step(t, (*d_state, *summed)) -> ((*d_state before t, *summed), kept)` backwards.
 
     Returns:
-      the gradients of the first state and of the initial state, and all that was kept. At
-      a reset the gradient goes to the initial state and no further.
+      the gradients of the first state and of the initial state, `summed` in the end, and all
+      that was kept. At a reset the gradient goes to the initial state and no further.
     """
     order = range(steps - 1, -1, -1)
     zeros = tuple(tf.zeros_like(part) for part in d_state)
+    count, own = len(d_state), len(d_state) + len(summed)
     if reset is None:
-        d_first, kept = _run(step, d_state, order)
-        return d_first, zeros, kept
-    count = len(d_state)
+        carried, kept = _loop(step, (*d_state, *summed), order)
+        return carried[:count], zeros, carried[count:], kept
 
     def with_reset(t: tf.Tensor, carried: Parts) -> tuple[Parts, Parts]:
-        before, kept = step(t, carried[:count])
-        to_initial = select(reset[t], before, zeros)
-        further = select(reset[t], zeros, before)
-        summed = tuple(a + b for a, b in zip(carried[count:], to_initial, strict=True))
-        return (*further, *summed), kept
+        new, kept = step(t, carried[:own])
+        to_initial = select(reset[t], new[:count], zeros)
+        further = select(reset[t], zeros, new[:count])
+        total = tuple(a + b for a, b in zip(carried[own:], to_initial, strict=True))
+        return (*further, *new[count:], *total), kept
 
-    carried, kept = _run(with_reset, (*d_state, *zeros), order)
-    return carried[:count], carried[count:], kept
+    carried, kept = _loop(with_reset, (*d_state, *summed, *zeros), order)
+    return carried[:count], carried[own:], carried[count:own], kept
 
 
-def _run(step: Callable, carried: Parts, order: range) -> tuple[Parts, Parts]:
+def _loop(step: Callable, carried: Parts, order: range) -> tuple[Parts, Parts]:
     """`step(t, carried) -> (carried, kept)` for t in `order`, in one `tf.while_loop`.
 
     Returns:

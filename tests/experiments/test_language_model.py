@@ -73,6 +73,31 @@ def test_every_flag_can_be_turned(tmp_path, corpus_file, settings):
     assert np.isfinite([result["valid"], result["test"]]).all()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(readout="chunked", readout_chunk=3),
+        dict(readout="chunked", tied=True, embedding=4, tokens="words"),
+        dict(readout="adaptive", cutoffs="2,5", tokens="words"),
+        dict(readout="sampled", samples=4, tokens="words", jit_compile=True),
+    ],
+    ids=["chunked", "tied", "adaptive", "sampled"],
+)
+def test_every_readout_runs(tmp_path, corpus_file, settings):
+    result = experiment(tmp_path / "run", corpus=corpus_file, **settings)
+    assert result["windows"] == 3
+    assert np.isfinite([result["valid"], result["test"]]).all()
+
+
+def test_chunked_starts_and_learns_as_full_does(tmp_path, corpus_file):
+    results = [
+        experiment(tmp_path / readout, corpus=corpus_file, readout=readout, readout_chunk=5)
+        for readout in ("full", "chunked")
+    ]
+    for key in ("valid", "test"):
+        assert np.isclose(results[0][key], results[1][key], rtol=1e-4)
+
+
 def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
     logdir = tmp_path / "run"
     result = experiment(logdir, corpus=corpus_file, profile_windows="1:2")
@@ -143,6 +168,28 @@ BAD = {
     "dropout": (dict(dropout=1.0), r"dropout rate \(1.0\) must be at least 0.0 and below 1.0"),
     "per": (dict(dropout_per="batch"), r"per \('batch'\) must be one of"),
     "tied": (dict(tied=True), r"embedding_size \(3\) equal to the core's output size \(4\)"),
+    "readout": (dict(readout="half"), r"readout \('half'\) must be one of full, chunked"),
+    "readout chunk": (dict(readout_chunk=0), r"readout_chunk \(0\) must be at least 1"),
+    "readout of characters": (
+        dict(readout="adaptive"),
+        "--readout=adaptive needs ids sorted by frequency, as --tokens=words has them",
+    ),
+    "readout tied": (
+        dict(readout="sampled", tokens="words", tied=True, embedding=4),
+        "--readout=sampled has weights of its own and cannot be --tied",
+    ),
+    "samples": (
+        dict(readout="sampled", tokens="words"),
+        r"samples \(1000\) must be at least 1 and at most vocabulary_size \(8\)",
+    ),
+    "cutoffs": (
+        dict(readout="adaptive", tokens="words", cutoffs="2;5"),
+        r"cutoffs \('2;5'\) must be ids, as 0,4",
+    ),
+    "cutoffs of few words": (
+        dict(readout="adaptive", tokens="words"),
+        r"cutoffs \(\[0, 4\]\) must be increasing, above 0",
+    ),
     "temperature": (dict(temperature=0.0), r"temperature \(0.0\) must be above 0"),
     "profile": (dict(profile_windows="9"), r"--profile_windows \('9'\) must be first:last"),
     "test fraction": (dict(test_fraction=2.0), r"test_fraction \(2.0\)"),

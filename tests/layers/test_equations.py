@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from tests.conftest import assert_close, make_core, make_inputs, make_state
+from tbptt.layers.dropout import keep_mask
+from tests.conftest import CORES, OPTIONS, assert_close, make_core, make_inputs, make_state
 
 
 def sigmoid(x):
@@ -61,6 +62,93 @@ def test_gru_equals_numpy_by_gate(backend, jit, dtype):
     assert_close([outputs, final.hidden], list(expected))
 
 
+def normalise(x):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def lstm_with_options(lstm, x, hidden, cell, zoneout=(0.0, 0.0)):
+    """Peepholes, layer normalisation and projection where the layer has them; zoneout at test."""
+    values = {name: v.numpy() for name, v in tbptt.named_parameters(lstm).items()}
+    outputs = []
+    for x_t in x:
+        from_x, from_h = x_t @ values["w_x"], hidden @ values["w_h"]
+        if "gain_x" in values:
+            from_x = normalise(from_x) * values["gain_x"]
+            from_h = normalise(from_h) * values["gain_h"]
+        i, f, g, o = np.split(from_x + from_h + values["b"], 4, axis=-1)
+        if "peepholes" in values:
+            i, f = i + values["peepholes"][0] * cell, f + values["peepholes"][1] * cell
+        new_cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
+        if "peepholes" in values:
+            o = o + values["peepholes"][2] * new_cell
+        shown = new_cell
+        if "gain_c" in values:
+            shown = normalise(new_cell) * values["gain_c"] + values["shift_c"]
+        new_hidden = sigmoid(o) * np.tanh(shown)
+        if "w_p" in values:
+            new_hidden = new_hidden @ values["w_p"]
+        hidden = zoneout[0] * hidden + (1 - zoneout[0]) * new_hidden
+        cell = zoneout[1] * cell + (1 - zoneout[1]) * new_cell
+        outputs.append(hidden)
+    return np.stack(outputs), hidden, cell
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OPTIONS if kind.startswith("lstm")])
+def test_lstm_with_options_equals_numpy_by_gate(kind):
+    lstm = make_core(kind, dtype=tf.float64)
+    x, state = make_inputs(6, 2, tf.float64), make_state(lstm, 2)
+    outputs, final = lstm(x, state)
+    zoneout = OPTIONS[kind].get("zoneout", (0.0, 0.0))
+    expected = lstm_with_options(lstm, x.numpy(), *(s.numpy() for s in state), zoneout)
+    assert_close([outputs, final.hidden, final.cell], list(expected))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_recurrent_dropout_is_one_mask_a_window_on_the_recurrent_product(kind):
+    """The same as a layer without, whose recurrent weights lack the dropped units' rows."""
+    dropped = make_core(f"{kind}-recurrent-dropout", dtype=tf.float64)
+    plain = make_core(kind, dtype=tf.float64)
+    x, state = make_inputs(6, 1, tf.float64), make_state(plain, 1)
+    seed = tbptt.make_seed(0)
+    rate = OPTIONS[f"{kind}-recurrent-dropout"]["recurrent_dropout"]
+    keep = keep_mask([1, 4], rate, tbptt.split_seed(seed, 4 if kind == "lstm" else 2)[0])
+    assert 0 < np.count_nonzero(keep) < 4  # or the test shows nothing
+    plain.w_h.assign(plain.w_h * tf.cast(keep[0], tf.float64)[:, None] / (1 - rate))
+    assert_close(dropped(x, state, training=True, seed=seed), plain(x, state))
+    assert_close(dropped(x, state), make_core(kind, dtype=tf.float64)(x, state))
+
+
+def test_weight_dropout_drops_entries_at_its_rate_and_keeps_the_mean():
+    lstm = tbptt.LSTM(2, 64, weight_dropout=0.3, seed=tbptt.make_seed(0))
+    seen = {"w_h": tf.ones([64, 256])}
+    lstm._add_masks({"x": tf.zeros([3, 2, 2])}, seen, tbptt.make_seed(1))
+    values, counts = np.unique(seen["w_h"], return_counts=True)
+    np.testing.assert_allclose(values, [0, 1 / 0.7], rtol=1e-6)
+    assert abs(counts[0] / counts.sum() - 0.3) < 4 * (0.3 * 0.7 / counts.sum()) ** 0.5
+
+
+def test_zoneout_keeps_the_old_value_bit_for_bit_in_training():
+    lstm = make_core("lstm-zoneout")
+    state = make_state(lstm, 32)
+    _, final = lstm(make_inputs(1, 32), state, training=True, seed=tbptt.make_seed(1))
+    for old, new, rate in zip(state, final, OPTIONS["lstm-zoneout"]["zoneout"], strict=True):
+        kept = np.mean(old.numpy() == new.numpy())
+        assert abs(kept - rate) < 4 * (rate * (1 - rate) / old.numpy().size) ** 0.5
+
+
+@pytest.mark.parametrize("option", ["recurrent_dropout", "weight_dropout", "zoneout"])
+def test_what_is_random_needs_a_seed_and_a_rate_below_one(option):
+    def make(rate):
+        rates = (rate, 0.0) if option == "zoneout" else rate
+        return tbptt.LSTM(3, 4, seed=tbptt.make_seed(0), **{option: rates})
+
+    with pytest.raises(ValueError, match="needs a seed"):
+        make(0.5)(make_inputs(2, 1), make(0.5).initial_state(1), training=True)
+    with pytest.raises(ValueError, match=option.replace("_", ".")):
+        make(1.0)
+
+
+@pytest.mark.parametrize("kind", [*CORES, "lstm-everything"])
 def test_gradients_equal_finite_differences(kind):
     """With respect to parameters, learned initial states, inputs and state; with a reset."""
     core = make_core(kind, backend="reference", dtype=tf.float64, learned=True)

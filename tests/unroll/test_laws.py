@@ -4,6 +4,8 @@ Each for LSTM, GRU, a stack of both and a cell of the test's own, on every backe
 and not.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,6 +13,8 @@ import tensorflow as tf
 import tbptt
 from tbptt.state import detach, select, take_rows
 from tests.conftest import (
+    CORES,
+    OPTIONS,
     assert_close,
     make_core,
     make_inputs,
@@ -158,26 +162,72 @@ def test_no_row_sees_another(kind, backend):
     assert gradient[:, 1].all()
 
 
-@pytest.mark.parametrize("steps", [1, 7])
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("dtype", [tf.float32, tf.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("where", ["nowhere", "first", "middle", "last", "everywhere"])
-def test_backends_equal_reference(kind, other_backend, steps, rows, dtype, where):
+# T, what of, and where rows reset. The reference is cheap: it runs op by op, and once for all.
+CASES = {
+    "one-step": (1, "float64", [(0, 0)]),
+    "carried": (7, "float64", []),
+    "resets": (7, "float64", [(0, 0), (3, 1), (6, 2)]),  # at the first, a middle, the last step
+    "everywhere": (7, "float64", [(t, b) for t in range(7) for b in range(ROWS)]),
+    "long": (64, "float64", [(0, 0), (31, 1), (63, 2)]),
+    "float32": (7, "float32", [(0, 0), (3, 1), (6, 2)]),
+    "bfloat16": (7, "bfloat16", [(0, 0), (3, 1), (6, 2)]),
+}
+
+
+@functools.cache
+def result_of(kind, case, backend, keep="gates"):
+    """Outputs, final state and all gradients."""
+    steps, precision, places = CASES[case]
+    options = {} if kind in ("own", "stack") else dict(keep=keep)
+    if precision == "bfloat16":
+        options["compute_dtype"] = tf.bfloat16
+    dtype = tf.float64 if precision == "float64" else tf.float32
+    core = make_core(kind, backend=backend, dtype=dtype, learned=True, **options)
+    inputs, state = make_inputs(steps, ROWS, dtype), make_state(core, ROWS)
+    reset = resets(*places, steps=steps) if places else None
+    options = dict(training=True, seed=tbptt.make_seed(5))
+    eager = backend == "reference"
+    return run_with_gradients(core, inputs, state, reset, eager=eager, **options)
+
+
+FOR_OPTIONS = ("one-step", "resets", "long", "bfloat16")  # the rest is the cores' alone
+PAIRS = [(kind, case) for kind in CORES for case in CASES if case != "bfloat16"]
+PAIRS += [("lstm", "bfloat16"), ("gru", "bfloat16")]
+PAIRS += [(kind, case) for kind in OPTIONS for case in FOR_OPTIONS]
+
+
+@pytest.mark.parametrize(
+    ("kind", "case", "other"),
+    [
+        (kind, case, other)
+        for kind, case in PAIRS
+        for other in ("scan", "fused", "fused, keeping states")
+        if other == "scan" or kind != "own"  # TensorFlow differentiates a user's cell
+        if other != "fused, keeping states" or kind not in ("own", "stack")
+    ],
+)
+def test_backends_equal_reference(kind, case, other):
     """Law 5: outputs, final state, gradients of parameters, inputs and state."""
-    places = {
-        "nowhere": [],
-        "first": [(0, 0)],
-        "middle": [(steps // 2, rows - 1)],
-        "last": [(steps - 1, 0)],
-        "everywhere": [(t, b) for t in range(steps) for b in range(rows)],
-    }[where]
-    reset = resets(*places, steps=steps, rows=rows) if places else None
-    results = []
-    for name in ("reference", other_backend):
-        core = make_core(kind, backend=name, dtype=dtype, learned=True)
-        inputs, state = make_inputs(steps, rows, dtype), make_state(core, rows)
-        results.append(run_with_gradients(core, inputs, state, reset))
-    assert_close(*results)
+    backend, _, states = other.partition(", ")
+    precision = CASES[case][1]
+    assert_close(
+        result_of(kind, case, backend, "states" if states else "gates"),
+        result_of(kind, case, "reference"),
+        precision,
+    )
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_options_compiled_equal_reference(kind):
+    """Law 5, compiled: every regulariser draws the same and computes the same under XLA."""
+    core = make_core(kind, learned=True, dtype=tf.float64)
+    inputs, state = make_inputs(7, ROWS, tf.float64), make_state(core, ROWS)
+    reset = resets(*CASES["resets"][2], steps=7)
+    options = dict(training=True, seed=tbptt.make_seed(5))
+    assert_close(
+        run_with_gradients(core, inputs, state, reset, jit=True, **options),
+        result_of(kind, "resets", "reference"),
+    )
 
 
 @pytest.mark.parametrize("with_reset", [False, True], ids=["carried", "reset"])

@@ -1,0 +1,1 @@
+"""From hidden states to the distribution of the next token, one readout a file."""

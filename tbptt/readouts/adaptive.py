@@ -1,0 +1,164 @@
+"""The adaptive softmax: frequent ids at full width, rare ones in narrow clusters of their own."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from tbptt.layers.dense import linear
+from tbptt.layers.initializers import Initializer, glorot_uniform
+from tbptt.readouts.chunked import check_sizes, flat, softmax_loss
+from tbptt.seeds import split_seed
+from tbptt.types import Seed
+
+
+class Scores(tf.Module):
+    """Weights and biases of the members of a cluster.
+
+    Attributes:
+      w: `[members, size]`.
+      b: `[members]`, zero at first.
+    """
+
+    def __init__(
+        self, members: int, size: int, seed: Seed, initializer: Initializer, dtype: tf.DType
+    ) -> None:
+        super().__init__()
+        first = initializer([size, members], seed, dtype)  # as Dense's
+        self.w = tf.Variable(tf.transpose(first), name="w")
+        self.b = tf.Variable(tf.zeros([members], dtype), name="b")
+
+    def log_probabilities(self, hidden: tf.Tensor) -> tf.Tensor:
+        """`[..., size] -> [..., members]`, at least float32."""
+        logits = linear(hidden, tf.transpose(self.w)) + self.b
+        if logits.dtype.size < tf.float32.size:
+            logits = tf.cast(logits, tf.float32)
+        return tf.nn.log_softmax(logits)
+
+
+class AdaptiveSoftmax(tf.Module):
+    """An exact distribution over ids that are sorted by frequency: id 0 is the most frequent.
+
+        p(v) = head(v)                                       for v < cutoffs[0]
+        p(v) = head(cluster i) * tail_i(v),                  for cutoffs[i] <= v < cutoffs[i+1]
+        tail_i = softmax((hidden @ down_i) @ w_i^T + b_i),   down_i: H -> H / factor^(i+1)
+
+    A tail scores only the positions whose target is in it: they are sorted to the front, and
+    the loop ends after the last of them. So a window costs by what is in it, though every shape
+    is static. Ids in another order are right too, but cost more and are told apart worse.
+
+    Attributes:
+      head: `w [cutoffs[0] + tails, H]` and `b`; the tails come after the ids.
+      down: a projection a tail, `[H, h_i]`, without bias.
+      tails: `w [members, h_i]` and `b` each.
+
+    Example:
+      >>> readout = AdaptiveSoftmax(8, 100, cutoffs=[10, 40], seed=make_seed(0))
+      >>> hidden, targets = tf.ones([5, 2, 8]), tf.fill([5, 2], 99)
+      >>> [tuple(tail.w.shape) for tail in readout.tails], readout.score(hidden, targets).shape
+      ([(30, 2), (60, 1)], TensorShape([5, 2]))
+
+    Reference: Grave et al. (2017), Efficient softmax approximation for GPUs.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocabulary_size: int,
+        *,
+        cutoffs: Sequence[int],
+        seed: Seed,
+        factor: float = 4.0,
+        chunk: int = 2048,
+        initializer: Initializer | None = None,
+        dtype: tf.DType = tf.float32,
+        name: str | None = None,
+    ) -> None:
+        """Args:
+        hidden_size: H.
+        vocabulary_size: V.
+        cutoffs: ids that the tails begin with, increasing, in (0, V).
+        seed: int32 `[2]`, of the first weights.
+        factor: each tail is so many times narrower than what is before it, at least 1.
+        chunk: ids scored at a time.
+        initializer: of all but the biases. None: Glorot's.
+        dtype: of the parameters.
+        name: of the module.
+        """
+        super().__init__(name=name)
+        check_sizes(hidden_size, vocabulary_size, chunk)
+        edges = [0, *cutoffs, vocabulary_size]
+        if len(edges) < 3 or any(a >= b for a, b in itertools.pairwise(edges)):
+            raise ValueError(
+                f"cutoffs ({list(cutoffs)}) must be increasing, above 0 and below "
+                f"vocabulary_size ({vocabulary_size}), because each begins a tail. Use the ids "
+                "below which most of the text lies, as a tenth and a half of the vocabulary."
+            )
+        if not factor >= 1:
+            raise ValueError(f"factor ({factor}) must be at least 1: 4 narrows each tail by 4.")
+        self.hidden_size, self.vocabulary_size = hidden_size, vocabulary_size
+        self._chunk = chunk
+        self._edges = tuple(edges[1:])
+        count = len(cutoffs)
+        sizes = [max(1, int(hidden_size // factor ** (i + 1))) for i in range(count)]
+        first, *seeds = split_seed(seed, 1 + 2 * count)
+        initializer = initializer or glorot_uniform()
+        self.head = Scores(edges[1] + count, hidden_size, first, initializer, dtype)
+        self.down = [
+            tf.Variable(initializer([hidden_size, size], seeds[2 * i], dtype), name="down")
+            for i, size in enumerate(sizes)
+        ]
+        self.tails = [
+            Scores(edges[i + 2] - edges[i + 1], size, seeds[2 * i + 1], initializer, dtype)
+            for i, size in enumerate(sizes)
+        ]
+
+    def logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """Log probabilities, `[..., H] -> [..., V]`: the sum of their exp is 1."""
+        first = self._edges[0]
+        head = self.head.log_probabilities(hidden)
+        parts = [head[..., :first]]
+        for i, (down, tail) in enumerate(zip(self.down, self.tails, strict=True)):
+            inside = tail.log_probabilities(linear(hidden, down))
+            parts.append(head[..., first + i, None] + inside)
+        return tf.concat(parts, axis=-1)
+
+    def score(
+        self,
+        hidden: tf.Tensor,
+        targets: tf.Tensor,
+        *,
+        training: bool = False,
+        seed: Seed | None = None,
+    ) -> tf.Tensor:
+        """Negative log probability of `targets [T, B]` after `hidden [T, B, H]`: `[T, B]`."""
+        del training, seed  # the same in both, and nothing here is random
+        h, t = flat(hidden, targets)
+        in_head, tail_losses = t, []
+        for i, (down, tail) in enumerate(zip(self.down, self.tails, strict=True)):
+            low, high = self._edges[i : i + 2]
+            member = (t >= low) & (t < high)
+            in_head = tf.where(member, self._edges[0] + i, in_head)
+            order = tf.argsort(tf.cast(~member, tf.int32), stable=True)  # members first
+            back = tf.argsort(order)
+            loss = softmax_loss(
+                _permute(linear(h, down), order, back),
+                tail.w,
+                tail.b,
+                tf.clip_by_value(tf.gather(t, order) - low, 0, high - low - 1),
+                chunk=self._chunk,
+                count=tf.reduce_sum(tf.cast(member, tf.int32)),
+            )
+            tail_losses.append(_permute(loss, back, order))
+        loss = softmax_loss(h, self.head.w, self.head.b, in_head, chunk=self._chunk)
+        return tf.reshape(tf.add_n([loss, *tail_losses]), targets.shape)
+
+
+def _permute(x: tf.Tensor, order: tf.Tensor, back: tf.Tensor) -> tf.Tensor:
+    """`x[order]`. The gradient is `d[back]`: told so, it needs no scattering."""
+
+    @tf.custom_gradient
+    def run(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        return tf.gather(x, order), lambda d: tf.gather(d, back)
+
+    return run(x)

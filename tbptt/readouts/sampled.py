@@ -1,0 +1,137 @@
+"""The sampled softmax: in training, the target against a few ids drawn by rank."""
+
+import numpy as np
+import tensorflow as tf
+
+from tbptt.layers.dense import linear
+from tbptt.layers.initializers import Initializer, glorot_uniform
+from tbptt.readouts.chunked import check_sizes, flat, softmax_loss
+from tbptt.types import Seed
+
+
+class SampledSoftmax(tf.Module):
+    """Trains on an estimate of the softmax from S ids; scores by the exact one otherwise.
+
+        q(v) = log((v + 2) / (v + 1)) / log(V + 1)
+        z    = exp(l_target) + sum_{s of S ids, s != target} exp(l_s) / (S q(s))
+        loss = log(z) - l_target,   l = hidden @ w^T + b
+
+    E[z] is the softmax's own sum, and so the loss, a little low on average, goes to the exact
+    one as S grows. The ids are drawn with replacement and shared by the window. Ids have to be
+    sorted by frequency, id 0 the most frequent: q is Zipf's law. In another order the estimate
+    is as unbiased, but so noisy that it is of no use.
+
+    Attributes:
+      w: `[V, H]`.
+      b: `[V]`, zero at first.
+
+    Example:
+      >>> readout = SampledSoftmax(3, 1000, samples=20, seed=make_seed(0))
+      >>> hidden, targets = tf.ones([5, 2, 3]), tf.zeros([5, 2], tf.int32)
+      >>> readout.score(hidden, targets, training=True, seed=make_seed(1)).shape.as_list()
+      [5, 2]
+
+    Reference: Jean et al. (2015), On using very large target vocabulary for neural machine
+      translation; that the target's own term is not reweighted, and z unbiased so, is Bengio &
+      Senecal (2008), Adaptive importance sampling to accelerate training of a neural
+      probabilistic language model.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocabulary_size: int,
+        *,
+        samples: int,
+        seed: Seed,
+        chunk: int = 2048,
+        initializer: Initializer | None = None,
+        dtype: tf.DType = tf.float32,
+        name: str | None = None,
+    ) -> None:
+        """Args:
+        hidden_size: H.
+        vocabulary_size: V.
+        samples: S, ids drawn a window, at most V.
+        seed: int32 `[2]`, of the first weights.
+        chunk: ids scored at a time where the loss is exact.
+        initializer: of `w`. None: Glorot's.
+        dtype: of the parameters.
+        name: of the module.
+        """
+        super().__init__(name=name)
+        check_sizes(hidden_size, vocabulary_size, chunk)
+        if not 1 <= samples <= vocabulary_size:
+            raise ValueError(
+                f"samples ({samples}) must be at least 1 and at most vocabulary_size "
+                f"({vocabulary_size}): with more, the exact softmax costs less. Use fewer, or "
+                "ChunkedSoftmax."
+            )
+        self.hidden_size, self.vocabulary_size = hidden_size, vocabulary_size
+        self._chunk, self._samples = chunk, samples
+        initializer = initializer or glorot_uniform()
+        first = initializer([hidden_size, vocabulary_size], seed, dtype)  # as Dense's
+        self.w = tf.Variable(tf.transpose(first), name="w")
+        self.b = tf.Variable(tf.zeros([vocabulary_size], dtype), name="b")
+        edges = log_uniform_edges(vocabulary_size)
+        self._edges = tf.constant(edges)
+        expected = samples * np.diff(edges, prepend=0) / 2.0**32
+        self._log_expected = tf.constant(np.log(expected), dtype)  # how often an id is drawn
+
+    def logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """`[..., H] -> [..., V]`."""
+        return linear(hidden, tf.transpose(self.w)) + self.b
+
+    def score(
+        self,
+        hidden: tf.Tensor,
+        targets: tf.Tensor,
+        *,
+        training: bool = False,
+        seed: Seed | None = None,
+    ) -> tf.Tensor:
+        """`[T, B]` of `targets [T, B]` after `hidden [T, B, H]`.
+
+        The negative log probability; in training its estimate, from the ids that `seed` draws.
+        """
+        h, t = flat(hidden, targets)
+        if not training:
+            loss = softmax_loss(h, self.w, self.b, t, chunk=self._chunk)
+            return tf.reshape(loss, targets.shape)
+        if seed is None:
+            raise ValueError(
+                "SampledSoftmax draws ids in training and needs a seed for that. Pass seed=, or "
+                "training=False for the exact loss."
+            )
+        drawn = self.draw(seed)
+        target = tf.reduce_sum(h * tf.gather(self.w, t), axis=-1) + tf.gather(self.b, t)
+        others = tf.matmul(h, tf.gather(self.w, drawn), transpose_b=True)
+        others += tf.gather(self.b, drawn) - tf.gather(self._log_expected, drawn)
+        hit = tf.equal(drawn, t[:, None])
+        others = tf.where(hit, tf.cast(-np.inf, others.dtype), others)
+        logits = tf.concat([target[:, None], others], axis=1)  # [N, 1 + S]
+        if logits.dtype.size < tf.float32.size:
+            logits = tf.cast(logits, tf.float32)
+        loss = tf.reduce_logsumexp(logits, axis=1) - logits[:, 0]
+        return tf.reshape(loss, targets.shape)
+
+    def draw(self, seed: Seed) -> tf.Tensor:
+        """`[samples]` ids, independent, each v with probability q(v)."""
+        # Bits and integers: TensorFlow and XLA would make different floats, and other ids.
+        bits = tf.random.stateless_uniform(
+            [self._samples], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+        )
+        bits = tf.cast(bits, tf.int64)
+        last = self.vocabulary_size - 1
+        ids = tf.zeros([self._samples], tf.int32)  # grows to the number of edges <= bits
+        for power in reversed(range(last.bit_length())):
+            edge = tf.gather(self._edges, tf.minimum(ids + (1 << power) - 1, last))
+            ids += tf.where(edge <= bits, 1 << power, 0)
+        return ids
+
+
+def log_uniform_edges(vocabulary_size: int) -> np.ndarray:
+    """Where each id ends among 2^32 equally likely numbers: `[V]` int64, the last 2^32."""
+    ids = np.arange(vocabulary_size)
+    share = np.log(ids + 2.0) / np.log(vocabulary_size + 1.0)
+    return np.rint(share * 2.0**32).astype(np.int64)
