@@ -17,46 +17,26 @@ import sys
 import tempfile
 import time
 
-import numpy as np
 from absl import app, flags
 
+import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
-from tbptt import optimizers
-from tbptt.streams.corpus import open_tokens
+from tools import small_model
 
-ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each thing is measured; medians count.")
+REPEATS = flags.DEFINE_integer("repeats", 5, "How often each thing is measured; medians count.")
 LARGE = flags.DEFINE_integer("large", 100_000_000, "Tokens of the large stream.")
 SMALL = flags.DEFINE_integer("small", 100_000, "Tokens of the small stream.")
 TOKEN_FILE = flags.DEFINE_string(
     "token_file", None, "Measure this token file only, and print JSON."
 )
 
-ROWS, WINDOW, VOCABULARY = 32, 32, 256
-
-
-def build(path: pathlib.Path) -> tuple[tbptt.Trainer, tbptt.ContiguousStream]:
-    """A small character model and a stream from a memory map."""
-    stream = tbptt.ContiguousStream(
-        open_tokens(path), rows=ROWS, window_length=WINDOW, vocabulary_size=VOCABULARY
-    )
-    seeds = tbptt.split_seed(tbptt.make_seed(0), 2)
-    model = tbptt.LanguageModel(VOCABULARY, 32, tbptt.LSTM(32, 64, seed=seeds[0]), seed=seeds[1])
-    trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizers.sgd(0.1))
-    return trainer, stream
-
-
-def write_tokens(path: pathlib.Path, count: int) -> None:
-    """Random tokens, a piece at a time."""
-    rng = np.random.default_rng(0)
-    with open(path, "wb") as file:
-        for start in range(0, count, 10_000_000):
-            size = min(10_000_000, count - start)
-            file.write(rng.integers(0, VOCABULARY, size, np.uint16).tobytes())
+ROWS, WINDOW = 32, 32
 
 
 def measure(path: pathlib.Path) -> dict[str, float]:
     """Milliseconds a window, feeding included, and megabytes resident at most."""
-    trainer, stream = build(path)
+    trainer = small_model.build()
+    stream = small_model.open_stream(path, rows=ROWS, window_length=WINDOW)
     feed = tbptt.PrefetchFeed(stream, 20)
     carry, cursor = trainer.initial_carry(ROWS), tbptt.Cursor()
     times = []
@@ -72,11 +52,12 @@ def measure(path: pathlib.Path) -> dict[str, float]:
 
 def by_place_in_call(path: pathlib.Path) -> None:
     """Prints the first table."""
-    trainer, stream = build(path)
+    trainer = small_model.build()
+    stream = small_model.open_stream(path, rows=ROWS, window_length=WINDOW)
     feed = tbptt.ResidentFeed(stream, 1000)  # nothing is read while the clock runs
     carry = trainer.initial_carry(ROWS)
     times: dict[int, list[float]] = {count: [] for count in (250, 500, 750, 1000)}
-    for turn in range(ROUNDS.value + 1):
+    for turn in range(REPEATS.value + 1):
         for count, measured in times.items():
             chunk, _ = feed.take(tbptt.Cursor(), count)
             began = time.perf_counter()
@@ -93,7 +74,7 @@ def by_place_in_call(path: pathlib.Path) -> None:
 def by_size(small: pathlib.Path, large: pathlib.Path) -> None:
     """Prints the second table."""
     found: dict[pathlib.Path, list[dict[str, float]]] = {small: [], large: []}
-    for _ in range(ROUNDS.value):
+    for _ in range(REPEATS.value):
         for path, measured in found.items():
             command = [sys.executable, "-m", "tools.flatness", f"--token_file={path}"]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -116,8 +97,8 @@ def main(_: list[str]) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         small, large = pathlib.Path(folder, "small.bin"), pathlib.Path(folder, "large.bin")
-        write_tokens(small, SMALL.value)
-        write_tokens(large, LARGE.value)
+        small_model.write_tokens(small, SMALL.value)
+        small_model.write_tokens(large, LARGE.value)
         by_place_in_call(small)
         by_size(small, large)
 

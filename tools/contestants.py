@@ -1,0 +1,326 @@
+"""One training step of one language model, as each system would have it written.
+
+Every contestant trains embedding, LSTM layers and readout on the same windows of tokens: mean
+cross entropy, backward, clipping by the global norm, SGD, the state carried from window to
+window. First weights are each system's own. A builder takes a `Size` and returns a function that
+trains on so many windows, waits until they are done, and returns their mean loss in nats. What a
+contestant needs is imported when it is built, so this file imports without any of it.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+LEARNING_RATE, CLIP_NORM = 0.1, 1.0
+
+Run = Callable[[int], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """Who takes part.
+
+    Attributes:
+      packages: imported before the clock of the first step starts.
+      build: the program, not run yet.
+    """
+
+    packages: tuple[str, ...]
+    build: Callable[["Size"], Run]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What is trained.
+
+    Attributes:
+      rows, window_length, embedding, hidden, layers, vocabulary: B, T, D, H, L, V.
+      windows_per_call: how many windows a system trains in one call, where it can.
+    """
+
+    rows: int
+    window_length: int
+    embedding: int
+    hidden: int
+    layers: int
+    vocabulary: int
+    windows_per_call: int
+
+    @property
+    def tokens(self) -> int:
+        """In a window."""
+        return self.rows * self.window_length
+
+    @property
+    def product_flops(self) -> float:
+        """Of the matrix products of one training step: forward, and twice that backward."""
+        inputs = [self.embedding] + [self.hidden] * (self.layers - 1)
+        weights = sum(4 * self.hidden * (size + self.hidden) for size in inputs)
+        weights += self.hidden * self.vocabulary
+        return 3.0 * 2.0 * weights * self.tokens
+
+
+SIZES = {
+    "char": Size(64, 64, 128, 512, 1, 256, windows_per_call=8),
+    "small": Size(16, 32, 32, 64, 1, 64, windows_per_call=200),
+    "ptb_small": Size(20, 20, 200, 200, 2, 10_000, windows_per_call=20),
+    "deep": Size(32, 128, 256, 256, 4, 256, windows_per_call=8),
+}
+
+
+def windows_of(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets, `[K, T, B]` int32 each: row b reads on from window to window."""
+    steps = size.windows_per_call * size.window_length
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, size.vocabulary, [steps + 1, size.rows], np.int32)
+    shape = [size.windows_per_call, size.window_length, size.rows]
+    return tokens[:-1].reshape(shape), tokens[1:].reshape(shape)
+
+
+def ours(
+    size: Size,
+    *,
+    backend: str = "fused",
+    jit_compile: bool = True,
+    resets: bool = False,
+    bfloat16: bool = False,
+) -> Run:
+    """`tbptt.Trainer`, the windows on the device, many a call."""
+    import tensorflow as tf
+
+    import tbptt
+    from tbptt import optimizers
+    from tbptt.streams.feed import Chunk
+
+    narrow: dict[str, Any] = dict(compute_dtype=tf.bfloat16) if bfloat16 else {}
+    seeds = tbptt.split_seed(tbptt.make_seed(0), size.layers + 1)
+    inputs = [size.embedding] + [size.hidden] * (size.layers - 1)
+    layers = [
+        tbptt.LSTM(inputs[i], size.hidden, seed=seeds[i], backend=backend, **narrow)
+        for i in range(size.layers)
+    ]
+    model = tbptt.LanguageModel(
+        size.vocabulary, size.embedding, tbptt.Stack(layers), seed=seeds[-1], **narrow
+    )
+    optimizer = optimizers.chain(
+        optimizers.clip_by_global_norm(CLIP_NORM), optimizers.sgd(LEARNING_RATE)
+    )
+    trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizer, jit_compile=jit_compile)
+    x, y = (tf.constant(part) for part in windows_of(size))
+    reset = None
+    if resets:  # every row starts anew somewhere in every window
+        places = np.random.default_rng(1).integers(0, x.shape[1], [x.shape[0], x.shape[2]])
+        reset = tf.constant(np.arange(x.shape[1])[None, :, None] == places[:, None, :])
+    stacked = tbptt.Window(x, y, reset)
+    carry = trainer.initial_carry(size.rows)
+
+    first = tf.constant(0, tf.int64)
+
+    def run(windows: int) -> float:
+        nonlocal carry
+        carry, metrics = trainer(carry, Chunk(stacked, first, tf.constant(windows, tf.int64)))
+        return metrics.read().loss
+
+    return run
+
+
+def torch_lstm(size: Size, *, bfloat16: bool = False, threads: int | None = None) -> Run:
+    """`torch.nn.LSTM`, the state detached between windows; on all cores where `threads` is None."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(size.vocabulary, size.embedding)
+            self.lstm = torch.nn.LSTM(size.embedding, size.hidden, num_layers=size.layers)
+            self.readout = torch.nn.Linear(size.hidden, size.vocabulary)
+
+        def forward(self, x: Any, state: Any) -> tuple[Any, Any]:
+            h, state = self.lstm(self.embedding(x), state)
+            return self.readout(h), state
+
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, fused=True)
+    xs, ys = (torch.from_numpy(part).long() for part in windows_of(size))
+    state: Any = None
+
+    def step(x: Any, y: Any) -> Any:
+        nonlocal state
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            logits, state = model(x, state)
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        state = tuple(part.detach() for part in state)
+        return loss.detach()
+
+    def run(windows: int) -> float:
+        losses = [step(xs[k % len(xs)], ys[k % len(ys)]) for k in range(windows)]
+        return float(sum(losses)) / windows
+
+    return run
+
+
+def keras_lstm(size: Size, *, jit_compile: bool = False) -> Run:
+    """`keras.layers.LSTM(stateful=True)` in `fit`, many windows an execution."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    shape = (size.rows, size.window_length)
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=shape, dtype="int32"),
+            keras.layers.Embedding(size.vocabulary, size.embedding),
+            *(
+                keras.layers.LSTM(size.hidden, return_sequences=True, stateful=True)
+                for _ in range(size.layers)
+            ),
+            keras.layers.Dense(size.vocabulary),
+        ]
+    )
+    model.compile(
+        optimizer=keras.optimizers.SGD(LEARNING_RATE, global_clipnorm=CLIP_NORM),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=jit_compile,
+        steps_per_execution=size.windows_per_call,
+    )
+    xs, ys = (tf.constant(part.swapaxes(1, 2)) for part in windows_of(size))  # [K, B, T]
+    data = tf.data.Dataset.from_tensor_slices((xs, ys)).prefetch(2)
+
+    def run(windows: int) -> float:
+        some = data if windows == size.windows_per_call else data.take(windows)
+        return model.fit(some, verbose=0, shuffle=False).history["loss"][-1]
+
+    return run
+
+
+def jax_scan(size: Size) -> Run:
+    """`jax.lax.scan` over the steps, input products before it, many windows a jitted call."""
+    import jax
+    import jax.numpy as jnp
+
+    keys = iter(jax.random.split(jax.random.key(0), 3 * size.layers + 3))
+
+    def uniform(*shape: int) -> Any:
+        return jax.random.uniform(next(keys), shape, jnp.float32, -0.05, 0.05)
+
+    inputs = [size.embedding] + [size.hidden] * (size.layers - 1)
+    parameters = {
+        "embedding": uniform(size.vocabulary, size.embedding),
+        "layers": [
+            (uniform(d, 4 * size.hidden), uniform(size.hidden, 4 * size.hidden),
+             jnp.zeros(4 * size.hidden)) for d in inputs
+        ],
+        "readout": (uniform(size.hidden, size.vocabulary), jnp.zeros(size.vocabulary)),
+    }  # fmt: skip
+    zeros = jnp.zeros([size.rows, size.hidden])
+    state = [(zeros, zeros)] * size.layers
+
+    def layer(weights: Any, x: Any, state: Any) -> tuple[Any, Any]:
+        w_x, w_h, b = weights
+
+        def step(state: Any, z_x: Any) -> tuple[Any, Any]:
+            h, c = state
+            i, f, g, o = jnp.split(z_x + h @ w_h, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+        state, outputs = jax.lax.scan(step, state, x @ w_x + b)
+        return outputs, state
+
+    def loss_of(parameters: Any, state: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        h = parameters["embedding"][x]
+        final = []
+        for weights, old in zip(parameters["layers"], state, strict=True):
+            h, new = layer(weights, h, old)
+            final.append(new)
+        w, b = parameters["readout"]
+        scores = jax.nn.log_softmax(h @ w + b)
+        return -jnp.take_along_axis(scores, y[..., None], axis=-1).mean(), final
+
+    def window(carried: Any, xy: Any) -> tuple[Any, Any]:
+        parameters, state = carried
+        (loss, state), grads = jax.value_and_grad(loss_of, has_aux=True)(parameters, state, *xy)
+        norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
+        rate = LEARNING_RATE * CLIP_NORM / jnp.maximum(norm, CLIP_NORM)
+        return (jax.tree.map(lambda p, g: p - rate * g, parameters, grads), state), loss
+
+    call = jax.jit(lambda carried, xy: jax.lax.scan(window, carried, xy), donate_argnums=0)
+    carried = (parameters, [tuple(jnp.array(part) for part in pair) for pair in state])
+    xs, ys = (jnp.array(part) for part in windows_of(size))
+
+    def run(windows: int) -> float:
+        nonlocal carried
+        carried, losses = call(carried, (xs[:windows], ys[:windows]))
+        return float(losses.mean())
+
+    return run
+
+
+def product(_: Size, *, package: str, shape: tuple[int, int, int]) -> Run:
+    """A float32 matrix product `[m, k] @ [k, n]`, so many times; there is no loss."""
+    m, k, n = shape
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape, np.float32) for shape in ((m, k), (k, n)))
+    multiply: Callable[[], Any] = lambda: a @ b  # noqa: E731
+    if package == "torch":
+        import torch
+
+        torch.set_num_threads(os.cpu_count() or 1)
+        x, y = torch.from_numpy(a), torch.from_numpy(b)
+        multiply = lambda: x @ y  # noqa: E731
+
+    def run(windows: int) -> float:
+        for _ in range(windows):
+            multiply()
+        return 0.0
+
+    return run
+
+
+# Importing experiments first keeps TensorFlow from talking while it is imported.
+OURS, KERAS, TORCH = ("experiments", "tbptt"), ("experiments", "keras"), ("torch",)
+CONTESTANTS: dict[str, Contestant] = {
+    "ours-fused-xla": Contestant(OURS, ours),
+    "ours-fused-plain": Contestant(OURS, lambda size: ours(size, jit_compile=False)),
+    "ours-scan-xla": Contestant(OURS, lambda size: ours(size, backend="scan")),
+    "ours-fused-xla-resets": Contestant(OURS, lambda size: ours(size, resets=True)),
+    "ours-bfloat16-xla": Contestant(OURS, lambda size: ours(size, bfloat16=True)),
+    "ours-bfloat16-plain": Contestant(
+        OURS, lambda size: ours(size, bfloat16=True, jit_compile=False)
+    ),
+    "torch": Contestant(TORCH, torch_lstm),
+    # Its threads meet after every operation, which can cost a small network more than they bring.
+    "torch-one-thread": Contestant(TORCH, lambda size: torch_lstm(size, threads=1)),
+    "torch-bfloat16": Contestant(TORCH, lambda size: torch_lstm(size, bfloat16=True)),
+    "keras": Contestant(KERAS, keras_lstm),
+    "keras-xla": Contestant(KERAS, lambda size: keras_lstm(size, jit_compile=True)),
+    "jax": Contestant(("jax",), jax_scan),
+}
+
+# What the machine can do: whose product is fastest differs from processor to processor.
+PRODUCTS = {"2048": (2048, 2048, 2048), "512": (512, 4096, 2048)}
+CEILINGS: dict[str, Contestant] = {
+    f"product-{package}-{name}": Contestant(
+        (package,), functools.partial(product, package=package, shape=shape)
+    )
+    for package in ("numpy", "torch")
+    for name, shape in PRODUCTS.items()
+}
+
+
+def ceiling_flops(name: str) -> float:
+    """Of one product of the ceiling `name`."""
+    m, k, n = PRODUCTS[name.rpartition("-")[2]]
+    return 2.0 * m * k * n

@@ -1,0 +1,42 @@
+"""What flatness and soak train: a small character model, on a stream from a memory map."""
+
+import pathlib
+
+import numpy as np
+
+import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
+import tbptt
+from tbptt import optimizers
+from tbptt.streams.corpus import open_tokens
+
+VOCABULARY = 256
+
+
+def write_tokens(path: pathlib.Path, count: int) -> None:
+    """Random tokens, a piece at a time."""
+    rng = np.random.default_rng(0)
+    with open(path, "wb") as file:
+        for start in range(0, count, 10_000_000):
+            size = min(10_000_000, count - start)
+            file.write(rng.integers(0, VOCABULARY, size, np.uint16).tobytes())
+
+
+def open_stream(
+    path: pathlib.Path, *, rows: int, window_length: int, tail: str = "drop"
+) -> tbptt.ContiguousStream:
+    """The tokens of a file that `write_tokens` wrote, left on the disk."""
+    return tbptt.ContiguousStream(
+        open_tokens(path),
+        rows=rows,
+        window_length=window_length,
+        vocabulary_size=VOCABULARY,
+        tail=tail,
+    )
+
+
+def build(*, embedding: int = 32, hidden: int = 64) -> tbptt.Trainer:
+    """One LSTM layer between embedding and readout, and plain descent."""
+    seeds = tbptt.split_seed(tbptt.make_seed(0), 2)
+    core = tbptt.LSTM(embedding, hidden, seed=seeds[0])
+    model = tbptt.LanguageModel(VOCABULARY, embedding, core, seed=seeds[1])
+    return tbptt.Trainer(model, tbptt.cross_entropy, optimizers.sgd(0.1))

@@ -1,0 +1,217 @@
+"""Trains a small model for long, as a real run would, and tells whether anything creeps.
+
+    python -m tools.soak --windows=100000
+
+One process: calls of 100 windows, read ahead from a memory map; an evaluation now and then;
+TensorBoard summaries after every call. The table shows tenths of the run. The exit status is
+1 if the last tenth holds more memory than the second or is slower, if anything was traced
+again, or if threads or open files became more; the first tenth, which compiles, is left out.
+"""
+
+import dataclasses
+import gc
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+
+import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
+import tbptt
+from tbptt import summaries
+from tools import small_model
+
+WINDOWS = flags.DEFINE_integer("windows", 100_000, "How long to train.", lower_bound=500)
+
+TENTHS = 10
+ROWS, WINDOW_LENGTH, EMBEDDING, HIDDEN = 8, 16, 16, 32
+TRAIN_TOKENS, VALID_TOKENS = 500_000, 5_000
+WINDOWS_PER_CALL = 100
+MORE_MB, MORE_MEMORY, SLOWER = 10.0, 0.02, 0.10  # allowed: whichever of the first two is more
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What one call left behind.
+
+    Attributes:
+      windows: of the call.
+      seconds: it took, feeding included.
+      resident_mb: memory of the process.
+      traces: of training and evaluation.
+      objects: that Python's collector knows, counted now and then; else 0.
+      threads, files: of the process.
+    """
+
+    windows: int
+    seconds: float
+    resident_mb: float
+    traces: int
+    objects: int
+    threads: int
+    files: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tenth:
+    """A tenth of the run: medians of its calls; of traces and objects the most."""
+
+    ms: float
+    resident_mb: float
+    traces: int
+    objects: int
+    threads: int
+    files: int
+
+
+class Sampler:
+    """An action for every call: keeps a `Sample` of it."""
+
+    def __init__(self, trainer: tbptt.Trainer, evaluator: tbptt.Evaluator) -> None:
+        self.samples: list[Sample] = []
+        self._trainer = trainer
+        self._evaluator = evaluator
+        self._tenth = -1
+
+    def __call__(self, report: tbptt.Report) -> None:
+        """Reads what the system says of this process."""
+        tenth = TENTHS * report.step // report.last_step
+        counts, self._tenth = tenth != self._tenth, tenth  # a walk over all objects is slow
+        self.samples.append(
+            Sample(
+                windows=report.metrics.windows,
+                seconds=report.seconds,
+                resident_mb=resident_mb(),
+                traces=self._trainer.traces + self._evaluator.traces,
+                objects=len(gc.get_objects()) if counts else 0,
+                threads=len(os.listdir("/proc/self/task")),
+                files=len(os.listdir("/proc/self/fd")),
+            )
+        )
+
+
+def resident_mb() -> float:
+    """Memory that this process holds now."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def train(windows: int, folder: pathlib.Path, windows_per_call: int) -> list[Sample]:
+    """The run. An evaluation every 20 calls, or more often if it is short; histograms then."""
+    for name, count in (("train", TRAIN_TOKENS), ("valid", VALID_TOKENS)):
+        small_model.write_tokens(folder / f"{name}.bin", count)
+    shape: dict[str, Any] = dict(rows=ROWS, window_length=WINDOW_LENGTH)
+    stream = small_model.open_stream(folder / "train.bin", **shape)
+    valid = small_model.open_stream(folder / "valid.bin", **shape, tail="pad")
+    trainer = small_model.build(embedding=EMBEDDING, hidden=HIDDEN)
+    evaluator = tbptt.Evaluator(trainer.model, tbptt.cross_entropy, valid)
+    keep_best = tbptt.KeepBest(trainer.model)
+    writer = tbptt.SummaryWriter(folder / "run")
+
+    def write(report: tbptt.Report) -> None:
+        speed = report.metrics.windows * ROWS * WINDOW_LENGTH / report.seconds
+        scalars = {
+            summaries.LOSS_TRAIN: report.metrics.loss,
+            summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
+            summaries.TOKENS_PER_SECOND: speed,
+        }
+        writer.scalars(report.step, scalars)
+
+    def evaluate(report: tbptt.Report) -> None:
+        loss = evaluator().loss
+        writer.scalars(report.step, {summaries.LOSS_VALID: loss})
+        writer.histograms(report.step, summaries.PARAMETERS, tbptt.named_parameters(trainer.model))
+        keep_best.offer(loss, report.step)
+        writer.flush()
+
+    calls = min(20, max(1, windows // windows_per_call // 20))
+    sampler = Sampler(trainer, evaluator)
+    tbptt.train(
+        trainer,
+        tbptt.PrefetchFeed(stream, windows_per_call),
+        tbptt.Position(trainer.initial_carry(ROWS)),
+        windows=windows,
+        actions=[
+            tbptt.Every(0, tbptt.Progress(ROWS * WINDOW_LENGTH)),
+            tbptt.Every(0, write),
+            tbptt.Every(calls * windows_per_call, evaluate),
+            tbptt.Every(0, sampler),
+        ],
+    )
+    return sampler.samples
+
+
+def tenths(samples: Sequence[Sample]) -> list[Tenth]:
+    """Ten parts of the run, each of a tenth of the calls."""
+    parts = [
+        samples[len(samples) * k // TENTHS : len(samples) * (k + 1) // TENTHS]
+        for k in range(TENTHS)
+    ]
+    return [
+        Tenth(
+            ms=statistics.median(one.seconds / one.windows * 1e3 for one in part),
+            resident_mb=statistics.median(one.resident_mb for one in part),
+            traces=max(one.traces for one in part),
+            objects=max(one.objects for one in part),
+            threads=statistics.median_low(one.threads for one in part),
+            files=statistics.median_low(one.files for one in part),
+        )
+        for part in parts
+    ]
+
+
+def problems(run: Sequence[Tenth], *, slower: float = SLOWER) -> list[str]:
+    """What the last tenth has too much of, against the second; nothing if all is well."""
+    early, late = run[1], run[-1]
+    found = []
+    allowed = max(MORE_MB, MORE_MEMORY * early.resident_mb)
+    if late.resident_mb > early.resident_mb + allowed:
+        grown = late.resident_mb - early.resident_mb
+        found.append(f"memory grew by {grown:.1f} MB; {allowed:.1f} MB are allowed")
+    if late.ms > early.ms * (1 + slower):
+        found.append(
+            f"a window takes {late.ms:.3f} ms and took {early.ms:.3f}; "
+            f"{slower:.0%} more are allowed"
+        )
+    for name in ("threads", "files"):
+        before, after = getattr(early, name), getattr(late, name)
+        if after > before:
+            found.append(f"{name}: {before} became {after}")
+    if late.traces != 2:
+        found.append(f"{late.traces} traces; training and evaluation have one each")
+    return found
+
+
+def table(run: Sequence[Tenth]) -> str:
+    """The tenths in Markdown."""
+    lines = [
+        "| tenth | ms a window | MB resident | traces | Python objects | threads | open files |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {place + 1} | {one.ms:.3f} | {one.resident_mb:.1f} | {one.traces} | "
+        f"{one.objects:,} | {one.threads} | {one.files} |"
+        for place, one in enumerate(run)
+    ]
+    return "\n".join(lines)
+
+
+def main(_: list[str]) -> None:
+    """Trains, shows the table and the verdict."""
+    if not pathlib.Path("/proc/self/statm").exists():
+        sys.exit("error: this tool reads /proc, so it runs on Linux only.")
+    windows_per_call = min(WINDOWS_PER_CALL, WINDOWS.value // (5 * TENTHS))
+    with tempfile.TemporaryDirectory() as folder:
+        run = tenths(train(WINDOWS.value, pathlib.Path(folder), windows_per_call))
+    print(table(run))
+    found = problems(run)
+    print(f"{WINDOWS.value:,} windows: {'; '.join(found) or 'nothing creeps'}", flush=True)
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    app.run(main)

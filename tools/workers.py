@@ -1,0 +1,139 @@
+"""One contestant in a process of its own, which trains when it is told to and waits otherwise.
+
+    python -m tools.workers NAME '{"rows": 64, ...}'
+
+The process answers in JSON, a line each: once when its first window is trained, and once for
+every number of windows that it reads. It ends when its input does, so none outlives the
+process that started it. `Worker` is that process as seen from outside; the side that starts
+it imports no TensorFlow, because a child's peak memory begins at its parent's.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import traceback
+from typing import Any
+
+from tools.contestants import CEILINGS, CONTESTANTS, Size
+
+
+class WorkerError(RuntimeError):
+    """A contestant cannot go on; the message says why, in one short line."""
+
+
+def reason(error: Exception) -> str:
+    """Why a contestant cannot run, in one short line."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed: pip install -e '.[bench]'"
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def one_line(text: str) -> str:
+    """`text` without line ends, cut where it gets long."""
+    return textwrap.shorten(text.replace("|", "/"), 80, placeholder=" ...")
+
+
+class Worker:
+    """A process that trains one contestant.
+
+    Args:
+      name: of the contestant.
+      size: what it trains.
+      timeout: seconds that an answer may take.
+    """
+
+    def __init__(self, name: str, size: Size, *, timeout: float) -> None:
+        self._timeout = timeout
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tools.workers", name, json.dumps(dataclasses.asdict(size))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is for the one who started it, who closes it
+        )
+
+    def first(self) -> dict[str, Any]:
+        """Waits for the first window: `first_step_s` and `loss`."""
+        return self._answer()
+
+    def turn(self, windows: int) -> dict[str, Any]:
+        """Trains so many windows: `seconds`, `loss` and `peak_mb`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{windows}\n".encode())
+        except BrokenPipeError:
+            raise WorkerError(self._last_words()) from None
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            assert pipe is not None
+            pipe.close()
+
+    def _answer(self) -> dict[str, Any]:
+        pipe = self._process.stdout
+        assert pipe is not None
+        if not select.select([pipe], [], [], self._timeout)[0]:
+            raise WorkerError(f"no answer in {self._timeout:g} seconds")
+        line = pipe.readline()
+        if not line:
+            raise WorkerError(self._last_words())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def _last_words(self) -> str:
+        status = self._process.wait(self._timeout)
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return one_line(f"died with status {status}: {lines[-1] if lines else 'no message'}")
+
+
+def peak_mb() -> float:
+    """The largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def serve(name: str, size: Size) -> None:
+    """Builds a contestant, and trains as many windows as each line of the input says."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a package prints is no answer
+
+    def answer(**values: Any) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    try:
+        contestant = {**CONTESTANTS, **CEILINGS}[name]
+        for package in contestant.packages:
+            importlib.import_module(package)
+        before, began = peak_mb(), time.perf_counter()
+        run = contestant.build(size)
+        loss = run(1)
+        answer(first_step_s=time.perf_counter() - began, loss=loss)
+        for line in sys.stdin:
+            began = time.perf_counter()
+            loss = run(int(line))
+            seconds = time.perf_counter() - began
+            answer(seconds=seconds, loss=loss, peak_mb=peak_mb() - before)
+    except Exception as error:
+        traceback.print_exc()
+        answer(error=reason(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Size(**json.loads(sys.argv[2])))
