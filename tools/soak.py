@@ -3,7 +3,8 @@
     python -m tools.soak --windows=100000
 
 One process: calls of 100 windows, read ahead from a memory map; an evaluation now and then;
-TensorBoard summaries after every call. The table shows tenths of the run. The exit status is
+TensorBoard summaries after every call. The table shows tenths of the run; speed is judged against
+a fixed matrix product, the yardstick, timed after every call. The exit status is
 1 if the last tenth holds more memory than the second or is slower, if anything was traced
 again, or if threads or open files became more; the first tenth, which compiles, is left out.
 """
@@ -15,9 +16,11 @@ import pathlib
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import app, flags
 
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
@@ -41,6 +44,7 @@ class Sample:
     Attributes:
       windows: of the call.
       seconds: it took, feeding included.
+      yardstick: seconds that a fixed matrix product took right after it.
       resident_mb: memory of the process.
       traces: of training and evaluation.
       objects: that Python's collector knows, counted now and then; else 0.
@@ -49,6 +53,7 @@ class Sample:
 
     windows: int
     seconds: float
+    yardstick: float
     resident_mb: float
     traces: int
     objects: int
@@ -58,9 +63,15 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Tenth:
-    """A tenth of the run: medians of its calls; of traces and objects the most."""
+    """A tenth of the run: medians of its calls; of traces and objects the most.
+
+    Attributes:
+      products: a window's time in units of the yardstick's. Machines have slow spells that last
+        longer than a tenth, and this does not see them.
+    """
 
     ms: float
+    products: float
     resident_mb: float
     traces: int
     objects: int
@@ -76,6 +87,7 @@ class Sampler:
         self._trainer = trainer
         self._evaluator = evaluator
         self._tenth = -1
+        self._matrix = np.random.default_rng(0).standard_normal([384, 384], np.float32)
 
     def __call__(self, report: tbptt.Report) -> None:
         """Reads what the system says of this process."""
@@ -85,6 +97,7 @@ class Sampler:
             Sample(
                 windows=report.metrics.windows,
                 seconds=report.seconds,
+                yardstick=self._yardstick(),
                 resident_mb=resident_mb(),
                 traces=self._trainer.traces + self._evaluator.traces,
                 objects=len(gc.get_objects()) if counts else 0,
@@ -92,6 +105,13 @@ class Sampler:
                 files=len(os.listdir("/proc/self/fd")),
             )
         )
+
+    def _yardstick(self) -> float:
+        """Seconds of a fixed piece of work: what the machine gives just now."""
+        began = time.perf_counter()
+        for _ in range(5):
+            self._matrix @ self._matrix
+        return time.perf_counter() - began
 
 
 def resident_mb() -> float:
@@ -154,6 +174,7 @@ def tenths(samples: Sequence[Sample]) -> list[Tenth]:
     return [
         Tenth(
             ms=statistics.median(one.seconds / one.windows * 1e3 for one in part),
+            products=statistics.median(one.seconds / one.windows / one.yardstick for one in part),
             resident_mb=statistics.median(one.resident_mb for one in part),
             traces=max(one.traces for one in part),
             objects=max(one.objects for one in part),
@@ -172,9 +193,9 @@ def problems(run: Sequence[Tenth], *, slower: float = SLOWER) -> list[str]:
     if late.resident_mb > early.resident_mb + allowed:
         grown = late.resident_mb - early.resident_mb
         found.append(f"memory grew by {grown:.1f} MB; {allowed:.1f} MB are allowed")
-    if late.ms > early.ms * (1 + slower):
+    if late.products > early.products * (1 + slower):
         found.append(
-            f"a window takes {late.ms:.3f} ms and took {early.ms:.3f}; "
+            f"a window takes {late.products:.3f} of the yardstick and took {early.products:.3f}; "
             f"{slower:.0%} more are allowed"
         )
     for name in ("threads", "files"):
@@ -189,12 +210,13 @@ def problems(run: Sequence[Tenth], *, slower: float = SLOWER) -> list[str]:
 def table(run: Sequence[Tenth]) -> str:
     """The tenths in Markdown."""
     lines = [
-        "| tenth | ms a window | MB resident | traces | Python objects | threads | open files |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| tenth | ms a window | of the yardstick | MB resident | traces | Python objects "
+        "| threads | open files |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {place + 1} | {one.ms:.3f} | {one.resident_mb:.1f} | {one.traces} | "
-        f"{one.objects:,} | {one.threads} | {one.files} |"
+        f"| {place + 1} | {one.ms:.3f} | {one.products:.3f} | {one.resident_mb:.1f} "
+        f"| {one.traces} | {one.objects:,} | {one.threads} | {one.files} |"
         for place, one in enumerate(run)
     ]
     return "\n".join(lines)
