@@ -2,38 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from tbptt.layers.dense import linear
 from tbptt.layers.initializers import Initializer, glorot_uniform
-from tbptt.readouts.chunked import check_sizes, flat, softmax_loss
+from tbptt.readouts.chunked import ChunkedSoftmax, check_sizes, flat, softmax_loss, wide
 from tbptt.seeds import split_seed
 from tbptt.types import Seed
-
-
-class Scores(tf.Module):
-    """Weights and biases of the members of a cluster.
-
-    Attributes:
-      w: `[members, size]`.
-      b: `[members]`, zero at first.
-    """
-
-    def __init__(
-        self, members: int, size: int, seed: Seed, initializer: Initializer, dtype: tf.DType
-    ) -> None:
-        super().__init__()
-        first = initializer([size, members], seed, dtype)  # as Dense's
-        self.w = tf.Variable(tf.transpose(first), name="w")
-        self.b = tf.Variable(tf.zeros([members], dtype), name="b")
-
-    def log_probabilities(self, hidden: tf.Tensor) -> tf.Tensor:
-        """`[..., size] -> [..., members]`, at least float32."""
-        logits = linear(hidden, tf.transpose(self.w)) + self.b
-        if logits.dtype.size < tf.float32.size:
-            logits = tf.cast(logits, tf.float32)
-        return tf.nn.log_softmax(logits)
 
 
 class AdaptiveSoftmax(tf.Module):
@@ -103,23 +80,24 @@ class AdaptiveSoftmax(tf.Module):
         sizes = [max(1, int(hidden_size // factor ** (i + 1))) for i in range(count)]
         first, *seeds = split_seed(seed, 1 + 2 * count)
         initializer = initializer or glorot_uniform()
-        self.head = Scores(edges[1] + count, hidden_size, first, initializer, dtype)
+        common: dict[str, Any] = dict(chunk=chunk, initializer=initializer, dtype=dtype)
+        self.head = ChunkedSoftmax(hidden_size, edges[1] + count, seed=first, **common)
         self.down = [
             tf.Variable(initializer([hidden_size, size], seeds[2 * i], dtype), name="down")
             for i, size in enumerate(sizes)
         ]
         self.tails = [
-            Scores(edges[i + 2] - edges[i + 1], size, seeds[2 * i + 1], initializer, dtype)
+            ChunkedSoftmax(size, edges[i + 2] - edges[i + 1], seed=seeds[2 * i + 1], **common)
             for i, size in enumerate(sizes)
         ]
 
     def logits(self, hidden: tf.Tensor) -> tf.Tensor:
         """Log probabilities, `[..., H] -> [..., V]`: the sum of their exp is 1."""
         first = self._edges[0]
-        head = self.head.log_probabilities(hidden)
+        head = _log_probabilities(self.head, hidden)
         parts = [head[..., :first]]
         for i, (down, tail) in enumerate(zip(self.down, self.tails, strict=True)):
-            inside = tail.log_probabilities(linear(hidden, down))
+            inside = _log_probabilities(tail, linear(hidden, down))
             parts.append(head[..., first + i, None] + inside)
         return tf.concat(parts, axis=-1)
 
@@ -150,8 +128,12 @@ class AdaptiveSoftmax(tf.Module):
                 count=tf.reduce_sum(tf.cast(member, tf.int32)),
             )
             tail_losses.append(_permute(loss, back, order))
-        loss = softmax_loss(h, self.head.w, self.head.b, in_head, chunk=self._chunk)
-        return tf.reshape(tf.add_n([loss, *tail_losses]), targets.shape)
+        return tf.reshape(tf.add_n([self.head.score(h, in_head), *tail_losses]), targets.shape)
+
+
+def _log_probabilities(cluster: ChunkedSoftmax, hidden: tf.Tensor) -> tf.Tensor:
+    logits = cluster.logits(hidden)
+    return tf.nn.log_softmax(tf.cast(logits, wide(logits.dtype)))
 
 
 def _permute(x: tf.Tensor, order: tf.Tensor, back: tf.Tensor) -> tf.Tensor:

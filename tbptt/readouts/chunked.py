@@ -71,8 +71,7 @@ def softmax_loss(
         def forward(k: tf.Tensor, carried: Parts) -> tuple[Parts, Parts]:
             return carried, _forward(tf.gather(h, k), w, b, tf.gather(t, k), chunk)
 
-        wide = _wide(hidden.dtype)
-        kept = [((POSITIONS,), wide), ((POSITIONS,), wide)]
+        kept = [((POSITIONS,), wide(hidden.dtype))] * 2
         _, (loss, norm) = _loop(forward, trips, turns, (), kept)
 
         def gradient(d_loss: tf.Tensor) -> Parts:
@@ -191,7 +190,7 @@ def flat(hidden: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.reshape(hidden, [-1, hidden.shape[-1]]), tf.reshape(targets, [-1])
 
 
-def _wide(dtype: tf.DType) -> tf.DType:
+def wide(dtype: tf.DType) -> tf.DType:
     """What sums over the vocabulary are taken in."""
     return tf.float32 if dtype.size < tf.float32.size else dtype
 
@@ -201,7 +200,7 @@ def _forward(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Loss and norm, `[N]` each, of all rows."""
     chunks = _Chunks(w, b, chunk)
-    wide = _wide(hidden.dtype)
+    dtype = wide(hidden.dtype)
 
     def step(k: tf.Tensor, carried: Parts) -> tuple[Parts, Parts]:
         logits = chunks.logits(k, hidden)
@@ -209,8 +208,8 @@ def _forward(
         target = tf.reduce_sum(tf.where(here, logits, tf.zeros_like(logits)), axis=-1)
         return (carried[0] + target,), (tf.reduce_logsumexp(logits, axis=-1),)
 
-    carried = (tf.zeros([hidden.shape[0]], wide),)
-    kept = [((hidden.shape[0],), wide)]
+    carried = (tf.zeros([hidden.shape[0]], dtype),)
+    kept = [((hidden.shape[0],), dtype)]
     (target,), (norms,) = _loop(step, chunks.count, chunks.count, carried, kept)
     norm = tf.reduce_logsumexp(norms, axis=0)
     return norm - target, norm
@@ -241,7 +240,7 @@ def _backward(
         d_w = tf.matmul(d_logits, hidden, transpose_a=True)
         return (d_hidden,), (d_w, tf.cast(d_b, b.dtype))
 
-    carried = (tf.zeros(hidden.shape, _wide(hidden.dtype)),)
+    carried = (tf.zeros(hidden.shape, wide(hidden.dtype)),)
     kept = [((chunks.size, w.shape[1]), w.dtype), ((chunks.size,), b.dtype)]
     (d_hidden,), (d_w, d_b) = _loop(step, chunks.count, chunks.count, carried, kept)
     return tf.cast(d_hidden, hidden.dtype), chunks.join(d_w), chunks.join(d_b)
@@ -276,7 +275,7 @@ class _Chunks:
         """`[N, size]`, -inf where an id is left out."""
         products = tf.matmul(hidden, self.weights(k), transpose_b=True)
         logits = products + tf.slice(self._b, [self._start(k)], [self.size])
-        logits = tf.cast(logits, _wide(logits.dtype))
+        logits = tf.cast(logits, wide(logits.dtype))
         if not self._twice:
             return logits
         return tf.where(self.ids(k) >= 0, logits, tf.cast(-np.inf, logits.dtype))

@@ -3,9 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from tbptt.layers.dense import linear
-from tbptt.layers.initializers import Initializer, glorot_uniform
-from tbptt.readouts.chunked import check_sizes, flat, softmax_loss
+from tbptt.layers.initializers import Initializer
+from tbptt.readouts.chunked import ChunkedSoftmax, flat, wide
 from tbptt.types import Seed
 
 
@@ -22,8 +21,7 @@ class SampledSoftmax(tf.Module):
     is as unbiased, but so noisy that it is of no use.
 
     Attributes:
-      w: `[V, H]`.
-      b: `[V]`, zero at first.
+      exact: the `ChunkedSoftmax` that is estimated: its `w [V, H]` and `b [V]`.
 
     Example:
       >>> readout = SampledSoftmax(3, 1000, samples=20, seed=make_seed(0))
@@ -60,7 +58,14 @@ class SampledSoftmax(tf.Module):
         name: of the module.
         """
         super().__init__(name=name)
-        check_sizes(hidden_size, vocabulary_size, chunk)
+        self.exact = ChunkedSoftmax(
+            hidden_size,
+            vocabulary_size,
+            seed=seed,
+            chunk=chunk,
+            initializer=initializer,
+            dtype=dtype,
+        )
         if not 1 <= samples <= vocabulary_size:
             raise ValueError(
                 f"samples ({samples}) must be at least 1 and at most vocabulary_size "
@@ -68,11 +73,7 @@ class SampledSoftmax(tf.Module):
                 "ChunkedSoftmax."
             )
         self.hidden_size, self.vocabulary_size = hidden_size, vocabulary_size
-        self._chunk, self._samples = chunk, samples
-        initializer = initializer or glorot_uniform()
-        first = initializer([hidden_size, vocabulary_size], seed, dtype)  # as Dense's
-        self.w = tf.Variable(tf.transpose(first), name="w")
-        self.b = tf.Variable(tf.zeros([vocabulary_size], dtype), name="b")
+        self._samples = samples
         edges = log_uniform_edges(vocabulary_size)
         self._edges = tf.constant(edges)
         expected = samples * np.diff(edges, prepend=0) / 2.0**32
@@ -80,7 +81,7 @@ class SampledSoftmax(tf.Module):
 
     def logits(self, hidden: tf.Tensor) -> tf.Tensor:
         """`[..., H] -> [..., V]`."""
-        return linear(hidden, tf.transpose(self.w)) + self.b
+        return self.exact.logits(hidden)
 
     def score(
         self,
@@ -94,24 +95,22 @@ class SampledSoftmax(tf.Module):
 
         The negative log probability; in training its estimate, from the ids that `seed` draws.
         """
-        h, t = flat(hidden, targets)
         if not training:
-            loss = softmax_loss(h, self.w, self.b, t, chunk=self._chunk)
-            return tf.reshape(loss, targets.shape)
+            return self.exact.score(hidden, targets)
         if seed is None:
             raise ValueError(
                 "SampledSoftmax draws ids in training and needs a seed for that. Pass seed=, or "
                 "training=False for the exact loss."
             )
-        drawn = self.draw(seed)
-        target = tf.reduce_sum(h * tf.gather(self.w, t), axis=-1) + tf.gather(self.b, t)
-        others = tf.matmul(h, tf.gather(self.w, drawn), transpose_b=True)
-        others += tf.gather(self.b, drawn) - tf.gather(self._log_expected, drawn)
+        h, t = flat(hidden, targets)
+        w, b, drawn = self.exact.w, self.exact.b, self.draw(seed)
+        target = tf.reduce_sum(h * tf.gather(w, t), axis=-1) + tf.gather(b, t)
+        others = tf.matmul(h, tf.gather(w, drawn), transpose_b=True)
+        others += tf.gather(b, drawn) - tf.gather(self._log_expected, drawn)
         hit = tf.equal(drawn, t[:, None])
         others = tf.where(hit, tf.cast(-np.inf, others.dtype), others)
         logits = tf.concat([target[:, None], others], axis=1)  # [N, 1 + S]
-        if logits.dtype.size < tf.float32.size:
-            logits = tf.cast(logits, tf.float32)
+        logits = tf.cast(logits, wide(logits.dtype))
         loss = tf.reduce_logsumexp(logits, axis=1) - logits[:, 0]
         return tf.reshape(loss, targets.shape)
 

@@ -16,7 +16,7 @@ def make(samples=6, vocabulary=VOCABULARY, **options):
         HIDDEN, vocabulary, samples=samples, seed=tbptt.make_seed(0), **options
     )
     rng = np.random.default_rng(1)
-    readout.b.assign(tf.constant(rng.normal(size=[vocabulary]), readout.b.dtype))
+    readout.exact.b.assign(tf.constant(rng.normal(size=[vocabulary]), readout.exact.b.dtype))
     return readout
 
 
@@ -56,7 +56,7 @@ def test_estimate_by_hand(jit):
     readout, (hidden, targets) = make(samples=12), window()
     seed = tbptt.make_seed(4)
     drawn = readout.draw(seed).numpy()
-    w, b = readout.w.numpy().astype(np.float64), readout.b.numpy().astype(np.float64)
+    w, b = readout.exact.w.numpy().astype(np.float64), readout.exact.b.numpy().astype(np.float64)
     q = np.log((np.arange(12) + 2) / (np.arange(12) + 1)) / np.log(13)
     expected = np.zeros([3, 2])
     hits = 0
@@ -89,7 +89,7 @@ def test_the_sum_is_unbiased_and_so_is_its_gradient():
             tape.watch(hidden)
             inverse = tf.exp(readout.score(hidden, targets, training=training, seed=seed))
             total = tf.reduce_sum(inverse)
-        gradients = tape.gradient(total, [hidden, readout.w, readout.b])
+        gradients = tape.gradient(total, [hidden, readout.exact.w, readout.exact.b])
         parts = [inverse, *map(tf.convert_to_tensor, gradients)]
         return tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
 
@@ -111,7 +111,7 @@ def test_more_samples_come_nearer():
         def gradient(training, seed, readout=readout):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_mean(readout.score(hidden, targets, training=training, seed=seed))
-            return tf.convert_to_tensor(tape.gradient(loss, readout.w))
+            return tf.convert_to_tensor(tape.gradient(loss, readout.exact.w))
 
         run = tf.function(gradient, autograph=False)
         seeds = tbptt.split_seed(tbptt.make_seed(3), 300)
@@ -129,7 +129,7 @@ def test_the_same_numbers_plain_and_compiled():
         with tf.GradientTape() as tape:
             tape.watch(hidden)
             loss = readout.score(hidden, targets, training=True, seed=seed)
-        gradients = tape.gradient(loss, [hidden, readout.w, readout.b])
+        gradients = tape.gradient(loss, [hidden, readout.exact.w, readout.exact.b])
         return loss, [tf.convert_to_tensor(g) for g in gradients]
 
     for seed in tbptt.split_seed(tbptt.make_seed(2), 5):
