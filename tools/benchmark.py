@@ -3,14 +3,18 @@
     python -m tools.benchmark
     python -m tools.benchmark --sizes=char --contestants=ours-fused-xla,torch --rounds=5
     python -m tools.benchmark --sizes= --plot=speed.png
+    python -m tools.benchmark --sizes=long --contestants=ours-fused-xla,ours-states
+    python -m tools.benchmark --sizes=words --contestants=ours-fused-xla,ours-chunked
 
 Every contestant is a process of its own. All are built first; then they train in turn, one
 call a round, in another order every round, while the others wait: so whatever slows the
 machine down slows all of them. Times are medians over the rounds, ratios are medians of the
-ratios within a round. "A of B" is B's time over A's: above 1, A is the faster one.
+ratios within a round: the time of the best peer, or of the first contestant where there is
+no peer, over that of the row: above 1, the row is faster.
 
-The ceiling is the fastest large float32 matrix product, measured in the same rounds; a
-contestant's share of it counts the arithmetic of its matrix products, and nothing else.
+The ceiling is the fastest large float32 matrix product, of NumPy's, PyTorch's and XLA's,
+measured in the same rounds; a contestant's share of it counts the arithmetic of its matrix
+products, and nothing else. XLA's own ceiling is shown beside it.
 Memory is the growth of the process's peak over what it was after the imports. The first step
 is from after the imports to after the first window: building, tracing and compiling.
 """
@@ -35,11 +39,19 @@ from typing import Any, NoReturn, TypeVar
 import tqdm
 from absl import app, flags
 
-from tools.contestants import CEILINGS, CONTESTANTS, SIZES, Size, ceiling_flops
+from tools.contestants import CEILINGS, CONTESTANTS, EXTRAS, SIZES, Size, ceiling_flops
 from tools.workers import Worker, WorkerError
 
-SIZE_NAMES = flags.DEFINE_list("sizes", list(SIZES), "What is trained; empty: only the plot.")
-NAMES = flags.DEFINE_list("contestants", [], "Who trains it; empty: all.")
+SIZE_NAMES = flags.DEFINE_list(
+    "sizes",
+    ["char", "small", "ptb_small", "deep"],
+    f"What is trained, of {', '.join(SIZES)}; empty: only the plot.",
+)
+NAMES = flags.DEFINE_list(
+    "contestants",
+    list(CONTESTANTS),
+    f"Who trains it; what the default leaves out: {', '.join(EXTRAS)}.",
+)
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of every contestant.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "File for the results; written after every size.")
 PLOT = flags.DEFINE_string("plot", None, "PNG file for speed by hidden size and window length.")
@@ -159,11 +171,15 @@ def evaluate(label: str, size: Size, entries: Mapping[str, Entry]) -> dict[str, 
     """Everything that is shown of one size, for the table and for JSON."""
     times = {name: entry.times for name, entry in entries.items() if entry.error is None}
     medians = {name: statistics.median(measured) for name, measured in times.items()}
-    speeds = [ceiling_flops(name) / medians[name] / 1e6 for name in CEILINGS if name in medians]
-    ceiling = max(speeds, default=None)  # GFLOP/s
+    speeds = {
+        name: ceiling_flops(name) / medians[name] / 1e6 for name in CEILINGS if name in medians
+    }
+    ceiling = max(speeds.values(), default=None)  # GFLOP/s
+    compiled = [speed for name, speed in speeds.items() if "tensorflow" in name]
     leaders = {family: best(times, names) for family, names in FAMILIES.items()}
     peer = best(times, [name for family in PEERS for name in FAMILIES[family]])
     shown = [name for name in entries if name not in CEILINGS]
+    baseline = peer or next((name for name in shown if name in times), None)
 
     def share(name: str | None) -> float | None:
         if ceiling is None or name is None:
@@ -178,7 +194,7 @@ def evaluate(label: str, size: Size, entries: Mapping[str, Entry]) -> dict[str, 
             "name": name,
             "ms": medians.get(name),
             "tokens_per_second": size.tokens / medians[name] * 1e3 if name in medians else None,
-            "ratio_to_best_peer": over(name, peer),
+            "ratio_to_baseline": over(name, baseline),
             "ratios": {other: over(name, other) for other in shown if other != name},
             "ceiling_share": share(name if name in medians else None),
             "peak_mb": number(entries[name].peak_mb),
@@ -196,8 +212,10 @@ def evaluate(label: str, size: Size, entries: Mapping[str, Entry]) -> dict[str, 
         "leaders": leaders,
         "ours_over": {family: over(leaders["ours"], leaders[family]) for family in PEERS},
         "best_peer": peer,
+        "baseline": baseline,
         "ceiling_share": share(leaders["ours"]),
         "ceiling_gflops": ceiling,
+        "xla_gflops": max(compiled, default=None),
         "resets_cost": None if resets is None else resets - 1,
         "rows": rows,
     }
@@ -210,12 +228,11 @@ def number(value: float) -> float | None:
 
 def table(result: Mapping[str, Any]) -> str:
     """The contestants of one size, in Markdown that is aligned as text, too."""
-    peer = result["best_peer"]
     columns: dict[str, Callable[[Any], str]] = {
         "contestant": lambda row: row["name"],
         "ms a window": lambda row: form(row["ms"], ",.2f"),
         "tokens/s": lambda row: form(row["tokens_per_second"], ",.0f"),
-        f"x {peer}" if peer else "x best peer": lambda row: form(row["ratio_to_best_peer"], ".2f"),
+        f"x {result['baseline']}": lambda row: form(row["ratio_to_baseline"], ".2f"),
         "of ceiling": lambda row: form(row["ceiling_share"], ".2f"),
         "peak MB": lambda row: form(row["peak_mb"], ",.0f"),
         "first step s": lambda row: form(row["first_step_s"], ".1f"),
@@ -263,7 +280,8 @@ def summary(result: Mapping[str, Any]) -> str:
     parts += [", ".join(ratios)] if ratios else []
     if result["ceiling_share"] is not None:
         gflops = f"{result['ceiling_gflops']:,.0f} GFLOP/s"
-        parts.append(f"{result['ceiling_share']:.2f} of the ceiling, {gflops}")
+        compiled = form(result["xla_gflops"], ",.0f")
+        parts.append(f"{result['ceiling_share']:.2f} of the ceiling, {gflops} (XLA's {compiled})")
     if result["resets_cost"] is not None:
         parts.append(f"resets cost {result['resets_cost'] * 100:.1f} %")
     return "; ".join(parts)
@@ -409,7 +427,7 @@ def check_flags() -> None:
     """Tells a wrong name, or a missing package, before minutes are spent."""
     for flag, given, known in (
         ("sizes", SIZE_NAMES.value, SIZES),
-        ("contestants", NAMES.value, CONTESTANTS),
+        ("contestants", NAMES.value, {**CONTESTANTS, **EXTRAS}),
     ):
         for name in given:
             if name not in known:
@@ -427,7 +445,7 @@ def main(_: list[str]) -> None:
     signal.signal(signal.SIGTERM, end)
     about = machine()
     print(heading(about), flush=True)
-    names, results, lines = NAMES.value or list(CONTESTANTS), [], []
+    names, results, lines = NAMES.value, [], []
     try:
         for place, label in enumerate(SIZE_NAMES.value):
             size, shown = SIZES[label], f"{label} ({place + 1} of {len(SIZE_NAMES.value)})"

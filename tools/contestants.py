@@ -69,6 +69,8 @@ SIZES = {
     "small": Size(16, 32, 32, 64, 1, 64, windows_per_call=200),
     "ptb_small": Size(20, 20, 200, 200, 2, 10_000, windows_per_call=20),
     "deep": Size(32, 128, 256, 256, 4, 256, windows_per_call=8),
+    "long": Size(128, 512, 128, 256, 1, 256, windows_per_call=2),
+    "words": Size(64, 32, 128, 128, 1, 100_000, windows_per_call=1),
 }
 
 
@@ -88,8 +90,19 @@ def ours(
     jit_compile: bool = True,
     resets: bool = False,
     bfloat16: bool = False,
+    readout: str | None = None,
+    **options: Any,
 ) -> Run:
-    """`tbptt.Trainer`, the windows on the device, many a call."""
+    """`tbptt.Trainer`, the windows on the device, many a call.
+
+    Args:
+      size: what is trained.
+      backend, jit_compile: how.
+      resets: every row starts anew somewhere in every window.
+      bfloat16: of the products.
+      readout: "chunked", "adaptive" or "sampled"; None: all logits at once.
+      options: of `tbptt.LSTM`.
+    """
     import tensorflow as tf
 
     import tbptt
@@ -100,19 +113,35 @@ def ours(
     seeds = tbptt.split_seed(tbptt.make_seed(0), size.layers + 1)
     inputs = [size.embedding] + [size.hidden] * (size.layers - 1)
     layers = [
-        tbptt.LSTM(inputs[i], size.hidden, seed=seeds[i], backend=backend, **narrow)
+        tbptt.LSTM(inputs[i], size.hidden, seed=seeds[i], backend=backend, **narrow, **options)
         for i in range(size.layers)
     ]
+    readouts: dict[str, Callable[[], tbptt.types.Readout]] = {
+        "chunked": lambda: tbptt.ChunkedSoftmax(size.hidden, size.vocabulary, seed=seeds[-1]),
+        "adaptive": lambda: tbptt.AdaptiveSoftmax(
+            size.hidden, size.vocabulary, seed=seeds[-1],
+            cutoffs=[size.vocabulary // 50, size.vocabulary // 5],
+        ),
+        "sampled": lambda: tbptt.SampledSoftmax(
+            size.hidden, size.vocabulary, seed=seeds[-1], samples=size.vocabulary // 50
+        ),
+    }  # fmt: skip
     model = tbptt.LanguageModel(
-        size.vocabulary, size.embedding, tbptt.Stack(layers), seed=seeds[-1], **narrow
+        size.vocabulary,
+        size.embedding,
+        tbptt.Stack(layers),
+        seed=seeds[-1],
+        readout=readouts[readout]() if readout else None,
+        **narrow,
     )
     optimizer = optimizers.chain(
         optimizers.clip_by_global_norm(CLIP_NORM), optimizers.sgd(LEARNING_RATE)
     )
-    trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizer, jit_compile=jit_compile)
+    loss = None if readout else tbptt.cross_entropy
+    trainer = tbptt.Trainer(model, loss, optimizer, jit_compile=jit_compile)
     x, y = (tf.constant(part) for part in windows_of(size))
     reset = None
-    if resets:  # every row starts anew somewhere in every window
+    if resets:
         places = np.random.default_rng(1).integers(0, x.shape[1], [x.shape[0], x.shape[2]])
         reset = tf.constant(np.arange(x.shape[1])[None, :, None] == places[:, None, :])
     stacked = tbptt.Window(x, y, reset)
@@ -280,6 +309,11 @@ def product(_: Size, *, package: str, shape: tuple[int, int, int]) -> Run:
         torch.set_num_threads(os.cpu_count() or 1)
         x, y = torch.from_numpy(a), torch.from_numpy(b)
         multiply = lambda: x @ y  # noqa: E731
+    elif package == "tensorflow":
+        import tensorflow as tf
+
+        u, v = tf.constant(a), tf.constant(b)
+        multiply = functools.partial(tf.function(tf.matmul, jit_compile=True), u, v)
 
     def run(windows: int) -> float:
         for _ in range(windows):
@@ -309,13 +343,33 @@ CONTESTANTS: dict[str, Contestant] = {
     "jax": Contestant(("jax",), jax_scan),
 }
 
+# What else can be measured when it is named.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "recurrent-dropout": dict(recurrent_dropout=0.2),
+    "weight-dropout": dict(weight_dropout=0.3),
+    "zoneout": dict(zoneout=(0.1, 0.1)),
+    "layer-norm": dict(layer_norm=True),
+    "peepholes": dict(peepholes=True),
+    "projection": dict(projection_size=128),
+    "states": dict(keep="states"),
+}
+EXTRAS: dict[str, Contestant] = {
+    f"ours-{option}{suffix}": Contestant(OURS, functools.partial(ours, backend=backend, **settings))
+    for option, settings in OPTIONS.items()
+    for backend, suffix in (("fused", ""), ("scan", "-scan"))
+} | {
+    f"ours-{readout}": Contestant(OURS, functools.partial(ours, readout=readout))
+    for readout in ("chunked", "adaptive", "sampled")
+}
+
 # What the machine can do: whose product is fastest differs from processor to processor.
+# TensorFlow's are compiled by XLA.
 PRODUCTS = {"2048": (2048, 2048, 2048), "512": (512, 4096, 2048)}
 CEILINGS: dict[str, Contestant] = {
     f"product-{package}-{name}": Contestant(
         (package,), functools.partial(product, package=package, shape=shape)
     )
-    for package in ("numpy", "torch")
+    for package in ("numpy", "torch", "tensorflow")
     for name, shape in PRODUCTS.items()
 }
 

@@ -22,7 +22,7 @@ import time
 import traceback
 from typing import Any
 
-from tools.contestants import CEILINGS, CONTESTANTS, Size
+from tools.contestants import CEILINGS, CONTESTANTS, EXTRAS, Size
 
 
 class WorkerError(RuntimeError):
@@ -117,7 +117,7 @@ def serve(name: str, size: Size) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     try:
-        contestant = {**CONTESTANTS, **CEILINGS}[name]
+        contestant = {**CONTESTANTS, **EXTRAS, **CEILINGS}[name]
         for package in contestant.packages:
             importlib.import_module(package)
         before, began = peak_mb(), time.perf_counter()
