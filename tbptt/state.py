@@ -1,5 +1,7 @@
 """Recurrent state: pure functions on nests whose every leaf is `[B, ...]`."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from tbptt.types import Nest, State
@@ -36,6 +38,42 @@ def select(rows: tf.Tensor, chosen: State, other: State) -> State:
 def detach(state: State) -> State:
     """The same numbers as constants: no gradient passes."""
     return tf.nest.map_structure(tf.stop_gradient, state)
+
+
+def link_gradient(link: tf.Tensor, state: State) -> State:
+    """The same state, through which `link [B]` times the gradient goes back, row by row.
+
+    Where `link` is 0 nothing goes back, infinity and NaN included.
+
+    Example:
+      >>> x = tf.constant([3.0, 3.0])
+      >>> with tf.GradientTape() as tape:
+      ...     tape.watch(x)
+      ...     y = link_gradient(tf.constant([0.0, 2.0]), x) * x
+      >>> tape.gradient(y, x).numpy().tolist()  # of x * x: 6
+      [3.0, 9.0]
+    """
+
+    @tf.custom_gradient
+    def leaf(part: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        return tf.identity(part), lambda gradient: scale_rows(link, gradient)
+
+    return tf.nest.map_structure(leaf, state)
+
+
+def scale_rows(factor: tf.Tensor, state: State) -> State:
+    """Row b times `factor[b]`, `[B]` and not negative; 0 where that is 0, NaN included.
+
+    Example:
+      >>> scale_rows(tf.constant([0.0, 2.0]), tf.constant([[np.inf], [1.0]])).numpy().tolist()
+      [[0.0], [2.0]]
+    """
+
+    def leaf(part: tf.Tensor) -> tf.Tensor:
+        of_row = tf.reshape(tf.cast(factor, part.dtype), [-1] + [1] * (len(part.shape) - 1))
+        return tf.where(of_row > 0, part * of_row, tf.zeros_like(part))
+
+    return tf.nest.map_structure(leaf, state)
 
 
 def take_rows(state: State, rows: Nest) -> State:

@@ -42,6 +42,11 @@ class Window(NamedTuple):
         it costs one select a window where `reset` costs one a step. None: never.
       position: `[B]` int64: where in its own stream each row stands at the first step.
         None: unknown, and then continuity cannot be checked.
+      link: `[T, B]` float32: what the gradient that goes back from step t to step t - 1 through
+        the state is multiplied with; 0 cuts it. None: 1.
+      advance: int32 scalar: the rows move on by so many steps, and what they carry is the state
+        after them, 1 <= advance <= T; the rest of the window is read again. None: T.
+      rate: float32 scalar: what the update is multiplied with. None: 1.
     """
 
     inputs: Nest
@@ -50,6 +55,9 @@ class Window(NamedTuple):
     weight: tf.Tensor | None = None
     start: tf.Tensor | None = None
     position: tf.Tensor | None = None
+    link: tf.Tensor | None = None
+    advance: tf.Tensor | None = None
+    rate: tf.Tensor | None = None
 
     def at(self, index: Any) -> "Window":
         """One window out of `[K, ...]` stacked ones; `index` may be a tensor.
@@ -91,10 +99,16 @@ class Core(Protocol):
         state: State,
         *,
         reset: tf.Tensor | None = None,
+        link: tf.Tensor | None = None,
+        advance: tf.Tensor | None = None,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[Nest, State]:
-        """Runs a whole window: `inputs [T, B, D] -> outputs [T, B, H]`, and the final state."""
+        """Runs a whole window: `inputs [T, B, D] -> outputs [T, B, H]`, and the final state.
+
+        With `advance` it is the state after so many steps, and no gradient passes through it.
+        `reset`, `link` and `advance` are as in `Window`; a core hands them to `unroll`.
+        """
 
 
 class Readout(Protocol):
@@ -129,7 +143,10 @@ class Model(Protocol):
     def __call__(
         self, window: Window, state: State, *, training: bool, seed: Seed | None
     ) -> tuple[Nest, State]:
-        """Outputs for all steps of `window`, and the final state."""
+        """Outputs for all steps of `window`, and the state after `window.advance` of them.
+
+        Hands `reset`, `link` and `advance` of the window to its core.
+        """
 
 
 class ScoringModel(Model, Protocol):

@@ -124,18 +124,26 @@ class GRU(tf.Module):
         state: GRUState,
         *,
         reset: tf.Tensor | None = None,
+        link: tf.Tensor | None = None,
+        advance: tf.Tensor | None = None,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, GRUState]:
-        """`inputs [T, B, D] -> outputs [T, B, H]`, and the state after the last step.
+        """`inputs [T, B, D] -> outputs [T, B, H]`, and the state after the last step, or `advance`.
+
+        `reset`, `link` and `advance` are as of `unroll`.
 
         Raises:
-          ValueError: something is random in training, and there is no seed.
+          ValueError: something is random in training, and there is no seed; or the backend or
+            `keep` cannot do what is asked for.
         """
         if self._backend == "cudnn":
-            cudnn.check_reset(reset)
-        check_window(inputs, state, reset, self.initial_state(inputs.shape[1]))
-        given = {"x": inputs} if reset is None else {"x": inputs, "reset": reset}
+            cudnn.check_controls(reset=reset, link=link, advance=advance)
+        if self._keep == "states" and advance is not None:
+            raise ValueError(segments.NO_ADVANCE)
+        check_window(inputs, state, reset, self.initial_state(inputs.shape[1]), link, advance)
+        controls = {"reset": reset, "link": link}
+        given = {"x": inputs} | {name: c for name, c in controls.items() if c is not None}
         weights = {
             name: tf.convert_to_tensor(getattr(self, name))  # read once, not once a step
             for name in ("w_x", "w_h", "b", "b_h", "initial_hidden")
@@ -149,16 +157,18 @@ class GRU(tf.Module):
                 weights["w_h"] = drop(weights["w_h"], self._weight_dropout, seeds[1])
         if self._keep == "states":
             return segments.run(self._run, given, state, weights)
-        return self._run(given, state, weights)
+        return self._run(given, state, weights, advance)
 
-    def _run(self, given: Nest, state: GRUState, weights: Nest) -> tuple[tf.Tensor, GRUState]:
+    def _run(
+        self, given: Nest, state: GRUState, weights: Nest, advance: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, GRUState]:
         """A window or a segment of one: a pure function of its arguments."""
         if self._backend == "cudnn":
             w_x, w_h, b, b_h = (weights[name] for name in ("w_x", "w_h", "b", "b_h"))
             outputs, final = cudnn.gru(given["x"], w_x, w_h, b, b_h, tuple(state))
             return outputs, GRUState(*final)
         z_x = linear(given["x"], weights["w_x"], self._compute_dtype) + weights["b"]  # [T, B, 3H]
-        reset, mask = given.get("reset"), weights.get("mask")
+        reset, link, mask = given.get("reset"), given.get("link"), weights.get("mask")
         w_h, b_h = weights["w_h"], weights["b_h"]
         rows = z_x.shape[1]
         initial = GRUState(tf.broadcast_to(weights["initial_hidden"], [rows, self.output_size]))
@@ -170,6 +180,8 @@ class GRU(tf.Module):
                 tuple(state),
                 reset,
                 tuple(initial),
+                link=link,
+                advance=advance,
                 mask=mask,
                 compute_dtype=self._compute_dtype,
             )
@@ -179,4 +191,13 @@ class GRU(tf.Module):
             hidden = s.hidden if mask is None else s.hidden * mask
             return gru_step(z_t, s, product(hidden, w_h, self._compute_dtype), b_h)
 
-        return unroll(cell, z_x, state, reset, initial_state=initial, backend=self._backend)
+        return unroll(
+            cell,
+            z_x,
+            state,
+            reset,
+            initial_state=initial,
+            link=link,
+            advance=advance,
+            backend=self._backend,
+        )

@@ -246,18 +246,26 @@ class LSTM(tf.Module):
         state: LSTMState,
         *,
         reset: tf.Tensor | None = None,
+        link: tf.Tensor | None = None,
+        advance: tf.Tensor | None = None,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, LSTMState]:
-        """`inputs [T, B, D] -> outputs [T, B, H]`, and the state after the last step.
+        """`inputs [T, B, D] -> outputs [T, B, H]`, and the state after the last step, or `advance`.
+
+        `reset`, `link` and `advance` are as of `unroll`.
 
         Raises:
-          ValueError: something is random in training, and there is no seed.
+          ValueError: something is random in training, and there is no seed; or the backend or
+            `keep` cannot do what is asked for.
         """
         if self._backend == "cudnn":
-            cudnn.check_reset(reset)
-        check_window(inputs, state, reset, self.initial_state(inputs.shape[1]))
-        given = {"x": inputs} if reset is None else {"x": inputs, "reset": reset}
+            cudnn.check_controls(reset=reset, link=link, advance=advance)
+        if self._keep == "states" and advance is not None:
+            raise ValueError(segments.NO_ADVANCE)
+        check_window(inputs, state, reset, self.initial_state(inputs.shape[1]), link, advance)
+        controls = {"reset": reset, "link": link}
+        given = {"x": inputs} | {name: c for name, c in controls.items() if c is not None}
         weights = {
             name: tf.convert_to_tensor(getattr(self, name))  # read once, not once a step
             for name in ("w_x", "w_h", "b", "initial_hidden", "initial_cell", *self._optional)
@@ -266,7 +274,7 @@ class LSTM(tf.Module):
             self._add_masks(given, weights, seed)
         if self._keep == "states":
             return segments.run(self._run, given, state, weights)
-        return self._run(given, state, weights)
+        return self._run(given, state, weights, advance)
 
     def _add_masks(self, given: Nest, weights: Nest, seed: Seed | None) -> None:
         """Draws what is random in this window."""
@@ -282,7 +290,9 @@ class LSTM(tf.Module):
             if self._zoneout[k]:
                 given[name] = keep_mask([steps, rows, sizes[k]], self._zoneout[k], seeds[2 + k])
 
-    def _run(self, given: Nest, state: LSTMState, weights: Nest) -> tuple[tf.Tensor, LSTMState]:
+    def _run(
+        self, given: Nest, state: LSTMState, weights: Nest, advance: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, LSTMState]:
         """A window or a segment of one: a pure function of its arguments."""
         if self._backend == "cudnn":
             w_x, w_h, b = (weights[name] for name in ("w_x", "w_h", "b"))
@@ -292,7 +302,7 @@ class LSTM(tf.Module):
         if "gain_x" in weights:
             z_x = normalise(z_x) * weights["gain_x"]
         z_x = z_x + weights["b"]  # [T, B, 4H], no step needs another
-        reset = given.get("reset")
+        reset, link = given.get("reset"), given.get("link")
         initial = _initial_state(z_x.shape[1], weights["initial_hidden"], weights["initial_cell"])
         plain = not (self._optional or any(self._zoneout))
         if plain and self._backend == "fused":
@@ -302,6 +312,8 @@ class LSTM(tf.Module):
                 tuple(state),
                 reset,
                 tuple(initial),
+                link=link,
+                advance=advance,
                 mask=weights.get("mask"),
                 compute_dtype=self._compute_dtype,
             )
@@ -321,6 +333,8 @@ class LSTM(tf.Module):
                 initial,
                 vectors,
                 matrices,
+                link=link,
+                advance=advance,
                 compute_dtype=self._compute_dtype,
             )
 
@@ -330,7 +344,16 @@ class LSTM(tf.Module):
         def cell(inputs_t: Nest, s: LSTMState) -> tuple[tf.Tensor, LSTMState]:
             return step(inputs_t, s, vectors=vectors, matmul=matmul)
 
-        return unroll(cell, inputs, state, reset, initial_state=initial, backend=self._backend)
+        return unroll(
+            cell,
+            inputs,
+            state,
+            reset,
+            initial_state=initial,
+            link=link,
+            advance=advance,
+            backend=self._backend,
+        )
 
 
 def _initial_state(rows: int, hidden: tf.Tensor, cell: tf.Tensor) -> LSTMState:

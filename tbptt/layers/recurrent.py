@@ -59,6 +59,8 @@ class Recurrent(tf.Module):
         state: State,
         *,
         reset: tf.Tensor | None = None,
+        link: tf.Tensor | None = None,
+        advance: tf.Tensor | None = None,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[Nest, State]:
@@ -71,5 +73,7 @@ class Recurrent(tf.Module):
             state,
             reset,
             initial_state=self.initial_state(rows),
+            link=link,
+            advance=advance,
             backend=self._backend,
         )

@@ -51,6 +51,8 @@ class Stack(tf.Module):
         state: tuple[Nest, ...],
         *,
         reset: tf.Tensor | None = None,
+        link: tf.Tensor | None = None,
+        advance: tf.Tensor | None = None,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[Nest, tuple[Nest, ...]]:
@@ -62,6 +64,14 @@ class Stack(tf.Module):
             between, inside = (None, None) if seeds[layer] is None else split_seed(seeds[layer], 2)
             if layer > 0:
                 inputs = dropout(inputs, rate, between, per=self._dropout_per)
-            inputs, new = core(inputs, old, reset=reset, training=training, seed=inside)
+            inputs, new = core(
+                inputs,
+                old,
+                reset=reset,
+                link=link,
+                advance=advance,
+                training=training,
+                seed=inside,
+            )
             new_state.append(new)
         return inputs, tuple(new_state)

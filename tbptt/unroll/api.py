@@ -24,6 +24,8 @@ def unroll(
     reset: tf.Tensor | None = None,
     *,
     initial_state: State | None = None,
+    link: tf.Tensor | None = None,
+    advance: tf.Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Nest, State]:
     """Runs `cell` over all `T` steps of a window.
@@ -41,10 +43,14 @@ def unroll(
       state: a nest of `[B, ...]`: what the rows remember from the window before.
       reset: `[T, B]` bool: row b forgets everything before step t. None costs nothing.
       initial_state: what a row that resets starts from, like `state`. None: zeros.
+      link: `[T, B]` float32: what the gradient that goes back through the state from step t to
+        the one before is multiplied with; 0 cuts it. None: 1.
+      advance: int32 scalar, 1 <= advance <= T: the state that is returned is the one after so
+        many steps, as a constant. None: the one after the last step, with its gradient.
       backend: `reference`, `scan`, or `auto`, which is `scan`.
 
     Returns:
-      outputs, a nest of `[T, B, ...]`, and the state after the last step.
+      outputs, a nest of `[T, B, ...]`, and the state after the last step, or `advance`.
 
     Raises:
       ValueError, TypeError: shapes, dtypes or the backend's name do not fit.
@@ -58,13 +64,18 @@ def unroll(
       ([1.0, 2.0, 1.0, 2.0], [2.0])
     """
     check_backend(backend)
-    initial_state = check_window(inputs, state, reset, initial_state)
+    initial_state = check_window(inputs, state, reset, initial_state, link, advance)
     run = BACKENDS["scan" if backend == "auto" else backend]
-    return run(cell, inputs, state, reset, initial_state)
+    return run(cell, inputs, state, reset, initial_state, link, advance)
 
 
 def check_window(
-    inputs: Nest, state: State, reset: tf.Tensor | None, initial_state: State | None
+    inputs: Nest,
+    state: State,
+    reset: tf.Tensor | None,
+    initial_state: State | None,
+    link: tf.Tensor | None = None,
+    advance: tf.Tensor | None = None,
 ) -> State:
     """Checks what `unroll` is given; returns the initial state to select at a reset."""
     first = tf.nest.flatten(inputs)[0]
@@ -79,6 +90,10 @@ def check_window(
         checks.check_shape("inputs", part, [steps, rows, *[None] * (len(part.shape) - 2)])
     for part in tf.nest.flatten(state):
         checks.check_shape("state", part, [rows, *[None] * (len(part.shape) - 1)])
+    if link is not None:
+        checks.check_shape("link", link, [steps, rows])
+    if advance is not None:
+        checks.check_shape("advance", advance, [])
     if reset is None:
         return state
     checks.check_shape("reset", reset, [steps, rows])

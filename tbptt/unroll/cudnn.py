@@ -70,18 +70,20 @@ def check_layer(dtype: tf.DType, **options: Any) -> None:
         )
 
 
-def check_reset(reset: tf.Tensor | None) -> None:
-    """Raises ValueError if a row may start anew inside the window: `reset` is not None.
+def check_controls(**controls: tf.Tensor | None) -> None:
+    """Raises ValueError if something is to happen inside the window: one of these is not None.
 
     Example:
-      >>> check_reset(None)
+      >>> check_controls(reset=None)
     """
-    if reset is not None:
-        raise ValueError(
-            f"reset of shape {list(reset.shape)} was given, but backend='cudnn' runs a window "
-            "as one operation, inside which no row can start anew. Use backend='fused', or a "
-            "stream whose rows start anew only at a window's first step (`start`, not `reset`)."
-        )
+    for name, value in controls.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} of shape {list(value.shape)} was given, but backend='cudnn' runs a window "
+                "as one operation, inside which no row can start anew, no gradient be cut and no "
+                "state be taken. Use backend='fused', or a stream of windows one after another "
+                "whose rows start anew only at a window's first step (`start`, not `reset`)."
+            )
 
 
 def lstm(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tbptt.precision import product
-from tbptt.state import select
+from tbptt.state import detach, scale_rows, select
 from tbptt.types import Nest, State
 
 Parts = tuple[tf.Tensor, ...]
@@ -34,6 +34,8 @@ def lstm(
     reset: tf.Tensor | None,
     initial_state: Parts,
     *,
+    link: tf.Tensor | None = None,
+    advance: tf.Tensor | None = None,
     mask: tf.Tensor | None = None,
     compute_dtype: tf.DType | None = None,
 ) -> tuple[tf.Tensor, Parts]:
@@ -45,6 +47,7 @@ def lstm(
       state: hidden and cell, `[B, H]` each.
       reset: `[T, B]` bool, or None.
       initial_state: what a row that resets starts from, like `state`.
+      link, advance: as of `unroll`.
       mask: `[B, H]`, what the hidden state is multiplied with before `w_h`; gets no gradient.
       compute_dtype: of the products, see `precision.product`.
 
@@ -68,6 +71,7 @@ def lstm(
     def window(*inputs: tf.Tensor) -> tuple[Parts, Callable]:
         del inputs  # named above; here they only say what has a gradient
         final, (hiddens, cells, *gates) = _loop(forward, state, range(steps))
+        final = _reached(advance, (hiddens, cells), final)
 
         def gradient(d_outputs: tf.Tensor, *d_final: tf.Tensor) -> Parts:
             cells_before = _before(cells, state[1], reset, initial_state[1])
@@ -87,7 +91,7 @@ def lstm(
                 d_before = _masked(product(d_z, w_back, compute_dtype), mask)
                 return (d_before, d_cell * f), (d_z,)
 
-            d_first, d_initial, _, (d_z,) = _loop_back(backward, d_final, steps, reset)
+            d_first, d_initial, _, (d_z,) = _loop_back(backward, d_final, steps, reset, link)
             before = _before(hiddens, state[0], reset, initial_state[0])
             d_w_h = _weight_gradient(_masked(before, mask), d_z, compute_dtype)
             return (d_z, d_w_h, *d_first, *d_initial)
@@ -95,7 +99,7 @@ def lstm(
         return (hiddens, *final), gradient
 
     outputs, *final = window(z_x, w_h, *state, *initial_state)
-    return outputs, tuple(final)
+    return outputs, _constant(advance, tuple(final))
 
 
 def gru(
@@ -106,6 +110,8 @@ def gru(
     reset: tf.Tensor | None,
     initial_state: Parts,
     *,
+    link: tf.Tensor | None = None,
+    advance: tf.Tensor | None = None,
     mask: tf.Tensor | None = None,
     compute_dtype: tf.DType | None = None,
 ) -> tuple[tf.Tensor, Parts]:
@@ -116,7 +122,7 @@ def gru(
       w_h: `[H, 3H]`.
       b_h: `[H]`.
       state: hidden, `[B, H]`.
-      reset, initial_state, mask, compute_dtype: as of `lstm`.
+      reset, initial_state, link, advance, mask, compute_dtype: as of `lstm`.
 
     Returns:
       outputs `[T, B, H]`, and (hidden,) after the last step.
@@ -137,6 +143,7 @@ def gru(
     def window(*inputs: tf.Tensor) -> tuple[Parts, Callable]:
         del inputs  # named above; here they only say what has a gradient
         final, (hiddens, *gates) = _loop(forward, state, range(steps))
+        final = _reached(advance, (hiddens,), final)
 
         def gradient(d_outputs: tf.Tensor, *d_final: tf.Tensor) -> Parts:
             before = _before(hiddens, state[0], reset, initial_state[0])
@@ -152,7 +159,7 @@ def gru(
                 d_before = _masked(product(d_h, w_back, compute_dtype), mask)
                 return (d_hidden * u + d_before,), (d_h, d_n)
 
-            d_first, d_initial, _, (d_h, d_n) = _loop_back(backward, d_final, steps, reset)
+            d_first, d_initial, _, (d_h, d_n) = _loop_back(backward, d_final, steps, reset, link)
             size = b_h.shape[0]
             d_z = tf.concat([d_h[..., : 2 * size], d_n], axis=-1)
             d_b_h = tf.reduce_sum(d_h[..., 2 * size :], axis=[0, 1])
@@ -162,7 +169,7 @@ def gru(
         return (hiddens, *final), gradient
 
     outputs, *final = window(z_x, w_h, b_h, *state, *initial_state)
-    return outputs, tuple(final)
+    return outputs, _constant(advance, tuple(final))
 
 
 def run(
@@ -174,6 +181,8 @@ def run(
     vectors: Nest,
     matrices: dict[str, tf.Tensor],
     *,
+    link: tf.Tensor | None = None,
+    advance: tf.Tensor | None = None,
     compute_dtype: tf.DType | None = None,
 ) -> tuple[tf.Tensor, State]:
     """Any cell whose products with weights go through `product`.
@@ -185,7 +194,7 @@ def run(
       step: `(inputs_t, state, vectors, product) -> (output_t, state)`. Closes over no tensor
         that is to get a gradient. Each name in `matrices` is used once.
       inputs: a nest of `[T, B, ...]`; what is not of a floating type gets no gradient.
-      state, reset, initial_state: as of `unroll`.
+      state, reset, initial_state, link, advance: as of `unroll`.
       vectors: a nest of parameters that the step uses element by element.
       matrices: `[D, E]` by name.
       compute_dtype: of the products, see `precision.product`.
@@ -214,6 +223,7 @@ def run(
             return new_parts, (output, *new_parts, *(made[name] for name in matrices))
 
         final, (outputs, *kept) = _loop(forward, first, range(steps))
+        final = _reached(advance, tuple(kept[: len(first)]), final)
 
         def gradient(d_outputs: tf.Tensor, *d_final: tf.Tensor) -> Parts:
             count = len(first)
@@ -253,7 +263,9 @@ def run(
                 return (*d_state, *total), (*d_inputs, *operands, *d_products)
 
             zeros = tuple(tf.zeros_like(part) for part in shared)
-            d_first, d_initial, d_shared, made = _loop_back(backward, d_final, steps, reset, zeros)
+            d_first, d_initial, d_shared, made = _loop_back(
+                backward, d_final, steps, reset, link, zeros
+            )
             names = len(matrices)
             d_inputs = iter(made[: len(made) - 2 * names])
             d_matrices = {
@@ -271,7 +283,17 @@ def run(
         return (outputs, *final), gradient
 
     outputs, *final = window(*tf.nest.flatten(given))
-    return outputs, tf.nest.pack_sequence_as(state, final)
+    return outputs, tf.nest.pack_sequence_as(state, _constant(advance, tuple(final)))
+
+
+def _reached(advance: tf.Tensor | None, states: Parts, final: Parts) -> Parts:
+    """The state to carry on, out of those after every step."""
+    return final if advance is None else tuple(tf.gather(s, advance - 1) for s in states)
+
+
+def _constant(advance: tf.Tensor | None, final: Parts) -> Parts:
+    """Nothing goes back through a state in mid-window: the backward loops start at the end."""
+    return final if advance is None else detach(final)
 
 
 def _at(inputs: Nest, t: tf.Tensor) -> Nest:
@@ -314,30 +336,56 @@ def _weight_gradient(a: tf.Tensor, d_z: tf.Tensor, compute_dtype: tf.DType | Non
 
 
 def _loop_back(
-    step: Callable, d_state: Parts, steps: int, reset: tf.Tensor | None, summed: Parts = ()
+    step: Callable,
+    d_state: Parts,
+    steps: int,
+    reset: tf.Tensor | None,
+    link: tf.Tensor | None,
+    summed: Parts = (),
 ) -> tuple[Parts, Parts, Parts, Parts]:
     """Runs `step(t, (*d_state, *summed)) -> ((*d_state before t, *summed), kept)` backwards.
 
     Returns:
       the gradients of the first state and of the initial state, `summed` in the end, and all
-      that was kept. At a reset the gradient goes to the initial state and no further.
+      that was kept. At a reset the gradient goes to the initial state and no further;
+      elsewhere `link` times it goes on.
     """
     order = range(steps - 1, -1, -1)
     zeros = tuple(tf.zeros_like(part) for part in d_state)
     count, own = len(d_state), len(d_state) + len(summed)
-    if reset is None:
-        carried, kept = _loop(step, (*d_state, *summed), order)
-        return carried[:count], zeros, carried[count:], kept
 
-    def with_reset(t: tf.Tensor, carried: Parts) -> tuple[Parts, Parts]:
-        new, kept = step(t, carried[:own])
-        to_initial = select(reset[t], new[:count], zeros)
-        further = select(reset[t], zeros, new[:count])
+    def back(
+        reset_t: tf.Tensor | None, link_t: tf.Tensor | None, d_entered: Parts
+    ) -> tuple[Parts, Parts]:
+        """From the state a step enters with to the initial state, and to the step before."""
+        further, to_initial = d_entered, zeros
+        if reset_t is not None:
+            further, to_initial = (
+                select(reset_t, a, b) for a, b in ((zeros, d_entered), (d_entered, zeros))
+            )
+        return to_initial, further if link_t is None else scale_rows(link_t, further)
+
+    # What step t + 1 entered with is taken back at the start of step t, where it is one kernel
+    # with the rest; nothing is taken back through the end of the window.
+    reset_after = None if reset is None else tf.concat([reset[1:], tf.zeros_like(reset[:1])], 0)
+    link_after = None if link is None else tf.concat([link[1:], tf.ones_like(link[:1])], 0)
+
+    def linked(t: tf.Tensor, carried: Parts) -> tuple[Parts, Parts]:
+        reset_t, link_t = (x if x is None else x[t] for x in (reset_after, link_after))
+        to_initial, further = back(reset_t, link_t, carried[:count])
+        new, kept = step(t, (*further, *carried[count:own]))
+        if reset is None:
+            return new, kept
         total = tuple(a + b for a, b in zip(carried[own:], to_initial, strict=True))
-        return (*further, *new[count:], *total), kept
+        return (*new, *total), kept
 
-    carried, kept = _loop(with_reset, (*d_state, *summed, *zeros), order)
-    return carried[:count], carried[own:], carried[count:own], kept
+    totals = () if reset is None else zeros
+    carried, kept = _loop(linked, (*d_state, *summed, *totals), order)
+    reset_t, link_t = (x if x is None else x[0] for x in (reset, link))
+    to_initial, d_first = back(reset_t, link_t, carried[:count])
+    if reset is not None:
+        to_initial = tuple(a + b for a, b in zip(carried[own:], to_initial, strict=True))
+    return d_first, to_initial, carried[count:own], kept
 
 
 def _loop(step: Callable, carried: Parts, order: range) -> tuple[Parts, Parts]:

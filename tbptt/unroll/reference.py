@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tbptt.state import select
+from tbptt.state import detach, link_gradient, select
 from tbptt.types import Nest, State
 
 Cell = Callable[[Nest, State], tuple[Nest, State]]
@@ -17,12 +17,19 @@ def run(
     state: State,
     reset: tf.Tensor | None,
     initial_state: State,
+    link: tf.Tensor | None,
+    advance: tf.Tensor | None,
 ) -> tuple[Nest, State]:
     """A Python loop over t. Slow to trace and to compile, on purpose: it is the definition."""
-    outputs = []
+    outputs, states = [], []
     for t in range(tf.nest.flatten(inputs)[0].shape[0]):
+        if link is not None:
+            state = link_gradient(link[t], state)
         if reset is not None:
             state = select(reset[t], initial_state, state)
         output, state = cell(tf.nest.map_structure(lambda x, t=t: x[t], inputs), state)
         outputs.append(output)
+        states.append(state)
+    if advance is not None:
+        state = detach(tf.nest.map_structure(lambda *s: tf.stack(s)[advance - 1], *states))
     return tf.nest.map_structure(lambda *steps: tf.stack(steps), *outputs), state

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tbptt import checks
-from tbptt.state import select
+from tbptt.state import detach, link_gradient, select
 from tbptt.types import Nest, State
 from tbptt.unroll.reference import Cell
 
@@ -14,6 +14,8 @@ def run(
     state: State,
     reset: tf.Tensor | None,
     initial_state: State,
+    link: tf.Tensor | None,
+    advance: tf.Tensor | None,
 ) -> tuple[Nest, State]:
     """See `unroll`. The gradient is TensorFlow's own: the loop run backwards."""
     steps = tf.nest.flatten(inputs)[0].shape[0]
@@ -24,21 +26,28 @@ def run(
         _output_spec(cell, inputs, state),
     )
 
-    def step(t: tf.Tensor, state: State, written: Nest) -> tuple[tf.Tensor, State, Nest]:
+    def step(t: tf.Tensor, state: State, reached: Nest, written: Nest) -> tuple:
+        if link is not None:
+            state = link_gradient(link[t], state)
         if reset is not None:
             state = select(reset[t], initial_state, state)
         output, state = cell(tf.nest.map_structure(lambda a: a.read(t), arrays), state)
         written = tf.nest.map_structure(lambda a, x: a.write(t, x), written, output)
-        return t + 1, state, written
+        if advance is not None:
+            reached = tf.nest.map_structure(
+                lambda new, old: tf.where(t < advance, new, old), detach(state), reached
+            )
+        return t + 1, state, reached, written
 
-    _, state, written = tf.while_loop(
+    _, state, reached, written = tf.while_loop(
         lambda t, *_: t < steps,
         step,
-        (tf.constant(0), state, written),
+        (tf.constant(0), state, () if advance is None else detach(state), written),
         maximum_iterations=steps,  # XLA needs the bound to keep what the gradient reads
         parallel_iterations=1,
     )
-    return tf.nest.map_structure(lambda a: a.stack(), written), state
+    outputs = tf.nest.map_structure(lambda a: a.stack(), written)
+    return outputs, state if advance is None else detach(reached)
 
 
 def _array(steps: int, dtype: tf.DType, shape: tf.TensorShape) -> tf.TensorArray:

@@ -14,6 +14,11 @@ from tbptt.types import Nest, State
 Run = Callable[[Nest, State, Nest], tuple[tf.Tensor, State]]
 """`(inputs [S, B, ...], state, weights) -> (outputs [S, B, ...], state)`."""
 
+NO_ADVANCE = (
+    "advance was given, but keep='states' keeps no state of every step, only those between "
+    "segments. Use keep='gates', or windows that advance by their whole length."
+)
+
 
 def run(run_segment: Run, inputs: Nest, state: State, weights: Nest) -> tuple[tf.Tensor, State]:
     """`run_segment` over a whole window, keeping only the state at the segments' borders.

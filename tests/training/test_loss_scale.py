@@ -43,7 +43,7 @@ def test_scale_keeps_the_bits(jit):
     results = []
     for initial in (None, 1.0, 2.0**15):
         trainer = tbptt.Trainer(
-            make_model("stack"),
+            make_model("lstm"),
             tbptt.cross_entropy,
             optimizers.chain(optimizers.clip_by_global_norm(0.3), optimizers.adam(0.01)),
             loss_scale=None if initial is None else LossScale(initial, growth_interval=2),

@@ -250,11 +250,13 @@ def test_options_that_cudnn_has_not_are_refused(monkeypatch, options, shown):
         cudnn.check_layer(tf.float32, **options)
 
 
-def test_reset_inside_a_window_is_refused():
-    cudnn.check_reset(None)
+def test_what_happens_inside_a_window_is_refused():
+    cudnn.check_controls(reset=None, link=None, advance=None)
     message = r"reset of shape \[6, 3\] was given, but .* Use backend='fused', or a stream"
     with pytest.raises(ValueError, match=message):
-        cudnn.check_reset(tf.zeros([STEPS, ROWS], tf.bool))
+        cudnn.check_controls(reset=tf.zeros([STEPS, ROWS], tf.bool))
+    with pytest.raises(ValueError, match=r"advance of shape \[\] was given"):
+        cudnn.check_controls(reset=None, advance=tf.constant(1))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ and not.
 """
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_reset_forgets_everything_before_it_nan_included(kind, backend, jit, ste
     assert_close(take_rows(final, [0, 2]), take_rows(others_final, [0, 2]))
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "stack"])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_learned_initial_state_gets_gradient_from_the_rows_that_reset(kind, backend, jit):
     """Law 3: as if exactly those rows had begun at their resets; no reset, no gradient."""
     core = make_core(kind, backend=backend, learned=True)
@@ -103,7 +104,7 @@ def test_learned_initial_state_gets_gradient_from_the_rows_that_reset(kind, back
     learned = [v for v in core.trainable_variables if "initial" in v.name]
     weights = tf.constant(np.random.default_rng(1).normal(size=[STEPS, ROWS, 1]), tf.float32)
 
-    def gradient(run):
+    def gradient(run, jit):
         @tf.function(autograph=False, jit_compile=jit)
         def of_learned():
             with tf.GradientTape() as tape:
@@ -127,8 +128,8 @@ def test_learned_initial_state_gets_gradient_from_the_rows_that_reset(kind, back
             ]
         )
 
-    assert_close(gradient(loss_with(resets((2, 0), (4, 2)))), gradient(by_hand))
-    for none in gradient(loss_with(resets())):
+    assert_close(gradient(loss_with(resets((2, 0), (4, 2))), jit), gradient(by_hand, False))
+    for none in gradient(loss_with(resets()), jit):
         assert not np.any(none)
 
 
@@ -203,7 +204,9 @@ PAIRS += [(kind, case) for kind in OPTIONS for case in FOR_OPTIONS]
         for kind, case in PAIRS
         for other in ("scan", "fused", "fused, keeping states")
         if other == "scan" or kind != "own"  # TensorFlow differentiates a user's cell
-        if other != "fused, keeping states" or kind not in ("own", "stack")
+        if other != "fused, keeping states"
+        or kind in ("lstm", "gru")
+        or (kind in OPTIONS and case == "resets")
     ],
 )
 def test_backends_equal_reference(kind, case, other):
@@ -230,12 +233,12 @@ def test_options_compiled_equal_reference(kind):
     )
 
 
-@pytest.mark.parametrize("with_reset", [False, True], ids=["carried", "reset"])
-def test_compiled_equals_plain(kind, backend, with_reset):
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_compiled_equals_plain(kind, backend):
     """Law 5, for the switch of compilation."""
     core = make_core(kind, backend=backend, learned=True)
     inputs, state = make_inputs(7, ROWS), make_state(core, ROWS)
-    reset = resets((0, 0), (3, 1), (6, 2), steps=7) if with_reset else None
+    reset = resets((0, 0), (3, 1), (6, 2), steps=7)
     assert_close(
         run_with_gradients(core, inputs, state, reset, jit=True),
         run_with_gradients(core, inputs, state, reset, jit=False),
@@ -267,3 +270,131 @@ def test_unroll_takes_a_bare_function(backend):
     )
     assert outputs.numpy().tolist() == [[1, 2], [2, 3], [3, 4]]
     assert final.numpy().tolist() == [4, 5]
+
+
+LINKED = ("lstm", "gru", "own", "lstm-everything")  # one for each engine of every backend
+
+
+def links(steps, zero=()):
+    """`[T, B]`, from 0.5 to 1.5; 0 at these (t, b)."""
+    link = np.random.default_rng(23).uniform(0.5, 1.5, [steps, ROWS]).astype(np.float32)
+    for place in zero:
+        link[place] = 0
+    return tf.constant(link)
+
+
+@functools.cache
+def linked_result(kind, backend, jit=False, keep="gates"):
+    """With links, resets and, unless states are kept, an advance."""
+    options = {} if kind == "own" else dict(keep=keep)
+    core = make_core(kind, backend=backend, dtype=tf.float64, learned=True, **options)
+    inputs, state = make_inputs(7, ROWS, tf.float64), make_state(core, ROWS)
+    return run_with_gradients(
+        core,
+        inputs,
+        state,
+        resets((0, 0), (3, 1), (6, 2), steps=7),
+        jit=jit,
+        eager=backend == "reference",
+        link=links(7, [(4, 0), (2, 2)]),
+        advance=tf.constant(5) if keep == "gates" else None,
+        **({} if kind == "own" else dict(training=True, seed=tbptt.make_seed(5))),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "jit"),
+    [
+        (kind, other, jit)
+        for kind in LINKED
+        for other in ("scan", "fused")
+        for jit in (False, True)
+        if (kind, other) != ("own", "fused") and not (jit and kind == "lstm-everything")
+    ],
+)
+def test_links_and_advance_equal_reference(kind, other, jit):
+    """Law 5 for what truncation asks for."""
+    assert_close(linked_result(kind, other, jit), linked_result(kind, "reference"))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_links_while_keeping_states(kind):
+    assert_close(
+        linked_result(kind, "fused", keep="states"),
+        linked_result(kind, "reference", keep="states"),
+    )
+
+
+def test_cut_link_is_a_detached_state(kind, backend):
+    """Law 2 inside a window: link 0 at step t equals two windows with a constant between."""
+    core = make_core(kind, backend=backend)
+    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    cut = np.ones([STEPS, ROWS], np.float32)
+    cut[2] = 0
+
+    def in_two(x, s, *, reset, link=None):
+        first, s = core(x[:2], s)
+        second, s = core(x[2:], detach(s))
+        return tf.concat([first, second], 0), s
+
+    in_two.trainable_variables = core.trainable_variables
+    assert_close(
+        run_with_gradients(core, inputs, state, link=tf.constant(cut)),
+        run_with_gradients(in_two, inputs, state),
+    )
+
+
+def test_cut_link_stops_gradients_that_are_not_finite(backend):
+    link = tf.constant([[1.0], [0.0]])
+    if backend == "fused":
+        factor = tbptt.state.scale_rows(link[1], tf.constant([np.inf]))
+        assert factor.numpy().tolist() == [0.0]
+        return
+    state = tf.ones([1])
+    x = tf.constant([[1.0], [0.0]])  # an infinite slope at the second step
+    with tf.GradientTape() as tape:
+        tape.watch(state)
+        outputs, _ = tbptt.unroll(lambda x, s: (s / x, s), x, state, link=link, backend=backend)
+        loss = outputs[1, 0]
+    assert tape.gradient(loss, state).numpy().tolist() == [0.0]
+
+
+@pytest.mark.parametrize("steps", [1, 4, STEPS])
+def test_advance_takes_the_state_after_so_many_steps(kind, backend, steps):
+    """And as a constant; the outputs are those of the whole window."""
+    core = make_core(kind, backend=backend)
+    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs, reached = core(inputs, state, advance=tf.constant(steps))
+        loss = tf.add_n([tf.reduce_sum(part) for part in tf.nest.flatten(reached)])
+    assert tape.gradient(loss, inputs) is None
+    assert_close(outputs, core(inputs, state)[0])
+    assert_close(reached, core(inputs[:steps], state)[1])
+
+
+def test_random_cuts_are_unbiased():
+    """Tallec & Ollivier (2017): the mean over all cuts, by their probability, is the gradient."""
+    core = make_core("lstm", dtype=tf.float64)
+    inputs, state = make_inputs(4, 1, tf.float64), make_state(core, 1)
+    probability = 0.4
+
+    @tf.function
+    def gradient(link):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(core(inputs, state, link=link)[0] ** 2)
+        return tape.gradient(loss, core.trainable_variables)
+
+    mean = [np.zeros(v.shape) for v in core.trainable_variables]
+    for cuts in itertools.product([True, False], repeat=3):
+        link = np.where([False, *cuts], 0.0, 1 / (1 - probability)).astype(np.float64)
+        weight = np.prod(np.where(cuts, probability, 1 - probability))
+        for total, part in zip(mean, gradient(tf.constant(link[:, None])), strict=True):
+            total += weight * part.numpy()
+    assert_close(mean, [g.numpy() for g in gradient(tf.ones([4, 1], tf.float64))])
+
+
+def test_keeping_states_refuses_an_advance():
+    core = make_core("lstm", keep="states")
+    with pytest.raises(ValueError, match="Use keep='gates', or windows that advance by"):
+        core(make_inputs(4, ROWS), make_state(core, ROWS), advance=tf.constant(2))
