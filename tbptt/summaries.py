@@ -20,6 +20,7 @@ TOKENS_PER_SECOND = "speed/tokens_per_second"
 EPOCH = "speed/epoch"
 SETTINGS = "settings"
 SAMPLE = "sample"
+FORECAST = "forecast"
 PARAMETERS = "parameters"
 STATE = "state"
 
@@ -48,6 +49,11 @@ class SummaryWriter:
         lines += [f"| {name} | {value} |" for name, value in rows.items()]
         with self._writer.as_default(step):
             tf.summary.text(tag, "\n".join(lines))
+
+    def picture(self, step: int, tag: str, png: bytes) -> None:
+        """A PNG file's content."""
+        with self._writer.as_default(step):
+            tf.summary.image(tag, tf.image.decode_png(png, channels=3)[None])
 
     def histograms(self, step: int, prefix: str, values: Mapping[str, tf.Tensor]) -> None:
         """Distributions of tensors, under `prefix/name`."""

@@ -3,22 +3,20 @@
 import numpy as np
 
 from tbptt import checks
-from tbptt.types import Cursor, Window, advance
+from tbptt.streams.rows import TAILS, RowStream, Span
+from tbptt.streams.truncation import Truncation, truncation_of
 
-TAILS = ("drop", "pad")
+SHUFFLES = ("none", "offset", "rotate")
 
 
-class ContiguousStream:
+class ContiguousStream(RowStream):
     """Cuts one sequence into `rows` equal stretches, which are read side by side.
 
     Row b reads `tokens[b * L : (b + 1) * L]`, T at a time, and predicts what follows each
     token; its last target is the next row's first token. All rows start anew where an epoch
-    starts, and nowhere else.
+    starts, and nowhere else, unless they rotate.
 
-    Attributes:
-      rows, window_length: B and T.
-      windows_per_epoch: how many windows until every row is through.
-      epochs_alike: True.
+    Attributes: see `RowStream`.
 
     Example:
       >>> stream = ContiguousStream(np.arange(13), rows=2, window_length=3, vocabulary_size=13)
@@ -27,113 +25,97 @@ class ContiguousStream:
       ([[0, 1, 2], [6, 7, 8]], [[1, 2, 3], [7, 8, 9]], Cursor(epoch=0, index=1))
     """
 
-    epochs_alike = True
-
     def __init__(
         self,
         tokens: np.ndarray,
         *,
         rows: int,
-        window_length: int,
         vocabulary_size: int,
+        window_length: int | None = None,
+        truncation: Truncation | None = None,
         tail: str = "drop",
+        shuffle: str = "none",
+        seed: int = 0,
     ) -> None:
         """Args:
         tokens: one-dimensional integers. A memory map is read window by window, and never
             kept in memory.
         rows: B.
-        window_length: T.
         vocabulary_size: every token must be below it.
+        window_length: T, of windows one after another.
+        truncation: other windows; instead of `window_length`.
         tail: `drop`: what does not fill whole windows is left out, less than T a row and B
             in all; `pad`: every target is there exactly once, what is made up has weight 0.
+        shuffle: what is another in every epoch. `none`; `offset`: the first token, by less than
+            T, so that windows end elsewhere; `rotate`: where in its stretch each row begins, and
+            it starts anew where the stretch does (Press, 2019, Partially shuffling the training
+            data to improve language models).
+        seed: of all that is random.
 
         Raises:
           ValueError: B or T below 1, or more rows than the tokens can fill.
         """
         checks.check_at_least("rows", rows, 1)
-        checks.check_at_least("window_length", window_length, 1)
+        truncation = truncation_of(window_length, truncation)
         checks.check_choice("tail", tail, TAILS)
+        checks.check_choice("shuffle", shuffle, SHUFFLES)
         checks.check_shape("tokens", tokens, [None])
         if not np.issubdtype(tokens.dtype, np.integer):
             raise TypeError(f"tokens are {tokens.dtype}, but must be integers.")
-        self._check_length(len(tokens), rows, 1 if tail == "pad" else window_length)
-        self.rows = rows
-        self.window_length = window_length
+        spare = truncation.window_length - 1 if shuffle == "offset" else 0
+        fill = 1 if tail == "pad" else truncation.window_length
+        self._check_length(len(tokens) - spare, rows, fill)
         self.vocabulary_size = vocabulary_size
         self.targets = len(tokens) - 1
         self._tokens = tokens
         self._pad = tail == "pad"
+        self._shuffle = shuffle
         rounding = rows - 1 if self._pad else 0
-        self._row_length = (self.targets + rounding) // rows  # L
-        rounding = window_length - 1 if self._pad else 0
-        self.windows_per_epoch = (self._row_length + rounding) // window_length
-        self._row_starts = np.arange(rows, dtype=np.int64) * self._row_length
+        super().__init__(
+            rows=rows,
+            row_length=(self.targets - spare + rounding) // rows,
+            truncation=truncation,
+            whole=not self._pad,
+            epochs_alike=shuffle == "none",
+            seed=seed,
+        )
+        self._starts = np.arange(rows, dtype=np.int64) * self.row_length
 
-    def windows(self, cursor: Cursor, count: int) -> tuple[Window, Cursor]:
-        """`count` windows from the cursor on, stacked, and the cursor after them.
+    def row_starts(self, epoch: int) -> np.ndarray:
+        """The index of each row's first token."""
+        if self._shuffle != "offset":
+            return self._starts
+        return self._starts + self.random(2, epoch).integers(self.window_length)
 
-        Returns:
-          inputs, targets `[count, T, B]` int32; start `[count, B]` bool; position
-          `[count, B]` int64, the index of a row's first token; with padding, weight
-          `[count, T, B]` float32.
-
-        Raises:
-          ValueError: a token is out of range, the cursor is not in the stream, or count < 1.
-        """
-        checks.check_at_least("count", count, 1)
-        checks.check_between("cursor.index", cursor.index, 0, self.windows_per_epoch)
-        pieces = []
-        left = count
-        while left > 0:
-            piece = min(left, self.windows_per_epoch - cursor.index)
-            pieces.append(self._read(cursor.index, piece))
-            cursor = advance(cursor, piece, self.windows_per_epoch)
-            left -= piece
-        fields = zip(*pieces, strict=True)
-        joined = (None if parts[0] is None else np.concatenate(parts) for parts in fields)
-        return Window(*joined), cursor
-
-    def _read(self, index: int, count: int) -> Window:
-        """Windows `index` to `index + count` of an epoch."""
-        span = count * self.window_length
-        first = self._row_starts + index * self.window_length
-        tokens = _fresh(self._tokens)
-        ids = np.zeros([self.rows, span + 1], np.int32)
-        for row, start in enumerate(first):
-            found = tokens[start : start + span + 1]
+    def read(self, epoch: int, first: int, count: int) -> Span:
+        """See `RowStream`. Raises ValueError if a token is out of range."""
+        starts, tokens = self.row_starts(epoch), fresh(self._tokens)
+        if self._shuffle == "rotate":
+            return self._read_rotated(tokens, epoch, first, count)
+        ids = np.zeros([self.rows, count + 1], tokens.dtype)
+        for row, start in enumerate(starts + first):
+            found = tokens[start : start + count + 1]
             ids[row, : len(found)] = found
-        self._check_range(ids, first)
-        windows = np.arange(index, index + count)
-        offsets = windows[:, None] * self.window_length
-        return Window(
-            inputs=self._cut(ids[:, :-1]),
-            targets=self._cut(ids[:, 1:]),
-            weight=self._cut(self._weight(first, index, span)) if self._pad else None,
-            start=np.broadcast_to(windows[:, None] == 0, [count, self.rows]),
-            position=self._row_starts[None, :] + offsets,
-        )
+        check_ids(ids, (starts + first)[:, None] + np.arange(count + 1), self.vocabulary_size)
+        ids = ids.astype(np.int32)
+        steps = first + np.arange(count)
+        weight = None
+        if self._pad:
+            inside = (steps < self.row_length) & (starts[:, None] + steps < self.targets)
+            weight = inside.astype(np.float32)
+        return Span(ids[:, :-1], ids[:, 1:], None, weight)
 
-    def _cut(self, ids: np.ndarray) -> np.ndarray:
-        """`[B, K * T] -> [K, T, B]`."""
-        return np.ascontiguousarray(
-            ids.reshape([self.rows, -1, self.window_length]).transpose(1, 2, 0)
-        )
-
-    def _weight(self, first: np.ndarray, index: int, span: int) -> np.ndarray:
-        """1 for targets of the row itself, 0 behind its end, `[B, span]`."""
-        steps = np.arange(span)
-        in_row = index * self.window_length + steps < self._row_length
-        in_tokens = first[:, None] + steps < self.targets
-        return (in_row & in_tokens).astype(np.float32)
-
-    def _check_range(self, ids: np.ndarray, first: np.ndarray) -> None:
-        wrong = (ids < 0) | (ids >= self.vocabulary_size)
-        if wrong.any():
-            row, step = np.argwhere(wrong)[0]
-            raise ValueError(
-                f"Token {first[row] + step} is {ids[row, step]}, but ids must be from 0 to "
-                f"{self.vocabulary_size - 1}. Encode the corpus with the model's vocabulary."
-            )
+    def _read_rotated(self, tokens: np.ndarray, epoch: int, first: int, count: int) -> Span:
+        turns = self.random(3, epoch).integers(self.row_length, size=[self.rows, 1])
+        steps = first + np.arange(count)
+        at = (turns + steps) % self.row_length
+        inside = (steps < self.row_length) & (self._starts[:, None] + at < self.targets)
+        sources = np.minimum(self._starts[:, None] + at, self.targets - 1)
+        sources = np.stack([sources, sources + 1])
+        ids = tokens[sources]
+        check_ids(ids, sources, self.vocabulary_size)
+        ids = ids.astype(np.int32)
+        return Span(ids[0], ids[1], at == 0, inside.astype(np.float32) if self._pad else None)
 
     @staticmethod
     def _check_length(tokens: int, rows: int, window_length: int) -> None:
@@ -149,8 +131,22 @@ class ContiguousStream:
         )
 
 
-def _fresh(tokens: np.ndarray) -> np.ndarray:
+def check_ids(ids: np.ndarray, places: np.ndarray, vocabulary_size: int) -> None:
+    """Raises ValueError, with the first place, unless all ids are in `[0, vocabulary_size)`."""
+    wrong = (ids < 0) | (ids >= vocabulary_size)
+    if wrong.any():
+        raise ValueError(
+            f"Token {places[wrong][0]} is {ids[wrong][0]}, but ids must be from 0 to "
+            f"{vocabulary_size - 1}. Encode the corpus with the model's vocabulary."
+        )
+
+
+def fresh(tokens: np.ndarray) -> np.ndarray:
     """A memory map opened anew: pages that a map has touched count as resident while it lives."""
-    if not isinstance(tokens, np.memmap) or tokens.filename is None:
+    if not (isinstance(tokens, np.memmap) and tokens.filename and tokens.flags.c_contiguous):
         return tokens
-    return np.memmap(tokens.filename, tokens.dtype, "r", tokens.offset, tokens.shape)
+    root = tokens  # a slice says its whole map's offset, not its own
+    while isinstance(root.base, np.memmap):
+        root = root.base
+    offset = root.offset + tokens.ctypes.data - root.ctypes.data
+    return np.memmap(tokens.filename, tokens.dtype, "r", offset, tokens.shape)

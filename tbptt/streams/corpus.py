@@ -15,6 +15,8 @@ from tbptt import checks
 KINDS = ("characters", "bytes", "words")
 EOS = "<eos>"
 UNK = "<unk>"
+ABOUT, TOKENS, ENDS = "corpus.json", "tokens.bin", "ends.bin"  # of a folder of tools/prepare.py
+BOUNDARY = {"characters": "\0", "bytes": "\0", "words": EOS}  # between documents, by kind
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -86,20 +88,27 @@ class Vocabulary:
         return np.uint16 if len(self) <= 1 << 16 else np.int32
 
     @classmethod
-    def of(cls, text: str, kind: str, max_size: int | None = None) -> "Vocabulary":
+    def of(
+        cls, text: str, kind: str, max_size: int | None = None, *, boundary: bool = False
+    ) -> "Vocabulary":
         """The vocabulary of a text: characters in code order, words by falling frequency.
 
         Args:
           text: not empty.
           kind: `characters`, `bytes` or `words`.
           max_size: of words, the most frequent ones, `<unk>` among them for the others.
+          boundary: there is to be a token that stands between documents, see `boundary`.
 
         Example:
           >>> Vocabulary.of("b a b", "words").tokens
           ('b', 'a')
         """
         if kind == "characters":
-            return cls(kind, tuple(sorted(set(text))))
+            if boundary and BOUNDARY[kind] in text:
+                raise ValueError(
+                    "The text holds the character 0, which stands between documents. Remove it."
+                )
+            return cls(kind, tuple(sorted({*text, *(BOUNDARY[kind] if boundary else "")})))
         if kind == "bytes":
             return cls(kind, tuple(chr(byte) for byte in range(256)))
         checks.check_choice("kind of tokens", kind, KINDS)
@@ -110,6 +119,21 @@ class Vocabulary:
             kept = words[:max_size]
             words = kept if UNK in kept else [*kept[:-1], UNK]
         return cls(kind, tuple(words))
+
+    @property
+    def boundary(self) -> int:
+        """The id of what stands between documents: character or byte 0, or `<eos>`.
+
+        Raises:
+          ValueError: the vocabulary has none.
+        """
+        token = BOUNDARY[self.kind]
+        if token not in self.tokens:
+            raise ValueError(
+                f"The vocabulary has no {token!r} to stand between documents. Build it with "
+                "boundary=True."
+            )
+        return self.tokens.index(token)
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, one-dimensional.
@@ -230,3 +254,36 @@ def open_tokens(path: str | os.PathLike[str], dtype: type[np.integer] = np.uint1
             )
         tokens = np.memmap(path, dtype, mode="r")
     return tokens
+
+
+def open_corpus(folder: str | os.PathLike[str]) -> tuple[Vocabulary | None, np.ndarray, np.ndarray]:
+    """What `tools/prepare.py` has written, memory-mapped.
+
+    Returns:
+      the vocabulary, None where a tokenizer of the user's made the tokens; tokens `[N]`; where
+      each document ends, `[D]` int64.
+
+    Raises:
+      ValueError: the folder holds no corpus, or not the one that its `corpus.json` says.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / ABOUT).is_file():
+        raise ValueError(
+            f"{str(folder)!r} holds no prepared corpus: there is no {ABOUT}. Make one, or finish "
+            "it, with python -m tools.prepare."
+        )
+    try:
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
+        kind, counts = about["kind"], (about["tokens"], about["documents"])
+        dtype = {"uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32}[about["dtype"]]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{ABOUT} in {str(folder)!r} cannot be used: {error!r}.") from None
+    parts = [open_tokens(folder / TOKENS, dtype), open_tokens(folder / ENDS, np.int64)]
+    for name, part, count in zip((TOKENS, ENDS), parts, counts, strict=True):
+        if len(part) != count:
+            raise ValueError(
+                f"{name} in {str(folder)!r} has {len(part)} entries, but {ABOUT} says {count}. "
+                "The folder is damaged; prepare it again."
+            )
+    vocabulary = Vocabulary.load(folder / "vocabulary.json") if kind in KINDS else None
+    return vocabulary, parts[0], parts[1]

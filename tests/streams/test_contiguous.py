@@ -1,6 +1,5 @@
-"""Contiguous rows: what stands where, purity, continuity (law 11), refusals."""
+"""Contiguous rows: what stands where, refusals; the laws of all streams are in test_streams."""
 
-import multiprocessing
 import resource
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 
 import tbptt
 from tbptt.streams.corpus import open_tokens
-from tbptt.types import advance
 
 
 def make(tokens=41, rows=3, window_length=4, tail="drop", vocabulary_size=1000):
@@ -45,37 +43,6 @@ def test_padded_stream_holds_every_target_once(tokens, rows, window_length):
     assert scored.tolist() == list(range(1, tokens))
     assert set(np.unique(windows.weight)) <= {0.0, 1.0}
     assert (windows.inputs[windows.weight > 0] + 1 == windows.targets[windows.weight > 0]).all()
-
-
-def test_windows_are_a_pure_function_of_the_cursor():
-    """In any order, in any portions, across the end of epochs, in another process."""
-    stream = make()
-    straight, end = stream.windows(tbptt.Cursor(), 8)
-    assert end == tbptt.Cursor(2, 2)
-    cursors = [advance(tbptt.Cursor(), k, 3) for k in range(8)]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        elsewhere = pool.map(read_one, cursors)
-    for k in (5, 0, 7, 3, 3, 1):
-        alone, following = stream.windows(cursors[k], 1)
-        assert following == advance(cursors[k], 1, 3)
-        for field in ("inputs", "targets", "start", "position"):
-            expected = getattr(straight, field)[k]
-            assert (getattr(alone, field)[0] == expected).all()
-            assert (getattr(elsewhere[k], field)[0] == expected).all()
-
-
-def read_one(cursor):
-    return make().windows(cursor, 1)[0]
-
-
-@pytest.mark.parametrize("tail", ["drop", "pad"])
-def test_each_window_begins_where_the_one_before_ended(tail):
-    """Law 11."""
-    stream = make(tail=tail)
-    windows, _ = stream.windows(tbptt.Cursor(), 3 * stream.windows_per_epoch)
-    goes_on = windows.position[1:] == windows.position[:-1] + stream.window_length
-    assert (goes_on | windows.start[1:]).all()
-    assert windows.start.sum() == 3 * stream.rows
 
 
 def test_penn_treebank_has_the_windows_that_zaremba_had():
@@ -138,6 +105,20 @@ def test_memory_mapped_tokens_read_like_an_array(tmp_path, suffix):
         a, b = mapped.windows(cursor, 5)[0], plain.windows(cursor, 5)[0]
         assert (a.inputs == b.inputs).all()
         assert (a.targets == b.targets).all()
+
+
+def test_parts_of_a_memory_map_are_those_parts(tmp_path):
+    """A slice of a map says that it begins where the map does."""
+    np.arange(100, dtype=np.uint16).tofile(tmp_path / "tokens.bin")
+    tokens = open_tokens(tmp_path / "tokens.bin")[10:][30:]
+    for part in (tokens, tokens[::2]):
+        stream = tbptt.ContiguousStream(part, rows=2, window_length=3, vocabulary_size=100)
+        windows, _ = stream.windows(tbptt.Cursor(), 2)
+        expected = tbptt.ContiguousStream(
+            np.array(part), rows=2, window_length=3, vocabulary_size=100
+        )
+        assert (windows.inputs == expected.windows(tbptt.Cursor(), 2)[0].inputs).all()
+        assert windows.inputs[0, 0, 0] == 40
 
 
 def test_memory_mapped_tokens_do_not_stay_in_memory(tmp_path):

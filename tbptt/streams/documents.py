@@ -1,0 +1,191 @@
+"""Documents of tokens: state starts anew at each, wherever in a window that is."""
+
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from tbptt import checks
+from tbptt.streams.contiguous import check_ids, fresh
+from tbptt.streams.corpus import Vocabulary
+from tbptt.streams.pieces import Pieces, PieceStream
+from tbptt.streams.truncation import Truncation, truncation_of
+
+
+class DocumentStream(PieceStream):
+    """Documents dealt onto rows, see `PieceStream`.
+
+    With a `boundary` token every token of a document of n is predicted, and its end:
+
+        inputs   boundary  d_0  ...  d_{n-1}
+        targets  d_0       d_1  ...  boundary
+
+    Without one, what follows each of its first n - 1 tokens.
+
+    Example:
+      >>> documents = Pieces.of([np.array([1, 2, 3]), np.array([4, 5])])
+      >>> stream = DocumentStream(documents, rows=1, window_length=7, vocabulary_size=6,
+      ...                         boundary=0, shuffle=False)
+      >>> window, _ = stream.windows(Cursor(), 1)
+      >>> window.inputs[0, :, 0].tolist(), window.targets[0, :, 0].tolist()
+      ([0, 1, 2, 3, 0, 4, 5], [1, 2, 3, 0, 4, 5, 0])
+      >>> window.reset[0, :, 0].astype(int).tolist()
+      [1, 0, 0, 0, 1, 0, 0]
+    """
+
+    def __init__(
+        self,
+        documents: Pieces,
+        *,
+        rows: int,
+        vocabulary_size: int,
+        window_length: int | None = None,
+        truncation: Truncation | None = None,
+        boundary: int | None = None,
+        shuffle: bool = True,
+        whole: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        documents: tokens `[N]`; memory maps stay on disk.
+        rows: B.
+        vocabulary_size: every token must be below it.
+        window_length: T, of windows one after another.
+        truncation: other windows; instead of `window_length`.
+        boundary: a token that is read before each document and predicted after it.
+        shuffle: another order in every epoch.
+        whole: no document is cut, see `PieceStream`: for evaluation, with `shuffle=False`.
+        seed: of all that is random.
+
+        Raises:
+          ValueError: a document of one token without `boundary`; more rows than can be filled.
+        """
+        tokens = documents.values
+        checks.check_shape("the documents' tokens", tokens, [None])
+        if not np.issubdtype(tokens.dtype, np.integer):
+            raise TypeError(f"The documents' tokens are {tokens.dtype}, but must be integers.")
+        if boundary is not None:
+            checks.check_between("boundary", boundary, 0, vocabulary_size)
+        lengths = documents.lengths
+        if boundary is None and lengths.min() < 2:
+            raise ValueError(
+                f"Document {lengths.argmin()} has one token, after which nothing follows that "
+                "could be predicted. Leave it out, or use a boundary token."
+            )
+        self.documents = documents
+        self.vocabulary_size = vocabulary_size
+        self._boundary = boundary
+        super().__init__(
+            lengths + (1 if boundary is not None else -1),
+            rows=rows,
+            truncation=truncation_of(window_length, truncation),
+            shuffle=shuffle,
+            whole=whole,
+            seed=seed,
+        )
+
+    def take(
+        self, piece: np.ndarray, step: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """See `PieceStream`. Raises ValueError if a token is out of range."""
+        tokens = fresh(self.documents.values)
+        at = self.documents.begins[piece] + step
+        last = len(tokens) - 1
+        if self._boundary is None:
+            places, edges = (at, at + 1), (None, None)
+        else:
+            places = (np.maximum(at - 1, 0), np.minimum(at, last))
+            edges = (step == 0, step == self.documents.lengths[piece])
+        ids = []
+        for place, edge in zip(places, edges, strict=True):
+            found = tokens[place]
+            check_ids(found, place, self.vocabulary_size)
+            found = found.astype(np.int32)
+            ids.append(found if edge is None else np.where(edge, np.int32(self._boundary), found))
+        return ids[0], ids[1], None
+
+
+def read_documents(path: str) -> Iterator[tuple[str, str | np.ndarray]]:
+    """Documents as `(name, text or tokens)`, one at a time.
+
+    Args:
+      path: a folder: every file in it is a document, in the order of the names; a `.jsonl` file:
+        every line is a JSON object with a `text`, or with `tokens`, a list of integers; any other
+        file: every line is a document. Blank lines are none.
+
+    Raises:
+      ValueError: no such path, no UTF-8, a line that is no such object (file and line), an empty
+        document.
+    """
+    source = pathlib.Path(path)
+    if source.is_dir():
+        files = sorted(file for file in source.rglob("*") if file.is_file())
+        for file in files:
+            yield str(file), _not_empty(str(file), _decode(file.read_bytes(), str(file)))
+        return
+    if not source.is_file():
+        raise ValueError(f"There is no file or folder {path!r}.")
+    with source.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            name = f"{path}:{number}"
+            if not line.strip():
+                continue
+            text = _decode(line, name)
+            content = _from_json(text, name) if source.suffix == ".jsonl" else text.rstrip("\r\n")
+            yield name, _not_empty(name, content)
+
+
+def encode_documents(
+    documents: Iterable[tuple[str, str | np.ndarray]], vocabulary: Vocabulary | None = None
+) -> Pieces:
+    """What `read_documents` gives, as tokens.
+
+    Args:
+      documents: names and contents.
+      vocabulary: for texts; tokens stay as they are.
+
+    Raises:
+      ValueError: a text without a vocabulary, or with a token that is not in it (and where).
+    """
+    arrays = []
+    for name, content in documents:
+        if isinstance(content, str):
+            if vocabulary is None:
+                raise ValueError(f"{name} is a text, and there is no vocabulary to encode it.")
+            try:
+                content = vocabulary.encode(content)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        arrays.append(content)
+    return Pieces.of(arrays)
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8: {error}. Convert it first.") from None
+
+
+def _from_json(line: str, name: str) -> str | np.ndarray:
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}. Every line must be one object.") from None
+    text = content.get("text") if isinstance(content, dict) else None
+    tokens = content.get("tokens") if isinstance(content, dict) else None
+    if isinstance(text, str):
+        return text
+    if isinstance(tokens, list) and all(type(token) is int for token in tokens):
+        return np.array(tokens, np.int64)
+    raise ValueError(
+        f"{name} has neither a text nor tokens. Every line must be an object like "
+        '{"text": "..."} or {"tokens": [1, 2]}.'
+    )
+
+
+def _not_empty(name: str, content: str | np.ndarray) -> str | np.ndarray:
+    if len(content) == 0:
+        raise ValueError(f"{name} is an empty document. Leave it out.")
+    return content

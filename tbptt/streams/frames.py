@@ -1,0 +1,127 @@
+"""Ragged sequences of feature vectors: music, speech, sensors."""
+
+import numpy as np
+
+from tbptt import checks
+from tbptt.streams.contiguous import fresh
+from tbptt.streams.pieces import Pieces, PieceStream
+from tbptt.streams.truncation import Truncation, truncation_of
+
+SCORES = ("last", "every")
+
+
+class FrameStream(PieceStream):
+    """Sequences of frames dealt onto rows, see `PieceStream`; what is predicted is one of
+
+        the next frame            no labels: all frames but the first of each sequence
+        a label a frame           labels [N, ...]
+        a label a sequence        labels [P]: scored at its last step, or at every step
+
+    Attributes: see `PieceStream`.
+
+    Example: two sequences with a label each.
+      >>> pieces = Pieces.of([np.ones([2, 3]), np.zeros([3, 3])])
+      >>> stream = FrameStream(pieces, np.array([7, 8]), rows=1, window_length=5, shuffle=False)
+      >>> window, _ = stream.windows(Cursor(), 1)
+      >>> window.inputs.shape, window.targets[0, :, 0].tolist(), window.weight[0, :, 0].tolist()
+      ((1, 5, 1, 3), [7, 7, 8, 8, 8], [0.0, 1.0, 0.0, 0.0, 1.0])
+    """
+
+    def __init__(
+        self,
+        pieces: Pieces,
+        labels: np.ndarray | None = None,
+        *,
+        rows: int,
+        window_length: int | None = None,
+        truncation: Truncation | None = None,
+        classes: int | None = None,
+        score: str = "last",
+        shuffle: bool = True,
+        whole: bool = True,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        pieces: frames `[N, D]`; memory maps stay on disk.
+        labels: see above. None: the next frame.
+        rows: B.
+        window_length: T, of windows one after another.
+        truncation: other windows; instead of `window_length`.
+        classes: labels are integers below it. None: they are not checked.
+        score: where a label of a sequence counts: at its `last` step or at `every` step.
+        shuffle: another order in every epoch.
+        whole: no sequence is cut, see `PieceStream`.
+        seed: of all that is random.
+
+        Raises:
+          ValueError: frames or labels that are not finite or do not fit (where), a sequence of
+            one frame without labels, more rows than sequences.
+        """
+        checks.check_shape("frames", pieces.values, [None, None])
+        checks.check_choice("score", score, SCORES)
+        steps = pieces.lengths
+        if labels is None and steps.min() < 2:
+            raise ValueError(
+                f"Sequence {steps.argmin()} has one frame, after which there is none to predict. "
+                "Leave it out."
+            )
+        if labels is not None and len(labels) not in (len(pieces), len(pieces.values)):
+            raise ValueError(
+                f"There are {len(labels)} labels, but {len(pieces)} sequences of "
+                f"{len(pieces.values)} frames. Give one for each sequence, or one for each frame."
+            )
+        if labels is not None and classes is not None:
+            _check_labels(labels, classes)
+        if not isinstance(pieces.values, np.memmap):  # a map is checked as it is read
+            _check_finite(pieces.values, np.arange(len(pieces.values)))
+        self._pieces = pieces
+        self._labels = labels
+        self._a_sequence = labels is not None and len(labels) == len(pieces)
+        self._every = score == "every"
+        super().__init__(
+            steps - 1 if labels is None else steps,
+            rows=rows,
+            truncation=truncation_of(window_length, truncation),
+            shuffle=shuffle,
+            whole=whole,
+            seed=seed,
+        )
+
+    def take(
+        self, piece: np.ndarray, step: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """See `PieceStream`. Raises ValueError if a frame of a memory map is not finite."""
+        frames = fresh(self._pieces.values)
+        at = self._pieces.begins[piece] + step
+        inputs = np.asarray(frames[at], np.float32)
+        if isinstance(frames, np.memmap):
+            _check_finite(inputs, at)
+        if self._labels is None:
+            return inputs, np.asarray(frames[at + 1], np.float32), None
+        if not self._a_sequence:
+            return inputs, _narrow(self._labels[at]), None
+        last = None if self._every else (step == self._pieces.lengths[piece] - 1)
+        weight = None if last is None else last.astype(np.float32)
+        return inputs, _narrow(self._labels[piece]), weight
+
+
+def _narrow(labels: np.ndarray) -> np.ndarray:
+    return labels.astype(np.int32 if np.issubdtype(labels.dtype, np.integer) else np.float32)
+
+
+def _check_labels(labels: np.ndarray, classes: int) -> None:
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        place = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"Label {place[0]} is {labels[wrong][0]}, but labels must be from 0 to {classes - 1}."
+        )
+
+
+def _check_finite(frames: np.ndarray, places: np.ndarray) -> None:
+    fine = np.isfinite(frames).all(axis=-1)
+    if not fine.all():
+        raise ValueError(
+            f"Frame {places[~fine][0]} holds NaN or infinity: {frames[~fine][0]}. Leave such "
+            "frames out, or replace the values."
+        )

@@ -1,0 +1,206 @@
+"""Many pieces on few rows: documents, recordings, whatever ends and is followed by another."""
+
+import abc
+import dataclasses
+import functools
+import heapq
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from tbptt import checks
+from tbptt.streams.rows import RowStream, Span
+from tbptt.streams.truncation import Truncation
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Tokens or frames of many pieces, one behind the other; both arrays may be memory maps.
+
+    Attributes:
+      values: `[N, ...]`.
+      ends: `[P]` integers: piece p is `values[ends[p - 1] : ends[p]]`.
+
+    Example:
+      >>> pieces = Pieces.of([np.array([1, 2, 3]), np.array([4, 5])])
+      >>> pieces.values.tolist(), pieces.ends.tolist(), len(pieces)
+      ([1, 2, 3, 4, 5], [3, 5], 2)
+    """
+
+    values: np.ndarray
+    ends: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if the two do not fit together, or a piece is empty."""
+        checks.check_shape("ends", self.ends, [None])
+        if not np.issubdtype(self.ends.dtype, np.integer):
+            raise TypeError(f"ends are {self.ends.dtype}, but must be integers.")
+        if len(self.ends) == 0:
+            raise ValueError("There are no pieces: no document, no sequence.")
+        if self.ends[-1] != len(self.values):
+            raise ValueError(
+                f"The index ends at {self.ends[-1]}, but there are {len(self.values)} values: "
+                "index and values are not of the same corpus. Prepare it again."
+            )
+        if self.lengths.min() < 1:
+            raise ValueError(
+                f"Piece {self.lengths.argmin()} has length {self.lengths.min()}, but must have at "
+                "least one step. Leave empty ones out."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Of each piece, `[P]` int64."""
+        return np.diff(np.asarray(self.ends, np.int64), prepend=0)
+
+    @functools.cached_property
+    def begins(self) -> np.ndarray:
+        """Where each piece begins, `[P]` int64."""
+        return np.asarray(self.ends, np.int64) - self.lengths
+
+    @classmethod
+    def of(cls, arrays: Iterable[np.ndarray]) -> "Pieces":
+        """Pieces that are arrays, one each.
+
+        Raises:
+          ValueError: none, or not all of the same width (which).
+        """
+        parts = [np.asarray(array) for array in arrays]
+        if not parts:
+            raise ValueError("There are no pieces: no document, no sequence.")
+        for number, part in enumerate(parts):
+            if part.shape[1:] != parts[0].shape[1:] or part.ndim == 0:
+                raise ValueError(
+                    f"Piece {number} has shape {list(part.shape)}, but piece 0 has "
+                    f"{list(parts[0].shape)}: all must be as wide. Pad or cut the features."
+                )
+        return cls(np.concatenate(parts), np.cumsum([len(part) for part in parts]))
+
+    def part(self, first: int, last: int) -> "Pieces":
+        """Pieces `first` to `last - 1`."""
+        checks.check_between("first", first, 0, len(self))
+        checks.check_between("last", last, first + 1, len(self) + 1)
+        begin = int(self.begins[first])
+        return Pieces(self.values[begin : int(self.ends[last - 1])], self.ends[first:last] - begin)
+
+
+class Deal(NamedTuple):
+    """Which pieces an epoch reads where: all rows, one behind the other, are one line of steps.
+
+    Attributes:
+      order: `[N]`, the pieces along the line.
+      ends: `[N]`, where on the line each of them ends.
+      begins: `[B]`, where on the line each row begins.
+    """
+
+    order: np.ndarray
+    ends: np.ndarray
+    begins: np.ndarray
+
+
+class PieceStream(RowStream):
+    """Each row reads one piece after another, and starts anew at the first step of each.
+
+    There is no padding but at the rows' very end. All pieces are in every epoch, in an order of
+    the epoch's own with `shuffle`. Either the line of all pieces is cut into B equal rows, and
+    the at most B - 1 pieces that are cut go on in the next row with an empty state; or, with
+    `whole`, pieces are dealt to rows once, the longest first and each to the shortest row, and
+    the epochs shuffle within the rows.
+
+    Attributes: see `RowStream`, and
+      pieces: how many there are.
+      utilisation: the share of all steps of an epoch's windows that belong to a piece.
+    """
+
+    def __init__(
+        self,
+        steps: np.ndarray,
+        *,
+        rows: int,
+        truncation: Truncation,
+        shuffle: bool,
+        whole: bool,
+        seed: int,
+    ) -> None:
+        """Args:
+        steps: `[N]` int64, how many each piece takes, 1 or more.
+        rows, truncation, seed: see `RowStream`.
+        shuffle, whole: see above.
+        """
+        checks.check_at_least("rows", rows, 1)
+        self.pieces = len(steps)
+        self._steps = steps
+        self._total = int(steps.sum())
+        if rows > (self.pieces if whole else self._total):
+            unit = "pieces" if whole else "steps"
+            fit = self.pieces if whole else self._total
+            raise ValueError(
+                f"rows ({rows}) must be at most the number of {unit} ({fit}), or some would have "
+                f"nothing to read. Use {fit} rows or fewer."
+            )
+        self._shuffle = shuffle
+        self._row_of = _longest_first(steps, rows) if whole else None
+        if self._row_of is None:
+            row_length = -(-self._total // rows)
+            ends = np.arange(1, rows + 1) * row_length
+            self._row_steps = row_length - np.clip(ends - self._total, 0, row_length)
+        else:
+            self._row_steps = np.bincount(self._row_of, steps, rows).astype(np.int64)
+        super().__init__(
+            rows=rows,
+            row_length=int(self._row_steps.max()),
+            truncation=truncation,
+            epochs_alike=not shuffle,
+            seed=seed,
+        )
+        self._deal = functools.lru_cache(maxsize=2)(self._deal_of)  # an epoch and the next
+
+    @property
+    def utilisation(self) -> float:
+        """See above."""
+        advances = self.truncation.nominal_length
+        return self._total / (self.windows_per_epoch * advances * self.rows)
+
+    @abc.abstractmethod
+    def take(
+        self, piece: np.ndarray, step: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Inputs, targets and weight at these steps of these pieces, `[B, N]` each."""
+
+    def read(self, epoch: int, first: int, count: int) -> Span:
+        """See `RowStream`."""
+        deal = self._deal(epoch)
+        steps = first + np.arange(count)
+        inside = steps < self._row_steps[:, None]  # [B, count]
+        at = np.where(inside, deal.begins[:, None] + steps, 0)
+        place = np.searchsorted(deal.ends, at, side="right")
+        piece = deal.order[place]
+        step = at - (deal.ends[place] - self._steps[piece])
+        inputs, targets, weight = self.take(piece, step)
+        scored = inside.astype(np.float32)
+        scored = scored if weight is None else scored * weight
+        return Span(inputs, targets, inside & (step == 0), scored)
+
+    def _deal_of(self, epoch: int) -> Deal:
+        order = np.arange(self.pieces)
+        if self._shuffle:
+            order = self.random(4, epoch).permutation(order)
+        if self._row_of is not None:
+            order = order[np.argsort(self._row_of[order], kind="stable")]
+        ends = np.cumsum(self._steps[order])
+        return Deal(order, ends, np.cumsum(self._row_steps) - self._row_steps)
+
+
+def _longest_first(steps: np.ndarray, rows: int) -> np.ndarray:
+    """The row of each piece, `[N]`: longest first, each to the row that has least."""
+    row_of = np.empty([len(steps)], np.int32)
+    load = [(0, row) for row in range(rows)]
+    for piece in np.argsort(-steps, kind="stable"):
+        least, row = load[0]
+        row_of[piece] = row
+        heapq.heapreplace(load, (least + int(steps[piece]), row))
+    return row_of

@@ -1,0 +1,309 @@
+"""Series of measurements: calendar gaps, missing values, and what is to be forecast."""
+
+import csv
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from tbptt import checks
+from tbptt.streams.pieces import Pieces, PieceStream
+from tbptt.streams.truncation import Truncation, truncation_of
+
+MISSING = ("", "na", "nan", "null", "none", "?", "-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """A table of measurements, in the order of time.
+
+    Attributes:
+      values: `[N, C]` float64, NaN where a value is missing.
+      names: of the C columns.
+      times: `[N]` datetime64, strictly increasing; None: every line follows the one before.
+
+    Example: a gap of two days is where a new stretch begins.
+      >>> days = np.array(["2020-01-01", "2020-01-02", "2020-01-05"], "datetime64[D]")
+      >>> Series(np.zeros([3, 1]), ("x",), days).stretch_ends().tolist()
+      [2, 3]
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    times: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if values are infinite, times are not in order, or sizes differ."""
+        checks.check_shape("values", self.values, [None, len(self.names)])
+        infinite = np.argwhere(np.isinf(self.values))
+        if len(infinite):
+            line, column = infinite[0]
+            raise ValueError(
+                f"Line {line} of the series is infinite in column {self.names[column]!r}. Replace "
+                "it, or make it NaN, which stands for a missing value."
+            )
+        if self.times is None:
+            return
+        checks.check_shape("times", self.times, [len(self.values)])
+        late = np.flatnonzero(np.diff(self.times) <= np.timedelta64(0))
+        if len(late):
+            before, after = self.times[late[0]], self.times[late[0] + 1]
+            what = "repeats" if before == after else "comes before"
+            raise ValueError(
+                f"Time {after} on line {late[0] + 1} of the series {what} the one on the line "
+                f"above, {before}. Sort the lines, and leave one of each time."
+            )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def part(self, first: int, last: int) -> "Series":
+        """Lines `first` to `last - 1`."""
+        checks.check_between("first", first, 0, len(self))
+        checks.check_between("last", last, first + 1, len(self) + 1)
+        times = None if self.times is None else self.times[first:last]
+        return Series(self.values[first:last], self.names, times)
+
+    def stretch_ends(self) -> np.ndarray:
+        """Where stretches without a calendar gap end: a step of 1.5 times the usual is a gap."""
+        if self.times is None or len(self) < 3:
+            return np.array([len(self)])
+        steps = np.diff(self.times).astype(np.int64)
+        values, counts = np.unique(steps, return_counts=True)
+        usual = values[counts.argmax()]
+        return np.append(np.flatnonzero(steps >= 1.5 * usual) + 1, len(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of each column, of the training part alone.
+
+    Attributes:
+      mean, deviation: `[C]`.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, series: Series) -> "Scale":
+        """Of what is there; a column that never changes is only centred.
+
+        Raises:
+          ValueError: a column without any value.
+        """
+        empty = np.isnan(series.values).all(axis=0)
+        if empty.any():
+            raise ValueError(
+                f"Column {series.names[int(empty.argmax())]!r} has no value in the training part. "
+                "Leave it out."
+            )
+        deviation = np.nanstd(series.values, axis=0)
+        return cls(np.nanmean(series.values, axis=0), np.where(deviation > 0, deviation, 1.0))
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Standardised `[..., C]`."""
+        return (values - self.mean) / self.deviation
+
+    def undo(self, values: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+        """`[..., len(columns)]` of these columns, in their own units again."""
+        chosen = list(columns)
+        return values * self.deviation[chosen] + self.mean[chosen]
+
+
+class SeriesStream(PieceStream):
+    """Series dealt onto rows, see `PieceStream`; predicts some columns `horizon` lines ahead.
+
+    A row starts anew after every calendar gap. A missing value reads as the mean; if there are
+    any, C more inputs say which values were there. Where a target is missing the weight is 0.
+
+    Attributes: see `PieceStream`, and
+      input_size: of an input vector.
+
+    Example:
+      >>> series = Series(np.array([[1.0], [2.0], [np.nan], [4.0]]), ("x",))
+      >>> stream = SeriesStream([series], Scale(np.zeros(1), np.ones(1)), rows=1, window_length=3)
+      >>> window, _ = stream.windows(Cursor(), 1)
+      >>> window.inputs[0, :, 0].tolist(), window.targets[0, :, 0].tolist()
+      ([[1.0, 1.0], [2.0, 1.0], [0.0, 0.0]], [[2.0], [0.0], [4.0]])
+      >>> window.weight[0, :, 0].tolist()
+      [1.0, 0.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        series: Sequence[Series],
+        scale: Scale,
+        *,
+        rows: int,
+        window_length: int | None = None,
+        truncation: Truncation | None = None,
+        targets: Sequence[str] | None = None,
+        horizon: int = 1,
+        warm_up: int = 0,
+        masked: bool | None = None,
+        changes: bool = False,
+        shuffle: bool = False,
+        whole: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        series: of the same columns.
+        scale: what they are standardised with, `Scale.of` the training part.
+        rows: B.
+        window_length: T, of windows one after another.
+        truncation: other windows; instead of `window_length`.
+        targets: names of the columns to predict. None: all.
+        horizon: how many lines ahead, 1 or more.
+        warm_up: so many first lines of each series are read, and what is predicted there is not
+          scored: what a test part of a longer series begins with.
+        masked: the inputs say which values were there. None: if any is missing. Streams that
+          feed one model must agree.
+        changes: C more inputs, behind the values, are the change of each since the line before; 0
+          where either is missing.
+        shuffle: another order of the stretches in every epoch.
+        whole: no stretch is cut, see `PieceStream`.
+        seed: of all that is random.
+
+        Raises:
+          ValueError: unknown columns, different ones, or no stretch longer than the horizon.
+        """
+        checks.check_at_least("horizon", horizon, 1)
+        checks.check_at_least("warm_up", warm_up, 0)
+        if not series:
+            raise ValueError("There are no series.")
+        names = series[0].names
+        for number, one in enumerate(series):
+            if one.names != names:
+                raise ValueError(
+                    f"Series {number} has columns {', '.join(one.names)}, but series 0 has "
+                    f"{', '.join(names)}. Give all the same, in the same order."
+                )
+        chosen = names if targets is None else tuple(targets)
+        self._columns = [_column(names, name) for name in chosen]
+        parts, scored = [], []
+        for one in series:
+            begin = 0
+            for end in one.stretch_ends():
+                if end - begin > horizon:
+                    parts.append(scale.apply(one.values[begin:end]))
+                    scored.append(np.arange(begin, end) >= warm_up)
+                begin = end
+        if not parts:
+            raise ValueError(
+                f"No stretch without a gap is longer than the horizon ({horizon}). Use a shorter "
+                "one, or a series with fewer gaps."
+            )
+        pieces = Pieces.of(parts)
+        there = ~np.isnan(pieces.values)
+        self._there = there.astype(np.float32)
+        self._weight = np.concatenate(scored) & there[:, self._columns].all(axis=1)
+        self._values = np.where(there, pieces.values, 0.0).astype(np.float32)
+        self._begins = pieces.begins
+        self._horizon = horizon
+        self._masked = bool(masked if masked is not None else not there.all())
+        self._changes = None
+        if changes:
+            self._changes = np.diff(self._values, axis=0, prepend=self._values[:1])
+            self._changes[~(there & np.roll(there, 1, axis=0))] = 0.0
+            self._changes[pieces.begins] = 0.0
+        self.input_size = len(names) * (1 + int(self._masked) + int(changes))
+        super().__init__(
+            pieces.lengths - horizon,
+            rows=rows,
+            truncation=truncation_of(window_length, truncation),
+            shuffle=shuffle,
+            whole=whole,
+            seed=seed,
+        )
+
+    def take(
+        self, piece: np.ndarray, step: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """See `PieceStream`."""
+        at = self._begins[piece] + step
+        ahead = at + self._horizon
+        parts = (self._values, self._changes, self._there if self._masked else None)
+        inputs = np.concatenate([part[at] for part in parts if part is not None], axis=-1)
+        weight = self._weight[ahead].astype(np.float32)
+        return inputs, self._values[ahead][..., self._columns], weight
+
+
+def read_series(
+    path: str, columns: Sequence[str] | None = None, *, time_column: str | None = None
+) -> Series:
+    """A CSV file with a line of column names.
+
+    Args:
+      path: of the file.
+      columns: names of those to read. None: all that are not times.
+      time_column: holds times, as ISO 8601 or as 20200131. None: the first column, unless it
+        holds numbers.
+
+    Raises:
+      ValueError: no such file, no such column, a line with more or fewer fields, something that
+        is neither a number nor one of the signs for a missing one (file, line and column).
+    """
+    source = pathlib.Path(path)
+    if not source.is_file():
+        raise ValueError(f"There is no file {path!r}.")
+    with source.open(newline="", encoding="utf-8-sig") as file:
+        lines = [line for line in csv.reader(file) if line]
+    if len(lines) < 3:
+        raise ValueError(f"{path!r} must have a line of column names, and two lines of values.")
+    names, *body = lines
+    for number, line in enumerate(body, start=2):
+        if len(line) != len(names):
+            raise ValueError(
+                f"{path}:{number} has {len(line)} fields, but there are {len(names)} column names."
+            )
+    if time_column is None and _number(body[0][0]) is None:
+        time_column = names[0]
+    others = [name for name in names if name != time_column]
+    values_of = others if columns is None else list(columns)
+    places = [_column(names, name) for name in values_of]
+    values = np.empty([len(body), len(places)])
+    for number, line in enumerate(body):
+        for k, place in enumerate(places):
+            value = _number(line[place])
+            if value is None:
+                raise ValueError(
+                    f"{path}:{number + 2}: {line[place]!r} in column {names[place]!r} is no "
+                    f"number. Choose other columns, or leave it empty if it is missing."
+                )
+            values[number, k] = value
+    times = None
+    if time_column is not None:
+        place = _column(names, time_column)
+        try:
+            times = np.array([_iso(line[place].strip()) for line in body], "datetime64")
+        except ValueError as error:
+            raise ValueError(
+                f"{path!r}: column {time_column!r} must hold times like 2020-01-31 or 2020-01-31 "
+                f"12:00: {error}."
+            ) from None
+    return Series(values, tuple(values_of), times)
+
+
+def _iso(time: str) -> str:
+    """20200131 as 2020-01-31; anything else as it is."""
+    compact = len(time) == 8 and time.isdecimal()
+    return f"{time[:4]}-{time[4:6]}-{time[6:]}" if compact else time
+
+
+def _number(text: str) -> float | None:
+    """NaN where a value is missing; None if this is no number."""
+    if text.strip().lower() in MISSING:
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _column(names: Sequence[str], name: str) -> int:
+    if name not in names:
+        raise ValueError(f"There is no column {name!r}. There are: {', '.join(names)}.")
+    return list(names).index(name)
