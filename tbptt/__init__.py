@@ -12,8 +12,13 @@ from tbptt.layers.lstm import LSTM as LSTM
 from tbptt.layers.lstm import LSTMState as LSTMState
 from tbptt.layers.recurrent import Recurrent as Recurrent
 from tbptt.layers.stack import Stack as Stack
+from tbptt.losses import absolute_error as absolute_error
+from tbptt.losses import binary_cross_entropy as binary_cross_entropy
 from tbptt.losses import cross_entropy as cross_entropy
+from tbptt.losses import gaussian as gaussian
+from tbptt.losses import squared_error as squared_error
 from tbptt.models import LanguageModel as LanguageModel
+from tbptt.models import SequenceModel as SequenceModel
 from tbptt.readouts.adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from tbptt.readouts.chunked import ChunkedSoftmax as ChunkedSoftmax
 from tbptt.readouts.sampled import SampledSoftmax as SampledSoftmax
@@ -22,15 +27,26 @@ from tbptt.seeds import split_seed as split_seed
 from tbptt.serving.generate import generate as generate
 from tbptt.streams.contiguous import ContiguousStream as ContiguousStream
 from tbptt.streams.corpus import Vocabulary as Vocabulary
+from tbptt.streams.documents import DocumentStream as DocumentStream
+from tbptt.streams.documents import encode_documents as encode_documents
+from tbptt.streams.documents import read_documents as read_documents
 from tbptt.streams.feed import PrefetchFeed as PrefetchFeed
 from tbptt.streams.feed import ResidentFeed as ResidentFeed
 from tbptt.streams.feed import open_feed as open_feed
+from tbptt.streams.frames import FrameStream as FrameStream
+from tbptt.streams.pieces import Pieces as Pieces
+from tbptt.streams.series import Scale as Scale
+from tbptt.streams.series import Series as Series
+from tbptt.streams.series import SeriesStream as SeriesStream
+from tbptt.streams.series import read_series as read_series
+from tbptt.streams.truncation import Truncation as Truncation
 from tbptt.summaries import SummaryWriter as SummaryWriter
 from tbptt.training.actions import Every as Every
 from tbptt.training.actions import KeepBest as KeepBest
 from tbptt.training.actions import Profile as Profile
 from tbptt.training.actions import Progress as Progress
 from tbptt.training.actions import Report as Report
+from tbptt.training.average import Average as Average
 from tbptt.training.evaluate import Evaluation as Evaluation
 from tbptt.training.evaluate import Evaluator as Evaluator
 from tbptt.training.loop import ContinuityError as ContinuityError
@@ -46,16 +62,19 @@ from tbptt.unroll import unroll as unroll
 
 __all__ = [
     "AdaptiveSoftmax",
+    "Average",
     "Carry",
     "ChunkedSoftmax",
     "ContiguousStream",
     "ContinuityError",
     "Cursor",
     "Dense",
+    "DocumentStream",
     "Embedding",
     "Evaluation",
     "Evaluator",
     "Every",
+    "FrameStream",
     "GRU",
     "GRUState",
     "KeepBest",
@@ -64,6 +83,7 @@ __all__ = [
     "LanguageModel",
     "LossScale",
     "NonFiniteError",
+    "Pieces",
     "Position",
     "PrefetchFeed",
     "Profile",
@@ -72,20 +92,32 @@ __all__ = [
     "Report",
     "ResidentFeed",
     "SampledSoftmax",
+    "Scale",
+    "SequenceModel",
+    "Series",
+    "SeriesStream",
     "Stack",
     "SummaryWriter",
     "Trainer",
+    "Truncation",
     "Vocabulary",
     "Window",
+    "absolute_error",
+    "binary_cross_entropy",
     "cross_entropy",
     "dropout",
+    "encode_documents",
+    "gaussian",
     "generate",
     "load_parameters",
     "make_seed",
     "named_parameters",
     "open_feed",
+    "read_documents",
+    "read_series",
     "save_parameters",
     "split_seed",
+    "squared_error",
     "train",
     "unroll",
 ]

@@ -31,6 +31,72 @@ def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
 
 
+def binary_cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Negative log probability of what is on and what is off, summed over D switches, in nats.
+
+        loss = sum_d log(1 + exp(logits_d)) - targets_d logits_d
+
+    Args:
+      logits: `[T, B, D]`.
+      targets: `[T, B, D]`, from 0 to 1.
+
+    Returns:
+      `[T, B]`.
+
+    Example: two guesses.
+      >>> loss = binary_cross_entropy(tf.zeros([1, 1, 2]), tf.constant([[[0.0, 1.0]]]))
+      >>> loss.numpy().astype(float).round(4).tolist()
+      [[1.3863]]
+    """
+    targets = tf.cast(targets, logits.dtype)
+    each = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits)
+    return tf.reduce_sum(each, axis=-1)
+
+
+def squared_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Mean over D values of `(outputs - targets)^2`: `[T, B, D]` twice `-> [T, B]`.
+
+    Example:
+      >>> squared_error(tf.zeros([1, 1, 2]), tf.constant([[[1.0, 3.0]]])).numpy().tolist()
+      [[5.0]]
+    """
+    return tf.reduce_mean(tf.math.squared_difference(outputs, targets), axis=-1)
+
+
+def absolute_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Mean over D values of `|outputs - targets|`: `[T, B, D]` twice `-> [T, B]`.
+
+    Example:
+      >>> absolute_error(tf.zeros([1, 1, 2]), tf.constant([[[1.0, -3.0]]])).numpy().tolist()
+      [[2.0]]
+    """
+    return tf.reduce_mean(tf.abs(outputs - targets), axis=-1)
+
+
+def gaussian(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Negative log density of D values under normal distributions, in nats.
+
+        mean, s = split(outputs),  s the logarithm of the standard deviation
+        loss = sum_d ((targets_d - mean_d) / exp(s_d))^2 / 2 + s_d + log(2 pi) / 2
+
+    Args:
+      outputs: `[T, B, 2 D]`.
+      targets: `[T, B, D]`.
+
+    Returns:
+      `[T, B]`.
+
+    Example:
+      >>> loss = gaussian(tf.zeros([1, 1, 2]), tf.zeros([1, 1, 1]))
+      >>> loss.numpy().astype(float).round(4).tolist()
+      [[0.9189]]
+    """
+    mean, log_deviation = tf.split(outputs, 2, axis=-1)
+    scaled = (targets - mean) * tf.exp(-log_deviation)
+    each = 0.5 * scaled * scaled + log_deviation + 0.5 * math.log(2.0 * math.pi)
+    return tf.reduce_sum(each, axis=-1)
+
+
 def weighted_sum(loss: tf.Tensor, weight: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
     """The sum of `loss [T, B]`, and the weight it was taken over, two scalars.
 

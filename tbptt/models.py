@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tbptt import checks
 from tbptt.layers.dense import Dense, linear
-from tbptt.layers.dropout import check_dropout, dropout
+from tbptt.layers.dropout import check_dropout, drop, dropout
 from tbptt.layers.embedding import Embedding
 from tbptt.layers.initializers import Initializer
 from tbptt.losses import cross_entropy
@@ -52,6 +52,9 @@ class LanguageModel(tf.Module):
         readout: Readout | Callable[[tf.Variable], Readout] | None = None,
         dropout_rate: float = 0.0,
         dropout_per: str = "step",
+        embedding_dropout: float = 0.0,
+        activation_penalty: float = 0.0,
+        slowness_penalty: float = 0.0,
         initializer: Initializer | None = None,
         compute_dtype: tf.DType | None = None,
         dtype: tf.DType = tf.float32,
@@ -67,6 +70,12 @@ class LanguageModel(tf.Module):
           it of the embedding's table `[V, D]`. None: `Dense`, or the table itself.
         dropout_rate: of the embedded inputs and of the core's outputs, in training.
         dropout_per: `step` or `window`, see `dropout`.
+        embedding_dropout: rate at which whole ids are dropped from the inputs of a window, in
+          training (Gal & Ghahramani, 2016).
+        activation_penalty, slowness_penalty: what `score` adds in training: these times the mean
+          square over units of what the readout reads, and of the change of the core's output
+          from the step before (AR and TAR; Merity, McCann & Socher, 2017, Revisiting activation
+          regularization for language RNNs).
         initializer: of embedding and readout. None: those of the layers.
         compute_dtype: of the readout's product, see `precision.product`, unless `readout` is
           given. None: `dtype`.
@@ -75,6 +84,11 @@ class LanguageModel(tf.Module):
         """
         super().__init__(name=name)
         check_dropout(dropout_rate, dropout_per)
+        check_dropout(embedding_dropout, dropout_per)
+        checks.check_at_least("activation_penalty", activation_penalty, 0.0)
+        checks.check_at_least("slowness_penalty", slowness_penalty, 0.0)
+        self._embedding_dropout = embedding_dropout
+        self._penalties = (activation_penalty, slowness_penalty)
         if tied and embedding_size != core.output_size:
             raise ValueError(
                 f"Tied weights need embedding_size ({embedding_size}) equal to the core's "
@@ -122,7 +136,7 @@ class LanguageModel(tf.Module):
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, State]:
         """Logits `[T, B, V]` of the token after each of `window.inputs [T, B]`, and the state."""
-        h, state = self._hidden(window, state, training, seed)
+        _, h, state = self._hidden(window, state, training, seed)
         return self._logits(h), state
 
     def score(
@@ -136,23 +150,44 @@ class LanguageModel(tf.Module):
         """Negative log probability of each of `window.targets [T, B]`, and the state.
 
         As `cross_entropy` of the logits, but a readout for a large vocabulary does not make
-        them all; a `SampledSoftmax` estimates in training.
+        them all; a `SampledSoftmax` estimates in training, and the penalties are added there.
         """
-        h, state = self._hidden(window, state, training, seed)
+        raw, h, state = self._hidden(window, state, training, seed)
         if self.readout is None or isinstance(self.readout, Dense):
-            return cross_entropy(self._logits(h), window.targets), state
-        seed = None if seed is None else fold_in(seed, tf.constant(3))  # 0 to 2 are in _hidden
-        return self.readout.score(h, window.targets, training=training, seed=seed), state
+            loss = cross_entropy(self._logits(h), window.targets)
+        else:
+            seed = None if seed is None else fold_in(seed, tf.constant(3))  # 0 to 2, 4: _hidden
+            loss = self.readout.score(h, window.targets, training=training, seed=seed)
+        return loss + self._penalty(raw, h, window.reset) if training else loss, state
+
+    def _penalty(self, raw: tf.Tensor, h: tf.Tensor, reset: tf.Tensor | None) -> tf.Tensor:
+        """Of every step, `[T, B]`; a step that starts anew did not change."""
+        activation, slowness = self._penalties
+        penalty = tf.zeros([], h.dtype)
+        if activation:
+            penalty += activation * tf.reduce_mean(h * h, axis=-1)
+        if slowness:
+            change = tf.reduce_mean(tf.math.squared_difference(raw[1:], raw[:-1]), axis=-1)
+            if reset is not None:
+                change = tf.where(reset[1:], tf.zeros_like(change), change)
+            penalty += slowness * tf.pad(change, [[1, 0], [0, 0]])
+        return penalty
 
     def _hidden(
         self, window: Window, state: State, training: bool, seed: Seed | None
-    ) -> tuple[tf.Tensor, State]:
-        """What the readout reads, `[T, B, H]`, and the state."""
+    ) -> tuple[tf.Tensor, tf.Tensor, State]:
+        """The core's outputs and what the readout reads, `[T, B, H]` each, and the state."""
         rate = self._dropout_rate if training else 0.0
         seeds = [None] * 3 if seed is None else split_seed(seed, 3)
-        x = dropout(self.embedding(window.inputs), rate, seeds[0], per=self._dropout_per)
-        h, state = self.core(x, state, reset=window.reset, training=training, seed=seeds[1])
-        return dropout(h, rate, seeds[2], per=self._dropout_per), state
+        x = self.embedding(window.inputs)
+        if training and self._embedding_dropout:
+            ones = tf.ones([self.embedding.table.shape[0]], x.dtype)
+            of_ids = None if seed is None else fold_in(seed, tf.constant(4))
+            kept = drop(ones, self._embedding_dropout, of_ids)
+            x *= tf.gather(kept, window.inputs)[..., None]
+        x = dropout(x, rate, seeds[0], per=self._dropout_per)
+        raw, state = run_core(self.core, x, state, window, training, seeds[1])
+        return raw, dropout(raw, rate, seeds[2], per=self._dropout_per), state
 
     def _logits(self, hidden: tf.Tensor) -> tf.Tensor:
         if self.readout is None:
@@ -196,3 +231,110 @@ class LanguageModel(tf.Module):
                 "Make it of these."
             )
         return made
+
+
+class SequenceModel(tf.Module):
+    """From feature vectors to whatever a loss takes: core and readout.
+
+        h, state = core(dropout(inputs), state)
+        outputs = dropout(h) @ w + b
+
+    Attributes:
+      core: the recurrent layers.
+      readout: `Dense`, `[H, output_size]` and `[output_size]`.
+
+    Example:
+      >>> seeds = split_seed(make_seed(0), 2)
+      >>> model = SequenceModel(LSTM(3, 8, seed=seeds[0]), 2, seed=seeds[1])
+      >>> window = Window(tf.zeros([5, 4, 3]), tf.zeros([5, 4, 2]))
+      >>> outputs, state = model(window, model.initial_state(4), training=False, seed=None)
+      >>> outputs.shape.as_list()
+      [5, 4, 2]
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        output_size: int,
+        *,
+        seed: Seed,
+        dropout_rate: float = 0.0,
+        dropout_per: str = "step",
+        input_dropout_rate: float = 0.0,
+        bypass: int = 0,
+        initializer: Initializer | None = None,
+        compute_dtype: tf.DType | None = None,
+        dtype: tf.DType = tf.float32,
+        name: str | None = None,
+    ) -> None:
+        """Args:
+        core: `[T, B, D] -> [T, B, H]`.
+        output_size: last axis of the outputs.
+        seed: int32 `[2]`, of the readout's first weights.
+        dropout_rate: of the core's outputs, in training.
+        dropout_per: `step` or `window`, see `dropout`.
+        input_dropout_rate: of the inputs, in training.
+        bypass: so many first inputs are not for the core, whose input size is D - bypass: as many
+          of them as there are outputs are added to these. So a forecast starts from "as it is
+          now", and the core reads what has changed.
+        initializer, compute_dtype, dtype: of the readout, see `Dense`.
+        name: of the module.
+        """
+        super().__init__(name=name)
+        check_dropout(dropout_rate, dropout_per)
+        check_dropout(input_dropout_rate, dropout_per)
+        self._rates = (input_dropout_rate, dropout_rate)
+        self._dropout_per = dropout_per
+        if bypass and bypass < output_size:
+            raise ValueError(
+                f"bypass ({bypass}) must be 0 or at least output_size ({output_size}): every "
+                "output has an input of its own that is added to it."
+            )
+        self._bypass = bypass
+        self.core = core
+        self.readout = Dense(
+            core.output_size,
+            output_size,
+            seed=seed,
+            initializer=initializer,
+            compute_dtype=compute_dtype,
+            dtype=dtype,
+        )
+
+    def initial_state(self, batch_size: int) -> State:
+        """The core's state of `batch_size` rows that have read nothing."""
+        checks.check_at_least("batch_size", batch_size, 1)
+        return self.core.initial_state(batch_size)
+
+    def __call__(
+        self,
+        window: Window,
+        state: State,
+        *,
+        training: bool = False,
+        seed: Seed | None = None,
+    ) -> tuple[tf.Tensor, State]:
+        """Outputs `[T, B, output_size]` for `window.inputs [T, B, D]`, and the state."""
+        before, after = self._rates if training else (0.0, 0.0)
+        seeds = [None] * 3 if seed is None else split_seed(seed, 3)
+        x = dropout(window.inputs[..., self._bypass :], before, seeds[0], per=self._dropout_per)
+        h, state = run_core(self.core, x, state, window, training, seeds[1])
+        outputs = self.readout(dropout(h, after, seeds[2], per=self._dropout_per))
+        if self._bypass:
+            outputs += window.inputs[..., : outputs.shape[-1]]
+        return outputs, state
+
+
+def run_core(
+    core: Core, x: tf.Tensor, state: State, window: Window, training: bool, seed: Seed | None
+) -> tuple[tf.Tensor, State]:
+    """A core over `x [T, B, D]`, with all that `window` says about its steps."""
+    return core(
+        x,
+        state,
+        reset=window.reset,
+        link=window.link,
+        advance=window.advance,
+        training=training,
+        seed=seed,
+    )

@@ -42,6 +42,12 @@ def of_model():
     return lambda: model(window, model.initial_state(2), training=True, seed=SEED)
 
 
+def of_sequence_model():
+    model = tbptt.SequenceModel(make_core("lstm"), 2, seed=SEED, dropout_rate=0.5, bypass=2)
+    window = tbptt.Window(tf.concat([X[..., :2], X], axis=-1), X[..., :2])
+    return lambda: model(window, model.initial_state(2), training=True, seed=SEED)
+
+
 def of_readout(readout):
     return lambda: (readout.logits(X), readout.score(X, IDS, training=True, seed=SEED))
 
@@ -57,15 +63,21 @@ ITEMS = {
     "AdaptiveSoftmax": of_readout(tbptt.AdaptiveSoftmax(3, 5, cutoffs=[1, 3], seed=SEED)),
     "SampledSoftmax": of_readout(tbptt.SampledSoftmax(3, 5, samples=4, seed=SEED)),
     "LanguageModel": of_model(),
+    "SequenceModel": of_sequence_model(),
     "dropout": lambda: tbptt.dropout(X, 0.5, SEED),
     "unroll": lambda: tbptt.unroll(lambda x, s: (x + s, x + s), X, tf.zeros([2, 3])),
     "cross_entropy": lambda: tbptt.cross_entropy(tf.tile(X, [1, 1, 2]), IDS),
+    "binary_cross_entropy": lambda: tbptt.binary_cross_entropy(X, tf.sigmoid(X)),
+    "squared_error": lambda: tbptt.squared_error(X, X + 1.0),
+    "absolute_error": lambda: tbptt.absolute_error(X, X + 1.0),
+    "gaussian": lambda: tbptt.gaussian(tf.tile(X, [1, 1, 2]), X + 1.0),
     "weighted_sum": lambda: losses.weighted_sum(X[..., 0], tf.cast(IDS, tf.float32)),
     "reduce": lambda: losses.reduce("mean", tf.constant(3.0), tf.constant(2.0), 2),
     "sgd": of_transform(optimizers.sgd(0.1, momentum=0.9)),
     "rmsprop": of_transform(optimizers.rmsprop(0.1)),
     "adam": of_transform(optimizers.adam(0.1)),
     "adamw": of_transform(optimizers.adamw(0.1, weight_decay=0.1)),
+    "add_weight_decay": of_transform(optimizers.add_weight_decay(0.1)),
     "clip_by_global_norm": of_transform(optimizers.clip_by_global_norm(1.0)),
     "clip_by_value": of_transform(optimizers.clip_by_value(1.0)),
     "chain": of_transform(optimizers.chain(optimizers.clip_by_value(1.0), optimizers.sgd(1.0))),
@@ -75,13 +87,14 @@ ITEMS = {
 }
 # Public names that compute nothing on tensors: values, streams, programs, files.
 NOT_COMPUTING = {
-    "Carry", "ContiguousStream", "ContinuityError", "Cursor", "Evaluation", "Evaluator", "Every",
-    "GRUState", "GradientTransform", "KeepBest", "LSTMState", "LossScale", "NonFiniteError",
-    "Position",
-    "PrefetchFeed", "Profile", "Progress", "Report", "ResidentFeed", "Schedule", "SummaryWriter",
-    "Trainer", "Vocabulary", "Window", "generate", "load_parameters", "make_seed",
-    "named_parameters", "open_feed", "save_parameters", "split_seed", "train",
-    "bits", "perplexity",
+    "Average", "Carry", "ContiguousStream", "ContinuityError", "Cursor", "DocumentStream",
+    "Evaluation", "Evaluator", "Every", "FrameStream", "GRUState", "GradientTransform",
+    "KeepBest", "LSTMState", "LossScale", "NonFiniteError", "Pieces", "Position",
+    "PrefetchFeed", "Profile", "Progress", "Report", "ResidentFeed", "Scale", "Schedule",
+    "Series", "SeriesStream", "SummaryWriter", "Trainer", "Truncation", "Vocabulary", "Window",
+    "bits", "encode_documents", "generate", "load_parameters", "make_seed", "named_parameters",
+    "open_feed", "perplexity", "read_documents", "read_series", "save_parameters", "split_seed",
+    "train",
 }  # fmt: skip
 
 

@@ -19,6 +19,25 @@ def test_cross_entropy_equals_numpy(jit):
     assert_close(result, -np.log(probability[..., 0]))
 
 
+def test_losses_of_vectors_equal_numpy(jit):
+    rng = np.random.default_rng(0)
+    outputs, targets = rng.normal(size=[3, 2, 4]), rng.random([3, 2, 4])
+    p = 1 / (1 + np.exp(-outputs))
+    log_likelihood = targets * np.log(p) + (1 - targets) * np.log(1 - p)
+    both = rng.normal(size=[3, 2, 8])
+    z = (targets - both[..., :4]) / np.exp(both[..., 4:])
+    density = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi) / np.exp(both[..., 4:])
+    cases = [
+        (losses.binary_cross_entropy, outputs, -log_likelihood.sum(-1)),
+        (losses.squared_error, outputs, ((outputs - targets) ** 2).mean(-1)),
+        (losses.absolute_error, outputs, np.abs(outputs - targets).mean(-1)),
+        (losses.gaussian, both, -np.log(density).sum(-1)),
+    ]
+    for loss, given, expected in cases:
+        run = tf.function(loss, jit_compile=jit)
+        assert_close(run(tf.constant(given), tf.constant(targets)), expected)
+
+
 def test_cross_entropy_of_half_precision_is_float32():
     logits = tf.cast(tf.fill([1, 1, 3], 7.0), tf.bfloat16)
     assert_close(

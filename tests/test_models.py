@@ -163,3 +163,57 @@ def test_generation_settings_are_refused(options, message):
     arguments = dict(prompt=np.array([1]), length=2) | options
     with pytest.raises(ValueError, match=message):
         tbptt.generate(make(), seed=tbptt.make_seed(0), **arguments)
+
+
+def test_embedding_dropout_drops_ids_for_a_whole_window(jit):
+    core = tbptt.Recurrent(lambda x, s: (x, s), lambda rows: tf.zeros([rows, 1]), output_size=4)
+    model = tbptt.LanguageModel(
+        9, 4, core, seed=tbptt.make_seed(0), tied=True, embedding_dropout=0.5
+    )
+    ids = tf.constant(np.arange(90).reshape(30, 3) % 9)
+    window = tbptt.Window(ids, ids)
+    table = tf.matmul(model.embedding.table, model.embedding.table, transpose_b=True)
+    run = tf.function(
+        lambda seed: model(window, model.initial_state(3), training=True, seed=seed)[0],
+        jit_compile=jit,
+    )
+    logits = run(tbptt.make_seed(3)).numpy()
+    dropped = [bool((logits[ids == k] == 0).all()) for k in range(9)]
+    assert 0 < sum(dropped) < 9
+    for k in range(9):
+        expected = np.zeros(9, np.float32) if dropped[k] else 2 * table[k].numpy()
+        assert_close(logits[ids == k], np.tile(expected, [10, 1]))
+    assert_close(model(window, model.initial_state(3))[0], tf.gather(table, ids))
+
+
+def test_penalties_by_hand():
+    """In training alone; a step that starts anew, or begins the window, did not change."""
+    core = tbptt.LSTM(4, 4, seed=tbptt.make_seed(0))
+    options = dict(seed=tbptt.make_seed(1))
+    plain = tbptt.LanguageModel(9, 4, core, **options)
+    model = tbptt.LanguageModel(9, 4, core, activation_penalty=2.0, slowness_penalty=3.0, **options)
+    reset = np.zeros([5, 2], bool)
+    reset[3, 1] = True
+    window = WINDOW._replace(reset=tf.constant(reset))
+    state = model.initial_state(2)
+    loss, _ = model.score(window, state, training=True)
+    expected, _ = plain.score(window, state, training=True)
+    h, _ = core(model.embedding(window.inputs), state, reset=window.reset)
+    h = h.numpy()
+    change = np.zeros([5, 2], np.float32)
+    change[1:] = ((h[1:] - h[:-1]) ** 2).mean(-1)
+    change[3, 1] = 0
+    assert_close(loss, expected + 2.0 * (h**2).mean(-1) + 3.0 * change)
+    assert_close(model.score(window, state)[0], plain.score(window, state)[0])
+
+
+def test_sequence_model_by_hand():
+    core = tbptt.LSTM(3, 4, seed=tbptt.make_seed(0))
+    model = tbptt.SequenceModel(core, 2, seed=tbptt.make_seed(1), bypass=2)
+    x = tf.random.stateless_normal([5, 2, 5], tbptt.make_seed(2))
+    outputs, state = model(tbptt.Window(x, x), model.initial_state(2))
+    h, expected_state = model.core(x[..., 2:], model.core.initial_state(2))
+    assert_close(outputs, h @ model.readout.w + model.readout.b + x[..., :2])
+    assert_close(state, expected_state)
+    with pytest.raises(ValueError, match=r"bypass \(1\) must be 0 or at least output_size \(2\)"):
+        tbptt.SequenceModel(core, 2, seed=tbptt.make_seed(1), bypass=1)

@@ -2,6 +2,7 @@
 
 from tbptt.optimizers.adam import adam as adam
 from tbptt.optimizers.adam import adamw as adamw
+from tbptt.optimizers.adam import add_weight_decay as add_weight_decay
 from tbptt.optimizers.clipping import clip_by_global_norm as clip_by_global_norm
 from tbptt.optimizers.clipping import clip_by_value as clip_by_value
 from tbptt.optimizers.rmsprop import rmsprop as rmsprop

@@ -18,6 +18,7 @@ from tbptt.seeds import fold_in, make_seed
 from tbptt.streams.feed import Chunk, Feed
 from tbptt.training import step as one
 from tbptt.training.actions import Every, Report
+from tbptt.training.average import Average
 from tbptt.training.fold import fold
 from tbptt.training.loss_scale import LossScale
 from tbptt.training.step import Carry
@@ -75,6 +76,7 @@ class Trainer(tf.Module):
       model: what is trained.
       step: int64 variable, windows seen.
       slots: the optimizer's state, variables.
+      average: as given.
       loss_scale: as given; `loss_scale.scale` is the factor of the next window.
 
     Example:
@@ -97,6 +99,7 @@ class Trainer(tf.Module):
         reduction: str = "mean",
         seed: int = 0,
         loss_scale: LossScale | None = None,
+        average: Average | None = None,
         jit_compile: bool = True,
     ) -> None:
         """Args:
@@ -107,6 +110,7 @@ class Trainer(tf.Module):
         seed: of all randomness in training, together with the step.
         loss_scale: what the loss is multiplied by, for products in float16; its own for every
             trainer. None: by nothing.
+        average: takes the parameters in after every window, once it is begun; of the same model.
         jit_compile: whether XLA compiles the loop.
         """
         super().__init__(name="trainer")
@@ -119,6 +123,7 @@ class Trainer(tf.Module):
             lambda value: tf.Variable(value, trainable=False, name="slot"), initial
         )
         self.loss_scale = loss_scale
+        self.average = average
         self._loss = loss
         self._optimizer = optimizer
         self._reduction = reduction
@@ -175,7 +180,10 @@ class Trainer(tf.Module):
             result.gradients,
             step,
             accept=finite & (broken < 0),
+            rate=window.rate,
         )
+        if self.average is not None:
+            self.average.update(finite & (broken < 0))
         self.step.assign_add(1)
         skipped = tf.cast(~finite, tf.int64)
         metrics = Metrics(

@@ -80,7 +80,8 @@ def position_after(window: Window, position: tf.Tensor) -> tf.Tensor:
     """Where the rows stand after `window`, `[B]`."""
     if window.position is None:
         return position
-    return window.position + steps(window)
+    moved = steps(window) if window.advance is None else tf.cast(window.advance, tf.int64)
+    return window.position + moved
 
 
 def steps(window: Window) -> int:
@@ -161,11 +162,17 @@ def update(
     gradients: list[tf.Tensor],
     step: tf.Tensor,
     accept: tf.Tensor,
+    rate: tf.Tensor | None = None,
 ) -> None:
-    """Assigns new parameters and slots where `accept`, a bool scalar; else nothing changes."""
+    """Assigns new parameters and slots where `accept`, a bool scalar; else nothing changes.
+
+    With a `rate`, a float32 scalar, the updates are multiplied by it, after all transforms.
+    """
     values = [tf.convert_to_tensor(parameter) for parameter in parameters]
     old = tf.nest.map_structure(tf.convert_to_tensor, slots)
     updates, new = optimizer.update(gradients, old, values, step)
+    if rate is not None:
+        updates = [change * tf.cast(rate, change.dtype) for change in updates]
     for parameter, value, change in zip(parameters, values, updates, strict=True):
         parameter.assign(tf.where(accept, value + change, value))
     for slot, before, after in zip(*map(tf.nest.flatten, (slots, old, new)), strict=True):

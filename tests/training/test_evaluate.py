@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers
-from tests.conftest import assert_same_bits, make_core
+from tests.conftest import CORES, assert_same_bits, make_core
 
 VOCABULARY = 7
 TOKENS = np.random.default_rng(2).integers(0, VOCABULARY, [54])
@@ -58,6 +58,7 @@ def test_rows_with_ragged_ends_score_every_target_once(rows):
     assert np.isclose(evaluation.loss_sum, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "jit"), [("lstm", True), *((kind, False) for kind in CORES)])
 def test_evaluation_changes_nothing_in_training(kind, jit):
     """A run with an evaluation after every call ends with the bits of one without."""
     results = []
@@ -105,3 +106,26 @@ def test_evaluation_stream_that_does_not_continue_is_refused():
 
     with pytest.raises(tbptt.ContinuityError, match="does not continue"):
         tbptt.Evaluator(make_model(), tbptt.cross_entropy, Swapped(), jit_compile=False)()
+
+
+@pytest.mark.parametrize(("rows", "window_length"), [(1, 3), (1, 20), (3, 5), (4, 2)])
+def test_figure_of_whole_documents_depends_on_neither_rows_nor_windows(rows, window_length):
+    """Law 9 where rows start anew inside windows: each document by itself, by hand."""
+    model = make_model()
+    documents = tbptt.Pieces(TOKENS, np.cumsum([3, 9, 2, 5, len(TOKENS) - 19]))
+    expected = 0.0
+    for begin, end in zip([0, *documents.ends[:-1]], documents.ends, strict=True):
+        ids = tf.constant(TOKENS[begin:end, None], tf.int32)
+        logits, _ = model(tbptt.Window(ids[:-1], ids[1:]), model.initial_state(1))
+        expected += float(tf.reduce_sum(tbptt.cross_entropy(logits, ids[1:])))
+    stream = tbptt.DocumentStream(
+        documents,
+        rows=rows,
+        window_length=window_length,
+        vocabulary_size=VOCABULARY,
+        shuffle=False,
+        whole=True,
+    )
+    evaluation = tbptt.Evaluator(model, tbptt.cross_entropy, stream, jit_compile=False)()
+    assert evaluation.weight_sum == len(TOKENS) - len(documents)
+    assert np.isclose(evaluation.loss_sum, expected, rtol=1e-5)

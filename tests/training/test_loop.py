@@ -117,6 +117,43 @@ def test_state_is_carried_and_an_epoch_starts_anew(jit):
         assert_close(position.carry.state, state)
 
 
+def test_overlapping_windows_carry_the_state_of_where_they_advance_to(jit):
+    """Each window of 4 begins 2 steps before its new ones: the state there is carried."""
+    trainer = make_trainer(jit=jit, optimizer=optimizers.sgd(1e-30))  # parameters stand still
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, [ROWS * 20 + 1])
+    stream = tbptt.ContiguousStream(
+        tokens, rows=ROWS, vocabulary_size=VOCABULARY, truncation=tbptt.Truncation(4, stride=2)
+    )
+    reader = tbptt.ResidentFeed(stream, 3)
+    position = tbptt.Position(trainer.initial_carry(ROWS))
+    for windows in (4, 9, 14):  # of 10 in an epoch
+        position = tbptt.train(trainer, reader, position, windows=windows)
+        steps = 2 * (windows % 10) - 2
+        read = stream.read(windows // 10, 0, steps)
+        whole = tbptt.Window(tf.constant(read.inputs.T), tf.constant(read.targets.T))
+        _, expected = trainer.model(whole, trainer.model.initial_state(ROWS))
+        assert position.carry.position.numpy().tolist() == [steps, 20 + steps]
+        assert_close(position.carry.state, expected)
+
+
+def test_rate_scales_the_update():
+    """A window at half the rate moves the parameters half as far."""
+    window, _ = make_stream().windows(tbptt.Cursor(), 1)
+    moved = []
+    for rate in (1.0, 0.5):
+        trainer = make_trainer(optimizer=optimizers.sgd(0.1))
+        before = [parameter.numpy() for parameter in trainer.model.trainable_variables]
+        rated = tf.nest.map_structure(
+            lambda f: None if f is None else tf.constant(f),
+            window._replace(rate=np.array([rate], np.float32)),
+        )
+        chunk = Chunk(rated, tf.constant(0, tf.int64), tf.constant(1, tf.int64))
+        trainer(trainer.initial_carry(ROWS), chunk)
+        after = trainer.model.trainable_variables
+        moved.append([a.numpy() - b for a, b in zip(after, before, strict=True)])
+    assert_close(moved[1], [0.5 * part for part in moved[0]])
+
+
 def test_window_gradient_stops_at_the_window():
     """Law 2: the state that comes in gets no gradient, though the loss depends on it."""
     model = make_model()

@@ -1,0 +1,100 @@
+"""The mean of the parameters over the last windows, which evaluates better than the last."""
+
+import contextlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from tbptt import checks
+from tbptt.types import Model
+
+
+class Average(tf.Module):
+    """The mean of a model's parameters since it was begun; for `Trainer(average=)`.
+
+    Attributes:
+      means: like `model.trainable_variables`.
+      count: int64 variable, windows that the means are over.
+      begun: bool variable.
+
+    Example:
+      >>> model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
+      >>> average = Average(model)
+      >>> average.begin()
+      >>> for value in (1.0, 3.0):
+      ...     _ = model.readout.b.assign(tf.fill([5], value))
+      ...     average.update(tf.constant(True))
+      >>> with average.applied():
+      ...     print(float(model.readout.b[0]))
+      2.0
+      >>> float(model.readout.b[0])
+      3.0
+
+    Reference: Polyak & Juditsky (1992), Acceleration of stochastic approximation by averaging.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(name="average")
+        self._model = model
+        self.means = [
+            tf.Variable(tf.zeros_like(parameter), trainable=False, name="mean")
+            for parameter in model.trainable_variables
+        ]
+        self.count = tf.Variable(0, dtype=tf.int64, trainable=False, name="count")
+        self.begun = tf.Variable(False, trainable=False, name="begun")
+
+    def begin(self) -> None:
+        """The next window is the first that counts; does nothing if it is begun."""
+        self.begun.assign(True)
+
+    def update(self, accept: tf.Tensor) -> None:
+        """After a window: takes the parameters in, if begun and `accept`, a bool scalar."""
+        counts = tf.convert_to_tensor(self.begun) & accept
+        count = self.count + tf.cast(counts, tf.int64)
+        self.count.assign(count)
+        share = tf.where(counts, 1.0 / tf.cast(tf.maximum(count, 1), tf.float32), 0.0)
+        for mean, parameter in zip(self.means, self._model.trainable_variables, strict=True):
+            old = tf.convert_to_tensor(mean)
+            mean.assign(old + (parameter - old) * tf.cast(share, old.dtype))
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the means as its parameters, if there are any, until this is left."""
+        if int(self.count) == 0:
+            yield
+            return
+        parameters = self._model.trainable_variables
+        values = [tf.identity(parameter) for parameter in parameters]
+        try:
+            for parameter, mean in zip(parameters, self.means, strict=True):
+                parameter.assign(mean)
+            yield
+        finally:
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.assign(value)
+
+
+class NonMonotonic:
+    """Says when a figure has stopped falling: it is above the lowest but `patience` last ones.
+
+    Example:
+      >>> trigger = NonMonotonic(patience=2)
+      >>> [trigger.offer(figure) for figure in (5.0, 4.0, 3.0, 4.5, 4.4)]
+      [False, False, False, False, True]
+
+    Reference: Merity, Keskar & Socher (2018), Regularizing and optimizing LSTM language models,
+      algorithm 1 (NT-ASGD).
+    """
+
+    def __init__(self, patience: int = 5) -> None:
+        checks.check_at_least("patience", patience, 1)
+        self._patience = patience
+        self._figures: list[float] = []
+        self._stopped = False
+
+    def offer(self, figure: float) -> bool:
+        """Takes the next figure; True from the first time on that it has stopped falling."""
+        before = self._figures[: -self._patience]
+        self._stopped = self._stopped or (bool(before) and figure > min(before))
+        self._figures.append(figure)
+        return self._stopped

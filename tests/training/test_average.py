@@ -1,0 +1,52 @@
+"""The mean of the parameters: what it is over, and that looking at it changes nothing."""
+
+import numpy as np
+
+import tbptt
+from tbptt import optimizers
+from tests.conftest import assert_close, assert_same_bits
+from tests.training.test_loop import ROWS, make_model, make_stream
+
+
+def test_mean_is_over_the_windows_since_it_was_begun(jit):
+    model = make_model()
+    average = tbptt.Average(model)
+    trainer = tbptt.Trainer(
+        model, tbptt.cross_entropy, optimizers.sgd(0.5), average=average, jit_compile=jit
+    )
+    position = tbptt.Position(trainer.initial_carry(ROWS))
+    feed = tbptt.ResidentFeed(make_stream(), 4)
+    seen = []
+    for step in range(1, 7):
+        if step == 3:
+            average.begin()
+        position = tbptt.train(trainer, feed, position, windows=step)
+        seen.append([parameter.numpy() for parameter in model.trainable_variables])
+    assert int(average.count) == 4
+    assert trainer.traces == 1
+    assert_close(
+        list(average.means), [np.mean(parts, axis=0) for parts in zip(*seen[2:], strict=True)]
+    )
+    with average.applied():
+        assert_same_bits(model.trainable_variables, average.means)
+    assert_same_bits(model.trainable_variables, seen[-1])
+
+
+def test_average_that_is_not_begun_is_the_parameters():
+    model = make_model()
+    average = tbptt.Average(model)
+    before = [parameter.numpy() for parameter in model.trainable_variables]
+    with average.applied():
+        assert_same_bits(model.trainable_variables, before)
+
+
+def test_parameters_come_back_when_looking_fails():
+    model = make_model()
+    average = tbptt.Average(model)
+    average.count.assign(1)
+    before = [parameter.numpy() for parameter in model.trainable_variables]
+    try:
+        with average.applied():
+            raise RuntimeError
+    except RuntimeError:
+        assert_same_bits(model.trainable_variables, before)
