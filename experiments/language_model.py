@@ -2,6 +2,7 @@
 
     python -m experiments.language_model
     python -m experiments.language_model --corpus=PATH --hidden=512 --logdir=runs/mine
+    python -m experiments.language_model --documents=speeches.jsonl --test_documents=9
     python -m experiments.language_model --config=ptb_small \\
         --train_text=ptb.train.txt --valid_text=ptb.valid.txt --test_text=ptb.test.txt
 
@@ -13,6 +14,7 @@ test perplexity: small 115.9, medium 82.1, large 78.3.
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +24,13 @@ import tensorflow as tf
 from absl import flags
 
 import tbptt
-from experiments import run
+from experiments import common, run
 from experiments.run import setting
 from tbptt import checks, optimizers, summaries
 from tbptt.layers import initializers
 from tbptt.serving.generate import check_sampling
-from tbptt.state import named_leaves
 from tbptt.streams import corpus
+from tbptt.training.average import NonMonotonic
 from tbptt.types import Readout, Seed
 
 # Zaremba et al.: the loss is summed over the window, and rate and clipping norm go with
@@ -46,6 +48,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         window_length=35, embedding=650, hidden=650, dropout=0.5, init_scale=0.05, decay=0.8,
         constant_epochs=6, max_epochs=39,
     ),
+    # Merity, Keskar & Socher (2018): AWD-LSTM, test perplexity 58.8 without fine-tuning.
+    "awd_ptb": PTB | dict(
+        window_length=80, jitter=5.0, embedding=400, hidden=1150, top_hidden=400, layers=3,
+        tied=True, dropout=0.4, dropout_per="window", core_dropout=0.25, embedding_dropout=0.1,
+        weight_dropout=0.5, activation_penalty=2.0, slowness_penalty=1.0, optimizer="sgd_decay",
+        weight_decay=1.2e-6, learning_rate=30.0, schedule="constant", clip_norm=0.25,
+        reduction="mean", average_patience=5, max_epochs=500,
+    ),
     "ptb_large": PTB | dict(
         window_length=35, embedding=1500, hidden=1500, dropout=0.65, init_scale=0.04,
         decay=1 / 1.15, constant_epochs=14, max_epochs=55, clip_norm=10.0,
@@ -62,6 +72,12 @@ class Settings:
     train_text: str = setting("", "UTF-8 file to train on, instead of --corpus.")
     valid_text: str = setting("", "UTF-8 file to validate on, with --train_text.")
     test_text: str = setting("", "UTF-8 file to test on, with --train_text.")
+    documents: str = setting(
+        "", "Documents instead: .jsonl, a folder, or a file of one a line; each starts anew."
+    )
+    prepared: str = setting("", "Folder of tools.prepare instead, split by documents or tokens.")
+    valid_documents: int = setting(0, "Documents before the test's; 0: a fraction.", least=0)
+    test_documents: int = setting(0, "Last documents: the test; 0: a fraction.", least=0)
     valid_fraction: float = setting(0.04, "Part of --corpus before the test part: validation.")
     test_fraction: float = setting(0.1, "Part of --corpus at its end: test.")
     tokens: str = setting("characters", "characters, bytes or words.")
@@ -72,11 +88,19 @@ class Settings:
     window_length: int = setting(
         64, "T: steps in a window; the gradient goes no further back.", least=1
     )
+    shuffle: str = setting("none", "Of --corpus, an epoch: none, offset or rotate.")
+    stride: int = setting(0, "Steps that a window advances; 0: its length.", least=0)
+    burn_in: int = setting(0, "First steps that only refresh the state.", least=0)
+    jitter: float = setting(0.0, "Standard deviation of a window's length.", least=0)
+    cut: float = setting(0.0, "Probability of a cut before a step; the rest counts more.")
+    drop_state: float = setting(0.0, "Probability that a row forgets before a window.")
     valid_rows: int = setting(16, "Rows of the validation; the test is read in one.", least=1)
     cell: str = setting("lstm", "lstm or gru.")
     embedding: int = setting(64, "Size of the embedding.", least=1)
     hidden: int = setting(256, "Units in a layer.", least=1)
     layers: int = setting(1, "Layers.", least=1)
+    top_hidden: int = setting(0, "Units in the top layer; 0: as in the others.", least=0)
+    core_dropout: float = setting(-1.0, "Rate between the layers; -1: as --dropout.")
     tied: bool = setting(False, "Readout and embedding share one table.")
     readout: str = setting("full", "full, chunked, adaptive or sampled: for many words.")
     readout_chunk: int = setting(2048, "Ids scored at a time, unless --readout=full.", least=1)
@@ -91,6 +115,9 @@ class Settings:
     weight_dropout: float = setting(0.0, "Rate, of the recurrent weights, one mask a window.")
     zoneout: float = setting(0.0, "Rate at which an LSTM's units keep their old value.")
     layer_norm: bool = setting(False, "Layer normalisation, with --cell=lstm.")
+    embedding_dropout: float = setting(0.0, "Rate at which ids are dropped from a window.")
+    activation_penalty: float = setting(0.0, "AR: times the mean square of the outputs.", least=0)
+    slowness_penalty: float = setting(0.0, "TAR: of their change from step to step.", least=0)
     init_scale: float = setting(
         0.0, "Weights start uniform in +-this; 0: Glorot, orthogonal.", least=0
     )
@@ -98,15 +125,20 @@ class Settings:
     backend: str = setting("auto", "Unrolls windows: auto, fused, scan, reference or cudnn.")
     keep: str = setting("gates", "gates, or states: less memory, computed again for the gradient.")
     precision: str = setting("float32", "float32 or bfloat16: what products are computed in.")
-    optimizer: str = setting("adamw", "sgd, momentum, rmsprop, adam or adamw.")
+    optimizer: str = setting("adamw", "sgd, sgd_decay, momentum, rmsprop, adam or adamw.")
     learning_rate: float = setting(5e-3, "Learning rate, the peak of its schedule.", least=0)
     schedule: str = setting("cosine", "constant, cosine (to 0 at the end) or epoch_decay.")
     warmup: int = setting(100, "Windows of linear warm-up, with --schedule=cosine.", least=0)
     decay: float = setting(0.5, "Factor an epoch, with --schedule=epoch_decay.", least=0)
     constant_epochs: int = setting(4, "Epochs before it, with --schedule=epoch_decay.", least=0)
-    weight_decay: float = setting(0.01, "Decoupled weight decay, with --optimizer=adamw.", least=0)
+    weight_decay: float = setting(
+        0.01, "Weight decay, with --optimizer=adamw or sgd_decay.", least=0
+    )
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
     reduction: str = setting("mean", "Loss: mean, or sum_over_window averaged over rows.")
+    average_patience: int = setting(
+        0, "NT-ASGD: average parameters once no better for so many validations; 0: never.", least=0
+    )
     max_epochs: int = setting(18, "Epochs to train.", least=1)
     max_windows: int = setting(0, "Windows to train, if that is less; 0: all epochs.", least=0)
     eval_every: int = setting(0, "Windows between validations; 0: once an epoch.", least=0)
@@ -118,14 +150,23 @@ class Settings:
     histogram_every: int = setting(1000, "Windows between histograms; 0: none.", least=0)
 
 
+PROMPT = 100  # tokens of the test part that the sample goes on from
+
 run.define_flags(Settings, PRESETS)
 PROFILE = flags.DEFINE_string("profile_windows", None, "first:last window to trace, as 100:150.")
 
 
-def load(settings: Settings) -> tuple[corpus.Vocabulary, list[np.ndarray]]:
+Part = np.ndarray | tbptt.Pieces  # one text, or documents
+
+
+def load(settings: Settings) -> tuple[corpus.Vocabulary, list[Part]]:
     """The vocabulary, and the ids of training, validation and test part."""
     files = [settings.train_text, settings.valid_text, settings.test_text]
     size = settings.vocabulary_size or None
+    if settings.prepared:
+        return load_prepared(settings)
+    if settings.documents:
+        return load_documents(settings, size)
     if any(files):
         if not all(files):
             raise ValueError("--train_text, --valid_text and --test_text go together.")
@@ -143,6 +184,84 @@ def load(settings: Settings) -> tuple[corpus.Vocabulary, list[np.ndarray]]:
     vocabulary = corpus.Vocabulary.of(text, settings.tokens, size)
     ids = vocabulary.encode(text)
     return vocabulary, list(corpus.split(ids, settings.valid_fraction, settings.test_fraction))
+
+
+def load_prepared(settings: Settings) -> tuple[corpus.Vocabulary, list[Part]]:
+    """The same of a prepared corpus, memory-mapped; one of a single document is a text."""
+    vocabulary, tokens, ends = corpus.open_corpus(settings.prepared)
+    if vocabulary is None:
+        raise ValueError(
+            f"{settings.prepared!r} has no vocabulary to show tokens with: a tokenizer of yours "
+            "made them. Train on it from a script of your own."
+        )
+    if len(ends) == 1:
+        return vocabulary, list(
+            corpus.split(tokens, settings.valid_fraction, settings.test_fraction)
+        )
+    return vocabulary, split_documents(settings, tbptt.Pieces(tokens, ends))
+
+
+def split_documents(settings: Settings, documents: tbptt.Pieces) -> list[Part]:
+    """Training, validation and test part: the last documents are the test."""
+    count = len(documents)
+    test = settings.test_documents or max(1, round(settings.test_fraction * count))
+    valid = settings.valid_documents or max(1, round(settings.valid_fraction * count))
+    train = count - valid - test
+    if train < 1:
+        raise ValueError(
+            f"Of {count} documents {valid} are for validation and {test} for the test, which "
+            "leaves none to train on. Use smaller --valid_documents and --test_documents."
+        )
+    ends = (0, train, train + valid, count)
+    return [documents.part(a, b) for a, b in itertools.pairwise(ends)]
+
+
+def load_documents(settings: Settings, size: int | None) -> tuple[corpus.Vocabulary, list[Part]]:
+    """The vocabulary of documents, and their parts."""
+    found = list(tbptt.read_documents(settings.documents))
+    text = "\n".join(content for _, content in found if isinstance(content, str))
+    if not text:
+        raise ValueError(
+            f"{settings.documents!r} holds tokens, not texts, and there is no vocabulary to show "
+            "them with. Use documents with a text."
+        )
+    vocabulary = corpus.Vocabulary.of(text, settings.tokens, size, boundary=True)
+    return vocabulary, split_documents(settings, tbptt.encode_documents(found, vocabulary))
+
+
+def open_stream(
+    settings: Settings, vocabulary: corpus.Vocabulary, part: Part, rows: int, *, training: bool
+) -> tbptt.ContiguousStream | tbptt.DocumentStream:
+    """Windows of a part: cut and shuffled as the settings say to train, else as they are."""
+    truncation = tbptt.Truncation(settings.window_length)
+    if training:
+        truncation = tbptt.Truncation(
+            settings.window_length,
+            stride=settings.stride or None,
+            burn_in=settings.burn_in,
+            jitter=settings.jitter,
+            cut=settings.cut,
+            drop_state=settings.drop_state,
+        )
+    shared: dict[str, Any] = dict(
+        vocabulary_size=len(vocabulary), truncation=truncation, seed=settings.seed
+    )
+    if isinstance(part, tbptt.Pieces):
+        return tbptt.DocumentStream(
+            part,
+            rows=rows if training else min(rows, len(part)),
+            boundary=vocabulary.boundary,
+            shuffle=training,
+            whole=not training,
+            **shared,
+        )
+    return tbptt.ContiguousStream(
+        part,
+        rows=rows,
+        tail="drop" if training else "pad",
+        shuffle=settings.shuffle if training else "none",
+        **shared,
+    )
 
 
 def build_readout(
@@ -167,7 +286,7 @@ def build_readout(
         chunk=settings.readout_chunk,
         initializer=initializers.uniform(settings.init_scale) if settings.init_scale else None,
     )
-    sizes = (settings.hidden, vocabulary_size)
+    sizes = (settings.top_hidden or settings.hidden, vocabulary_size)
     if settings.readout == "full":
         return None
     if settings.readout == "adaptive":
@@ -215,11 +334,13 @@ def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel
             f"--zoneout and --layer_norm are for --cell=lstm, not --cell={settings.cell}."
         )
     sizes = [settings.embedding] + [settings.hidden] * settings.layers
+    sizes[-1] = settings.top_hidden or settings.hidden
     layers = [
         cells[settings.cell](sizes[i], sizes[i + 1], seed=seeds[i], **common)
         for i in range(settings.layers)
     ]
-    core = tbptt.Stack(layers, dropout_rate=settings.dropout, dropout_per=settings.dropout_per)
+    between = settings.dropout if settings.core_dropout < 0 else settings.core_dropout
+    core = tbptt.Stack(layers, dropout_rate=between, dropout_per=settings.dropout_per)
     return tbptt.LanguageModel(
         vocabulary_size,
         settings.embedding,
@@ -229,6 +350,9 @@ def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel
         readout=build_readout(settings, vocabulary_size, of_readout),
         dropout_rate=settings.dropout,
         dropout_per=settings.dropout_per,
+        embedding_dropout=settings.embedding_dropout,
+        activation_penalty=settings.activation_penalty,
+        slowness_penalty=settings.slowness_penalty,
         initializer=initializer,
         compute_dtype=compute_dtype,
     )
@@ -253,6 +377,9 @@ def build_optimizer(
         "momentum": lambda: optimizers.sgd(schedule, momentum=0.9),
         "rmsprop": lambda: optimizers.rmsprop(schedule),
         "adam": lambda: optimizers.adam(schedule),
+        "sgd_decay": lambda: optimizers.chain(
+            optimizers.add_weight_decay(settings.weight_decay), optimizers.sgd(schedule)
+        ),
         "adamw": lambda: optimizers.adamw(schedule, weight_decay=settings.weight_decay),
     }
     checks.check_choice("optimizer", settings.optimizer, list(descents))
@@ -275,99 +402,63 @@ def main() -> None:
         settings = run.settings_from_flags(Settings, PRESETS)
         check_sampling(settings.sample_length, settings.temperature)
         metric, read = figure(settings)
-        vocabulary, (train_ids, valid_ids, test_ids) = load(settings)
-
-        def stream(ids: np.ndarray, rows: int, tail: str) -> tbptt.ContiguousStream:
-            return tbptt.ContiguousStream(
-                ids,
-                rows=rows,
-                window_length=settings.window_length,
-                vocabulary_size=len(vocabulary),
-                tail=tail,
-            )
-
-        training = stream(train_ids, settings.rows, "drop")
+        vocabulary, parts = load(settings)
+        training = open_stream(settings, vocabulary, parts[0], settings.rows, training=True)
         feed = tbptt.open_feed(training, settings.windows_per_call)
         model = build_model(settings, len(vocabulary))
-        windows = settings.max_epochs * training.windows_per_epoch
-        windows = min(windows, settings.max_windows or windows)
+        windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = build_optimizer(settings, windows, training.windows_per_epoch)
+        average = tbptt.Average(model) if settings.average_patience else None
         trainer = tbptt.Trainer(
             model,
             None,  # the model scores: not every readout makes logits
             optimizer,
             reduction=settings.reduction,
             seed=settings.seed,
+            average=average,
             jit_compile=settings.jit_compile,
+        )
+        # Documents are whole whatever the rows; one text is read in one row for the test.
+        test_rows = settings.valid_rows if isinstance(parts[2], tbptt.Pieces) else 1
+        validating, testing = (
+            open_stream(settings, vocabulary, part, rows, training=False)
+            for part, rows in zip(parts[1:], (settings.valid_rows, test_rows), strict=True)
         )
         validate, test = (
             tbptt.Evaluator(model, None, part, jit_compile=settings.jit_compile)
-            for part in (
-                stream(valid_ids, settings.valid_rows, "pad"),
-                stream(test_ids, 1, "pad"),
-            )
+            for part in (validating, testing)
         )
         profile = run.profile_range(PROFILE.value)
         logdir = run.claim_logdir("language_model", settings)
 
-    run.announce(logdir, model, windows)
     vocabulary.save(logdir / "vocabulary.json")
-    writer = tbptt.SummaryWriter(logdir)
-    writer.table(0, summaries.SETTINGS, dataclasses.asdict(settings))
-    names = {
-        summaries.RESULT_VALID: f"valid {metric}",
-        summaries.RESULT_TEST: f"test {metric}",
-    }
-    writer.hparams(dataclasses.asdict(settings), names)
-    best = tbptt.KeepBest(model)
-    progress = tbptt.Progress(settings.rows * settings.window_length)
 
-    def log(report: tbptt.Report) -> None:
-        if progress.tokens_per_second:  # not of the first call, which compiles
-            writer.scalars(report.step, {summaries.TOKENS_PER_SECOND: progress.tokens_per_second})
-        writer.scalars(report.step, {
-            summaries.LOSS_TRAIN: report.metrics.loss,
-            summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
-            summaries.GRAD_NORM_MAX: report.metrics.grad_norm_max,
-            summaries.WINDOWS_SKIPPED: report.metrics.skipped,
-            summaries.LEARNING_RATE: float(schedule(trainer.step)),
-            summaries.HIDDEN_RMS: summaries.state_rms(report.state),
-            summaries.EPOCH: report.step / training.windows_per_epoch,
-        })  # fmt: skip
+    trigger = NonMonotonic(settings.average_patience or 1)
 
-    def evaluate(report: tbptt.Report) -> None:
+    def judge() -> tuple[float, float]:
         evaluation = validate()
-        better = best.offer(read(evaluation), report.step)
-        if better:
-            tbptt.save_parameters(logdir / "best_parameters.npz", model)
-        writer.scalars(report.step, {summaries.LOSS_VALID: evaluation.loss})
-        progress.note(
-            f"window {report.step}: valid {metric} {read(evaluation):.4f}"
-            + (", the best so far" if better else f"; best was {best.figure:.4f}")
-        )
+        if average is not None and trigger.offer(evaluation.loss):
+            average.begin()
+        return evaluation.loss, read(evaluation)
 
-    def histograms(report: tbptt.Report) -> None:
-        writer.histograms(report.step, summaries.PARAMETERS, tbptt.named_parameters(model))
-        writer.histograms(report.step, summaries.STATE, named_leaves(report.state))
-
-    actions = [
-        tbptt.Every(0, progress),
-        tbptt.Every(0, log),
-        tbptt.Every(settings.eval_every or training.windows_per_epoch, evaluate),
-    ]
-    if settings.histogram_every:
-        actions.append(tbptt.Every(settings.histogram_every, histograms))
-    if profile:
-        actions.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
-    start = tbptt.Position(trainer.initial_carry(settings.rows))
-    tbptt.train(trainer, feed, start, windows=windows, actions=actions)
-
-    best.restore()
+    fitted = common.fit(
+        logdir,
+        settings,
+        trainer,
+        feed,
+        schedule,
+        windows=windows,
+        metric=metric,
+        validate=judge,
+        average=average,
+        histogram_every=settings.histogram_every,
+        actions=[tbptt.Every(0, tbptt.Profile(str(logdir), *profile))] if profile else [],
+    )
     test_figure = read(test())
-    writer.scalars(windows, {
-        summaries.RESULT_VALID: best.figure, summaries.RESULT_TEST: test_figure
+    fitted.writer.scalars(windows, {
+        summaries.RESULT_VALID: fitted.best.figure, summaries.RESULT_TEST: test_figure
     })  # fmt: skip
-    prompt = test_ids[:100]
+    prompt = testing.read(0, 0, min(PROMPT, testing.row_length)).inputs[0]
     sample = tbptt.generate(
         model,
         prompt,
@@ -376,19 +467,19 @@ def main() -> None:
         temperature=settings.temperature,
     )
     text = f"{vocabulary.decode(prompt)}|{vocabulary.decode(sample)}"
-    writer.text(windows, summaries.SAMPLE, text)
-    writer.close()
+    fitted.writer.text(windows, summaries.SAMPLE, text)
+    fitted.writer.close()
     print(f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n")
     run.write_result(
         logdir,
         settings,
         metric=metric,
-        valid=best.figure,
+        valid=fitted.best.figure,
         test=test_figure,
         windows=windows,
-        tokens=windows * settings.rows * settings.window_length,
+        tokens=windows * settings.rows * training.truncation.nominal_length,
         seconds=round(time.monotonic() - began, 1),
-        tokens_per_second=round(progress.tokens_per_second),
+        tokens_per_second=round(fitted.tokens_per_second),
     )
 
 

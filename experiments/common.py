@@ -1,0 +1,210 @@
+"""What the experiments share between their settings and their result: the run itself."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tbptt
+from experiments import run
+from experiments.run import setting
+from tbptt import checks, optimizers, summaries
+from tbptt.state import named_leaves
+from tbptt.types import Core, Seed
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonSettings:
+    """Settings of every experiment on sequences of features; each has defaults of its own."""
+
+    config: str
+    rows: int = setting(16, "B: rows, streams read side by side.", least=1)
+    window_length: int = setting(
+        64, "T: steps in a window; the gradient goes no further back.", least=1
+    )
+    stride: int = setting(0, "Steps that a window advances; 0: its length.", least=0)
+    burn_in: int = setting(0, "First steps that only refresh the state.", least=0)
+    cell: str = setting("lstm", "lstm or gru.")
+    hidden: int = setting(128, "Units in a layer.", least=1)
+    layers: int = setting(1, "Layers.", least=1)
+    dropout: float = setting(0.0, "Rate, of the layers' outputs.")
+    input_dropout: float = setting(0.0, "Rate, of the inputs.")
+    recurrent_dropout: float = setting(0.0, "Rate, from step to step, one mask a window.")
+    learning_rate: float = setting(3e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
+    weight_decay: float = setting(0.01, "Decoupled weight decay.", least=0)
+    clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
+    max_epochs: int = setting(20, "Epochs to train.", least=1)
+    max_windows: int = setting(0, "Windows to train, if that is less; 0: all epochs.", least=0)
+    eval_every: int = setting(0, "Windows between validations; 0: once an epoch.", least=0)
+    windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.", least=1)
+    jit_compile: bool = setting(True, "Compile the loop with XLA.")
+    seed: int = setting(0, "Of first weights, order and dropout.")
+
+
+def truncation(settings: CommonSettings) -> tbptt.Truncation:
+    """Windows as the settings have them."""
+    return tbptt.Truncation(
+        settings.window_length, stride=settings.stride or None, burn_in=settings.burn_in
+    )
+
+
+def build_core(settings: CommonSettings, input_size: int, seed: Seed) -> Core:
+    """The recurrent layers."""
+    cells: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
+    checks.check_choice("cell", settings.cell, list(cells))
+    seeds = tbptt.split_seed(seed, settings.layers)
+    sizes = [input_size] + [settings.hidden] * settings.layers
+    layers = [
+        cells[settings.cell](
+            sizes[i],
+            sizes[i + 1],
+            seed=seeds[i],
+            recurrent_dropout=settings.recurrent_dropout,
+        )
+        for i in range(settings.layers)
+    ]
+    return tbptt.Stack(layers, dropout_rate=settings.dropout)
+
+
+def build_model(
+    settings: CommonSettings, input_size: int, output_size: int, *, bypass: int = 0
+) -> tbptt.SequenceModel:
+    """Core and readout; `bypass` of the inputs are not for the core, see `SequenceModel`."""
+    seeds = tbptt.split_seed(tbptt.make_seed(settings.seed), 2)
+    return tbptt.SequenceModel(
+        build_core(settings, input_size - bypass, seeds[0]),
+        output_size,
+        seed=seeds[1],
+        dropout_rate=settings.dropout,
+        input_dropout_rate=settings.input_dropout,
+        bypass=bypass,
+    )
+
+
+def windows_to_train(settings: Any, windows_per_epoch: int) -> int:
+    """How many."""
+    windows = settings.max_epochs * windows_per_epoch
+    return min(windows, settings.max_windows or windows)
+
+
+def build_optimizer(
+    settings: CommonSettings, windows: int
+) -> tuple[optimizers.GradientTransform, optimizers.Schedule]:
+    """Clipping and AdamW, and its learning rate."""
+    schedule = optimizers.warmup_cosine(settings.learning_rate, min(100, windows), windows)
+    clip = [optimizers.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+    descent = optimizers.adamw(schedule, weight_decay=settings.weight_decay)
+    return optimizers.chain(*clip, descent), schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A run that is through, the best parameters in the model.
+
+    Attributes:
+      writer: of the run's summaries, still open.
+      best: the validation figure, and when.
+      windows: trained.
+      tokens_per_second: steps of rows, without what is between the calls.
+    """
+
+    writer: tbptt.SummaryWriter
+    best: tbptt.KeepBest
+    windows: int
+    tokens_per_second: float
+
+
+def fit(
+    logdir: pathlib.Path,
+    settings: Any,
+    trainer: tbptt.Trainer,
+    feed: Any,
+    schedule: optimizers.Schedule,
+    *,
+    windows: int,
+    metric: str,
+    validate: Callable[[], tuple[float, float]],
+    average: tbptt.Average | None = None,
+    histogram_every: int = 0,
+    actions: Sequence[tbptt.Every] = (),
+) -> Fit:
+    """Trains, validates, keeps the best parameters and writes summaries.
+
+    Args:
+      logdir: of the run, see `run.claim_logdir`.
+      settings: with `seed` and `eval_every`.
+      trainer, feed: what is trained, on what: a feed of a `RowStream`.
+      schedule: of the learning rate, to be shown.
+      windows: how many.
+      metric: name of the figure that is validated.
+      validate: -> the loss, and the figure; lower is better.
+      average: what is validated and kept, once it is begun; the trainer's.
+      histogram_every: windows between histograms; 0: none.
+      actions: more of them.
+    """
+    run.announce(logdir, trainer.model, windows)
+    stream = feed.stream
+    writer = tbptt.SummaryWriter(logdir)
+    writer.table(0, summaries.SETTINGS, dataclasses.asdict(settings))
+    names = {
+        summaries.RESULT_VALID: f"valid {metric}",
+        summaries.RESULT_TEST: f"test {metric}",
+    }
+    writer.hparams(dataclasses.asdict(settings), names)
+    best = tbptt.KeepBest(trainer.model)
+    new_steps = stream.truncation.nominal_length
+    progress = tbptt.Progress(stream.rows * new_steps)
+
+    def log(report: tbptt.Report) -> None:
+        if progress.tokens_per_second:  # not of the first call, which compiles
+            writer.scalars(report.step, {summaries.TOKENS_PER_SECOND: progress.tokens_per_second})
+        writer.scalars(report.step, {
+            summaries.LOSS_TRAIN: report.metrics.loss,
+            summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
+            summaries.GRAD_NORM_MAX: report.metrics.grad_norm_max,
+            summaries.WINDOWS_SKIPPED: report.metrics.skipped,
+            summaries.LEARNING_RATE: float(schedule(trainer.step)),
+            summaries.HIDDEN_RMS: summaries.state_rms(report.state),
+            summaries.EPOCH: report.step / stream.windows_per_epoch,
+        })  # fmt: skip
+
+    def evaluate(report: tbptt.Report) -> None:
+        with average.applied() if average else contextlib.nullcontext():
+            loss, figure = validate()
+            better = best.offer(figure, report.step)
+            if better:
+                tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
+        writer.scalars(report.step, {summaries.LOSS_VALID: loss})
+        progress.note(
+            f"window {report.step}: valid {metric} {figure:.4f}"
+            + (", the best so far" if better else f"; best was {best.figure:.4f}")
+        )
+
+    def histograms(report: tbptt.Report) -> None:
+        parameters = tbptt.named_parameters(trainer.model)
+        writer.histograms(report.step, summaries.PARAMETERS, parameters)
+        writer.histograms(report.step, summaries.STATE, named_leaves(report.state))
+
+    due = [
+        tbptt.Every(0, progress),
+        tbptt.Every(0, log),
+        tbptt.Every(settings.eval_every or stream.windows_per_epoch, evaluate),
+        *actions,
+    ]
+    if histogram_every:
+        due.append(tbptt.Every(histogram_every, histograms))
+    start = tbptt.Position(trainer.initial_carry(stream.rows))
+    tbptt.train(trainer, feed, start, windows=windows, actions=due)
+    best.restore()
+    return Fit(writer, best, windows, progress.tokens_per_second)
+
+
+def figure_of(evaluator: tbptt.Evaluator) -> Callable[[], tuple[float, float]]:
+    """For `fit`, where the loss itself is the figure."""
+
+    def validate() -> tuple[float, float]:
+        loss = evaluator().loss
+        return loss, loss
+
+    return validate

@@ -1,0 +1,210 @@
+"""Series of measurements: what comes next, or `--horizon` lines ahead.
+
+    python -m experiments.forecast
+    python -m experiments.forecast --data=ETTh1.csv --train=8640 --valid=2880 --test=2880
+
+The figure is the mean squared error over the test part and the chosen columns, which are
+standardised on the training part; beside it stands that of persistence: it stays as it is.
+Without --data it learns waves and noise that it makes itself. --data is a CSV file with a line of
+column names; a first column of times is read as such, a gap in them starts the state anew, and
+missing values are neither read nor scored. The figure of forecast against truth is
+`forecast.png` in the run's folder, and in TensorBoard (pip install matplotlib).
+"""
+
+import dataclasses
+import io
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+import tbptt
+from experiments import common, run
+from experiments.run import setting
+from tbptt import summaries
+from tbptt.training.step import begin
+
+PRESETS: dict[str, dict] = {"default": {}}
+WARM_UP = 256  # lines before the validation and the test part that are read, not scored
+SHOWN = 240  # lines in the figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.CommonSettings):
+    """Everything that decides what a run computes."""
+
+    data: str = setting("", "A CSV file; empty: waves.")
+    columns: str = setting("", "Columns to read, by commas; empty: all.")
+    targets: str = setting("", "Columns to predict, by commas; empty: all that are read.")
+    time_column: str = setting("", "Holds times; empty: the first, unless it holds numbers.")
+    horizon: int = setting(1, "Lines ahead.", least=1)
+    train: int = setting(0, "Lines of the training part; 0: six tenths.", least=0)
+    valid: int = setting(0, "Lines after them: validation; 0: two tenths.", least=0)
+    test: int = setting(0, "Lines after those: test; 0: the rest.", least=0)
+    rows: int = setting(8, "B: rows, stretches read side by side.", least=1)
+    hidden: int = setting(64, "Units in a layer.", least=1)
+    dropout: float = setting(0.2, "Rate, of the layers' outputs.")
+    learning_rate: float = setting(2e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
+    max_epochs: int = setting(40, "Epochs to train.", least=1)
+
+
+run.define_flags(Settings, PRESETS)
+
+
+def load(settings: Settings) -> tbptt.Series:
+    """The series, with the columns that are asked for."""
+    if not settings.data:
+        return waves(settings.seed)
+    columns = settings.columns.split(",") if settings.columns else None
+    series = tbptt.read_series(settings.data, columns, time_column=settings.time_column or None)
+    chosen = settings.targets.split(",") if settings.targets else []
+    for name in chosen:
+        if name not in series.names:
+            raise ValueError(f"There is no column {name!r}. There are: {', '.join(series.names)}.")
+    names = [*chosen, *(name for name in series.names if name not in chosen)]  # targets first
+    order = [series.names.index(name) for name in names]
+    return tbptt.Series(series.values[:, order], tuple(names), series.times)
+
+
+def waves(seed: int, lines: int = 4000) -> tbptt.Series:
+    """Two columns: a wave of two periods, and the same again later; both with noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(lines + 20)
+    wave = np.sin(2 * np.pi * t / 24) + 0.5 * np.sin(2 * np.pi * t / 168)
+    values = np.stack([wave[20:], wave[:-20]], axis=1) + rng.normal(0, 0.1, [lines, 2])
+    times = np.datetime64("2020-01-01T00") + np.arange(lines)
+    return tbptt.Series(values, ("early", "late"), times)
+
+
+def parts(settings: Settings, lines: int) -> tuple[int, int, int]:
+    """Where the training, the validation and the test part end."""
+    train = settings.train or round(0.6 * lines)
+    valid = train + (settings.valid or round(0.2 * lines))
+    test = valid + settings.test if settings.test else lines
+    if not 0 < train < valid < test <= lines:
+        raise ValueError(
+            f"--train, --valid and --test end at lines {train}, {valid} and {test} of {lines}, "
+            "but each must have some. Use smaller parts."
+        )
+    return train, valid, test
+
+
+def persistence(series: tbptt.Series, scale: tbptt.Scale, first: int, settings: Settings) -> float:
+    """Mean squared error of "as it is now", for targets from line `first` on."""
+    names = settings.targets.split(",") if settings.targets else list(series.names)
+    chosen = [series.names.index(name) for name in names]
+    values = scale.apply(series.values)[:, chosen]
+    ahead = values[first:]
+    before = values[first - settings.horizon : len(values) - settings.horizon]
+    return float(np.nanmean((ahead - before) ** 2))
+
+
+def predict(model: tbptt.SequenceModel, stream: tbptt.SeriesStream) -> np.ndarray:
+    """Outputs for every step of a stream of one row, `[N, outputs]`."""
+    windows, _ = stream.windows(tbptt.Cursor(), stream.windows_per_epoch)
+    state = model.initial_state(1)
+    outputs = []
+    for k in range(stream.windows_per_epoch):
+        window = tf.nest.map_structure(lambda f: None if f is None else tf.constant(f), windows)
+        window = window.at(k)
+        made, state = model(window, begin(model, window, state))
+        outputs.append(made[:, 0].numpy())
+    return np.concatenate(outputs)[: stream.row_length]
+
+
+def draw(truth: np.ndarray, forecast: np.ndarray, name: str, horizon: int) -> bytes | None:
+    """Truth and forecast as PNG; None, and a line in the log, without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        logging.info("There is no figure without matplotlib: pip install matplotlib")
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 3), layout="constrained")
+    axes.plot(truth, label="truth", color="black", linewidth=1)
+    axes.plot(forecast, label=f"forecast, {horizon} ahead", linewidth=1.2)
+    axes.set_xlabel("lines from the beginning of the test part")
+    axes.set_ylabel(name)
+    axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110)
+    pyplot.close(figure)
+    return content.getvalue()
+
+
+def main() -> None:
+    """Reads, trains, tests, draws."""
+    began = time.monotonic()
+    with run.usage_errors():
+        settings = run.settings_from_flags(Settings, PRESETS)
+        series = load(settings)
+        train_end, valid_end, test_end = parts(settings, len(series))
+        scale = tbptt.Scale.of(series.part(0, train_end))
+        names = settings.targets.split(",") if settings.targets else list(series.names)
+        masked = bool(np.isnan(series.values).any())
+
+        def stream(first: int, last: int, **options: Any) -> tbptt.SeriesStream:
+            return tbptt.SeriesStream(
+                [series.part(first, last)], scale, targets=names, horizon=settings.horizon,
+                masked=masked, changes=True, seed=settings.seed, **options,
+            )  # fmt: skip
+
+        def held_out(first: int, last: int) -> tbptt.SeriesStream:
+            warm_up = min(first, WARM_UP)
+            return stream(first - warm_up, last, rows=1, window_length=64, warm_up=warm_up)
+
+        training = stream(0, train_end, rows=settings.rows, truncation=common.truncation(settings))
+        feed = tbptt.open_feed(training, settings.windows_per_call)
+        # The core reads changes; the levels, targets first, are what its outputs are added to.
+        bypass = len(series.names)
+        model = common.build_model(settings, training.input_size, len(names), bypass=bypass)
+        windows = common.windows_to_train(settings, training.windows_per_epoch)
+        optimizer, schedule = common.build_optimizer(settings, windows)
+        trainer = tbptt.Trainer(
+            model, tbptt.squared_error, optimizer,
+            seed=settings.seed, jit_compile=settings.jit_compile,
+        )  # fmt: skip
+        testing = held_out(valid_end, test_end)
+        validate, test = (
+            tbptt.Evaluator(model, tbptt.squared_error, part, jit_compile=settings.jit_compile)
+            for part in (held_out(train_end, valid_end), testing)
+        )
+        logdir = run.claim_logdir("forecast", settings)
+    fitted = common.fit(
+        logdir, settings, trainer, feed, schedule,
+        windows=windows, metric="mse", validate=common.figure_of(validate),
+    )  # fmt: skip
+    figure = test().loss
+    fitted.writer.scalars(windows, {
+        summaries.RESULT_VALID: fitted.best.figure, summaries.RESULT_TEST: figure
+    })  # fmt: skip
+    warm_up = min(valid_end, WARM_UP)
+    forecast = predict(model, testing)[warm_up - settings.horizon :][:SHOWN]
+    place = list(series.names).index(names[-1])
+    forecast = scale.undo(forecast, [list(series.names).index(name) for name in names])[:, -1]
+    truth = series.values[valid_end : valid_end + len(forecast), place]
+    png = draw(truth, forecast, names[-1], settings.horizon)
+    if png is not None:
+        pathlib.Path(logdir / "forecast.png").write_bytes(png)
+        fitted.writer.picture(windows, summaries.FORECAST, png)
+    fitted.writer.close()
+    run.write_result(
+        logdir,
+        settings,
+        metric="mse",
+        valid=fitted.best.figure,
+        test=figure,
+        persistence=persistence(series.part(0, test_end), scale, valid_end, settings),
+        windows=windows,
+        seconds=round(time.monotonic() - began, 1),
+        steps_per_second=round(fitted.tokens_per_second),
+    )
+
+
+if __name__ == "__main__":
+    run.launch(main)

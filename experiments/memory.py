@@ -1,0 +1,156 @@
+"""What is learnt against lag, window and carried state: copying and adding across a distance.
+
+    python -m experiments.memory
+    python -m experiments.memory --task=adding --shortest=20 --longest=20 --cuts=10,20,20/10
+
+`copy`: some symbols, then as many blanks, in which the symbols are to be repeated; how many is
+drawn anew from --shortest to --longest each time, which is the lag. The figure is the share of
+symbols repeated wrongly; guessing gives 0.83. `adding`: two numbers of a sequence are marked, and
+at its end their sum is wanted; the figure is the mean squared error, 0.167 where the sum is
+always guessed to be 1.
+
+--cuts names what is compared: `T`, windows one after another; `T/k`, windows of T steps that
+advance by k; an `f` behind it: every window forgets the state. The result is a table. As in
+Aicher, Foti & Fox (2019) a window below the lag cannot learn, though the state is carried; with
+stride 5 and reach 15 every lag is inside a window.
+"""
+
+import dataclasses
+import re
+import time
+
+import numpy as np
+import tensorflow as tf
+
+import tbptt
+from experiments import common, run
+from experiments.run import setting
+from tbptt import checks
+
+PRESETS: dict[str, dict] = {"default": {}}
+SYMBOLS = 6
+BLANK = SYMBOLS
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.CommonSettings):
+    """Everything that decides what a run computes."""
+
+    task: str = setting("copy", "copy or adding.")
+    shortest: int = setting(5, "Steps to remember, at least.", least=2)
+    longest: int = setting(10, "Steps to remember, at most.", least=2)
+    cuts: str = setting("5,15,15/5,15f", "Windows to compare: T, T/stride, each with an f or not.")
+    rows: int = setting(64, "B: rows, streams read side by side.", least=1)
+    hidden: int = setting(64, "Units in a layer.", least=1)
+    learning_rate: float = setting(5e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
+    steps: int = setting(40_000, "Steps of every row that each learns from.", least=1)
+
+
+run.define_flags(Settings, PRESETS)
+
+
+def parse(text: str) -> tbptt.Truncation:
+    """`15/5f` as windows of 15 that advance by 5 and forget."""
+    found = re.fullmatch(r"(\d+)(?:/(\d+))?(f?)", text)
+    if not found:
+        raise ValueError(f"--cuts has {text!r}, but must be like 15, 15/5 or 15f, by commas.")
+    stride = int(found[2]) if found[2] else None
+    return tbptt.Truncation(int(found[1]), stride=stride, drop_state=1.0 if found[3] else 0.0)
+
+
+def copying(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Pieces, np.ndarray]:
+    """A piece a row: one-hot symbols and blanks `[N, 7]`, and what is to be said, `[N]`."""
+    rng = np.random.default_rng([seed, 1])
+    pieces, labels = [], []
+    for _ in range(settings.rows):
+        heard: list[np.ndarray] = []
+        said: list[np.ndarray] = []
+        while sum(len(part) for part in heard) < steps:
+            lag = int(rng.integers(settings.shortest, settings.longest + 1))
+            symbols, blanks = rng.integers(SYMBOLS, size=lag), np.full(lag, BLANK)
+            heard += [symbols, blanks]
+            said += [blanks, symbols]
+        pieces.append(np.eye(SYMBOLS + 1, dtype=np.float32)[np.concatenate(heard)[:steps]])
+        labels.append(np.concatenate(said)[:steps])
+    return tbptt.Pieces.of(pieces), np.concatenate(labels)
+
+
+def adding(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Pieces, np.ndarray]:
+    """Sequences of (number, mark) `[N, 2]`, and the sum of each one's two marked numbers, `[P]`."""
+    rng = np.random.default_rng([seed, 2])
+    count = 2 * steps * settings.rows // (settings.shortest + settings.longest)
+    pieces, sums = [], []
+    for _ in range(count):
+        length = int(rng.integers(settings.shortest, settings.longest + 1))
+        frames = np.stack([rng.random(length), np.zeros(length)], axis=1).astype(np.float32)
+        marked = [rng.integers(length // 2), rng.integers(length // 2, length)]
+        frames[marked, 1] = 1
+        pieces.append(frames)
+        sums.append(frames[marked, 0].sum())
+    return tbptt.Pieces.of(pieces), np.array(sums, np.float32)
+
+
+def repeated_wrongly(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Twice 1 where a symbol is not repeated: half of all steps are blanks to be said."""
+    wrong = tf.argmax(logits, axis=-1, output_type=targets.dtype) != targets
+    return 2.0 * tf.cast(wrong & (targets != BLANK), tf.float32)
+
+
+def sum_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Of one output."""
+    return tf.math.squared_difference(outputs[..., 0], targets)
+
+
+def learn(settings: Settings, cut: str) -> float:
+    """Trains with these windows; returns the figure on sequences that were not trained on."""
+    truncation = parse(cut)
+    make = {"copy": copying, "adding": adding}[settings.task]
+    loss, judge, outputs = (
+        (tbptt.cross_entropy, repeated_wrongly, SYMBOLS + 1)
+        if settings.task == "copy"
+        else (sum_error, sum_error, 1)
+    )
+
+    def stream(steps: int, seed: int, cut: tbptt.Truncation) -> tbptt.FrameStream:
+        pieces, labels = make(settings, steps, seed)
+        return tbptt.FrameStream(pieces, labels, rows=settings.rows, truncation=cut, shuffle=False)
+
+    training = stream(min(settings.steps, 2000), settings.seed, truncation)
+    model = common.build_model(settings, SYMBOLS + 1 if settings.task == "copy" else 2, outputs)
+    windows = settings.steps // truncation.nominal_length
+    windows = min(windows, settings.max_windows or windows)
+    optimizer, _ = common.build_optimizer(settings, windows)
+    trainer = tbptt.Trainer(
+        model, loss, optimizer, seed=settings.seed, jit_compile=settings.jit_compile
+    )
+    start = tbptt.Position(trainer.initial_carry(settings.rows))
+    progress = tbptt.Progress(settings.rows * truncation.nominal_length, loss_name=f"{cut}: loss")
+    feed = tbptt.open_feed(training, settings.windows_per_call)
+    tbptt.train(trainer, feed, start, windows=windows, actions=[tbptt.Every(0, progress)])
+    testing = stream(400, settings.seed + 1, tbptt.Truncation(truncation.window_length))
+    return tbptt.Evaluator(model, judge, testing, jit_compile=settings.jit_compile)().loss
+
+
+def main() -> None:
+    """One row of the table for each of the cuts."""
+    began = time.monotonic()
+    with run.usage_errors():
+        settings = run.settings_from_flags(Settings, PRESETS)
+        checks.check_choice("task", settings.task, ["copy", "adding"])
+        checks.check_at_least("longest", settings.longest, settings.shortest)
+        cuts = settings.cuts.split(",")
+        for cut in cuts:
+            parse(cut)
+        logdir = run.claim_logdir("memory", settings)
+    name = "repeated wrongly" if settings.task == "copy" else "mean squared error"
+    figures = {cut: learn(settings, cut) for cut in cuts}
+    print(f"\n| windows | {name} |\n|---|---|")
+    for cut, figure in figures.items():
+        print(f"| {cut} | {figure:.4f} |")
+    run.write_result(
+        logdir, settings, metric=name, **figures, seconds=round(time.monotonic() - began, 1)
+    )
+
+
+if __name__ == "__main__":
+    run.launch(main)

@@ -1,0 +1,163 @@
+"""Polyphonic music: which of 88 keys sound in the next frame, from all that has sounded.
+
+    python -m experiments.music
+    python -m experiments.music --data=JSB_Chorales.npz
+
+The figure is the negative log likelihood of a frame, summed over the keys, in nats, mean over
+the frames that follow another, as in Bai et al. (2018), table 1. Without --data it learns canons
+that it makes itself. --data is a file of Boulanger-Lewandowski et al. (2012), as `.mat`, or as
+`.npz` with `train`, `valid`, `test`: packed bits of frames, `np.packbits(frames, axis=1)`, and
+`train_len`, ...: the lengths of the pieces.
+"""
+
+import dataclasses
+import pathlib
+import time
+
+import numpy as np
+
+import tbptt
+from experiments import common, run
+from experiments.run import setting
+from tbptt import summaries
+from tbptt.losses import binary_cross_entropy
+
+PARTS = ("train", "valid", "test")
+PRESETS: dict[str, dict] = {"default": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.CommonSettings):
+    """Everything that decides what a run computes."""
+
+    data: str = setting("", "A .npz or .mat file; empty: canons.")
+    rows: int = setting(8, "B: rows, streams read side by side.", least=1)
+    hidden: int = setting(300, "Units in a layer.", least=1)
+    dropout: float = setting(0.5, "Rate, of the layers' outputs.")
+    input_dropout: float = setting(0.1, "Rate, of the inputs.")
+    recurrent_dropout: float = setting(0.2, "Rate, from step to step, one mask a window.")
+    learning_rate: float = setting(5e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
+    max_epochs: int = setting(100, "Epochs to train.", least=1)
+    keys: int = setting(88, "Keys of a frame, with packed bits.", least=1)
+
+
+run.define_flags(Settings, PRESETS)
+
+
+def load(path: str, keys: int) -> dict[str, tbptt.Pieces]:
+    """Training, validation and test pieces, frames `[N, keys]`.
+
+    Raises:
+      ValueError: no such file, or not one of these layouts (what is missing).
+    """
+    if not path:
+        return {part: canons(seed, 60 if part == "train" else 20)
+                for seed, part in enumerate(PARTS)}  # fmt: skip
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"There is no file {path!r}.")
+    if path.endswith(".mat"):
+        return _from_mat(path)
+    with np.load(path, allow_pickle=False) as stored:
+        missing = {name for part in PARTS for name in (part, f"{part}_len")} - set(stored)
+        if missing:
+            raise ValueError(
+                f"{path!r} lacks {', '.join(sorted(missing))}. It must hold train, valid and test, "
+                "and their lengths as train_len, valid_len and test_len."
+            )
+        return {part: _pieces(stored[part], stored[f"{part}_len"], keys, f"{path}: {part}")
+                for part in PARTS}  # fmt: skip
+
+
+def _pieces(frames: np.ndarray, lengths: np.ndarray, keys: int, name: str) -> tbptt.Pieces:
+    if frames.dtype == np.uint8 and frames.shape[1] == -(-keys // 8):
+        frames = np.unpackbits(frames, axis=1)[:, :keys]
+    if lengths.sum() != len(frames):
+        raise ValueError(f"{name} has {len(frames)} frames, but lengths that sum to "
+                         f"{lengths.sum()}. The file is damaged.")  # fmt: skip
+    return tbptt.Pieces(frames.astype(np.float32), np.cumsum(lengths))
+
+
+def _from_mat(path: str) -> dict[str, tbptt.Pieces]:
+    try:
+        from scipy import io
+    except ImportError:
+        raise ValueError("A .mat file needs SciPy: pip install scipy") from None
+    stored = io.loadmat(path)
+    return {
+        part: tbptt.Pieces.of([np.asarray(p, np.float32) for p in stored[f"{part}data"].ravel()])
+        for part in PARTS
+    }
+
+
+def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:
+    """Pieces in which a second voice repeats the first one, a fifth lower, eight frames later."""
+    rng = np.random.default_rng(seed)
+    pieces = []
+    for _ in range(count):
+        frames = np.zeros([int(rng.integers(40, 120)), keys], np.float32)
+        steps = rng.choice([-2, -1, 1, 2], size=len(frames))
+        melody = 50 + np.abs((rng.integers(24) + np.cumsum(steps)) % 48 - 24)
+        at = np.arange(len(frames))
+        frames[at, melody] = 1
+        frames[at[8:], melody[:-8] - 7] = 1
+        pieces.append(frames)
+    return tbptt.Pieces.of(pieces)
+
+
+def main() -> None:
+    """Reads, trains, tests."""
+    began = time.monotonic()
+    with run.usage_errors():
+        settings = run.settings_from_flags(Settings, PRESETS)
+        pieces = load(settings.data, settings.keys)
+
+        def stream(part: str, shuffle: bool) -> tbptt.FrameStream:
+            return tbptt.FrameStream(
+                pieces[part],
+                rows=min(settings.rows, len(pieces[part])),
+                shuffle=shuffle,
+                truncation=common.truncation(settings) if shuffle else tbptt.Truncation(64),
+                seed=settings.seed,
+            )
+
+        training = stream("train", True)
+        feed = tbptt.open_feed(training, settings.windows_per_call)
+        keys = pieces["train"].values.shape[1]
+        model = common.build_model(settings, keys, keys)
+        windows = common.windows_to_train(settings, training.windows_per_epoch)
+        optimizer, schedule = common.build_optimizer(settings, windows)
+        trainer = tbptt.Trainer(
+            model, binary_cross_entropy, optimizer,
+            seed=settings.seed, jit_compile=settings.jit_compile,
+        )  # fmt: skip
+        validate, test = (
+            tbptt.Evaluator(
+                model, binary_cross_entropy, stream(part, False), jit_compile=settings.jit_compile
+            )
+            for part in ("valid", "test")
+        )
+        logdir = run.claim_logdir("music", settings)
+    fitted = common.fit(
+        logdir, settings, trainer, feed, schedule,
+        windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),
+    )  # fmt: skip
+    figure = test().loss
+    fitted.writer.scalars(windows, {
+        summaries.RESULT_VALID: fitted.best.figure, summaries.RESULT_TEST: figure
+    })  # fmt: skip
+    fitted.writer.close()
+    run.write_result(
+        logdir,
+        settings,
+        metric="nats_per_frame",
+        valid=fitted.best.figure,
+        test=figure,
+        windows=windows,
+        utilisation=round(training.utilisation, 4),
+        seconds=round(time.monotonic() - began, 1),
+        steps_per_second=round(fitted.tokens_per_second),
+    )
+
+
+if __name__ == "__main__":
+    run.launch(main)

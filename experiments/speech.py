@@ -1,0 +1,226 @@
+"""Spoken words: which one it is, from frames of features; decided anew at every frame.
+
+    python -m experiments.speech
+    python -m experiments.speech --data=japanese_vowels.npz
+    python -m experiments.speech --data=fsdd_mfcc.npz
+
+The figure is the share of test utterances whose last decision is right; beside it stand the
+decisions after a quarter, half and three quarters of each. Without --data it learns rising,
+falling and other contours that it makes itself. --data is a `.npz` file of frames one utterance
+after another, either with `train`, `train_len`, `train_y`, `test`, `test_len`, `test_y`, or with
+`mfcc`, `lengths`, `digit` and `index`, recordings of index 0 to 4 being the test part.
+"""
+
+import dataclasses
+import pathlib
+import time
+
+import numpy as np
+import tensorflow as tf
+
+import tbptt
+from experiments import common, run
+from experiments.run import setting
+from tbptt import checks, summaries
+
+PRESETS: dict[str, dict] = {"default": {}}
+TEST_INDEX = 5  # of the free spoken digits, its authors' rule: below it is the test part
+SHARES = (0.25, 0.5, 0.75, 1.0)
+
+Part = tuple[tbptt.Pieces, np.ndarray]  # utterances, a label each
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.CommonSettings):
+    """Everything that decides what a run computes."""
+
+    data: str = setting("", "A .npz file; empty: contours.")
+    valid_fraction: float = setting(0.1, "Part of the training utterances: validation.")
+    pooling: bool = setting(True, "Decide by the mean of all outputs so far, not by the last.")
+    score: str = setting("every", "Train on the label at every step, or at the last only.")
+    window_length: int = setting(
+        32, "T: steps in a window; the gradient goes no further back.", least=1
+    )
+    dropout: float = setting(0.3, "Rate, of the layers' outputs.")
+    input_dropout: float = setting(0.1, "Rate, of the inputs.")
+    max_epochs: int = setting(40, "Epochs to train.", least=1)
+
+
+run.define_flags(Settings, PRESETS)
+
+
+def load(path: str) -> tuple[Part, Part]:
+    """Training and test part.
+
+    Raises:
+      ValueError: no such file, or not one of these layouts (what is missing).
+    """
+    if not path:
+        return contours(0, 300), contours(1, 100)
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"There is no file {path!r}.")
+    with np.load(path, allow_pickle=False) as stored:
+        names = set(stored)
+        if {"mfcc", "lengths", "digit", "index"} <= names:
+            pieces = tbptt.Pieces(stored["mfcc"], np.cumsum(stored["lengths"]))
+            test = stored["index"] < TEST_INDEX
+            labels = stored["digit"]
+            return _chosen(pieces, labels, ~test), _chosen(pieces, labels, test)
+        missing = {f"{p}{s}" for p in ("train", "test") for s in ("", "_len", "_y")} - names
+        if missing:
+            raise ValueError(
+                f"{path!r} lacks {', '.join(sorted(missing))}. It must hold train, train_len, "
+                "train_y and the same for test, or mfcc, lengths, digit and index."
+            )
+        train, test = (
+            (tbptt.Pieces(stored[part], np.cumsum(stored[f"{part}_len"])), stored[f"{part}_y"])
+            for part in ("train", "test")
+        )
+        return train, test
+
+
+def _chosen(pieces: tbptt.Pieces, labels: np.ndarray, which: np.ndarray) -> Part:
+    numbers = np.flatnonzero(which)
+    arrays = [pieces.values[pieces.begins[p] : pieces.ends[p]] for p in numbers]
+    return tbptt.Pieces.of(arrays), labels[numbers]
+
+
+def split(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
+    """Most of the utterances, and a fraction of them drawn by the seed."""
+    checks.check_between("valid_fraction", fraction, 0.0, 1.0)
+    pieces, labels = part
+    drawn = np.random.default_rng([seed, 9]).permutation(len(pieces))
+    held = np.isin(np.arange(len(pieces)), drawn[: max(1, round(fraction * len(pieces)))])
+    return _chosen(pieces, labels, ~held), _chosen(pieces, labels, held)
+
+
+def contours(seed: int, count: int) -> Part:
+    """Noisy lines that rise, fall, rise and fall, or stay, of 10 to 40 frames of 3 features."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(4, size=count)
+    pieces = []
+    for label in labels:
+        x = np.linspace(0, 1, int(rng.integers(10, 41)))
+        line = [x, -x, 1 - np.abs(2 * x - 1), 0 * x][label]
+        features = line[:, None] * [2.0, -1.0, 0.5] + rng.normal(0, 0.3, [len(x), 3])
+        pieces.append(features.astype(np.float32))
+    return tbptt.Pieces.of(pieces), labels
+
+
+def begun(pieces: tbptt.Pieces, share: float) -> tbptt.Pieces:
+    """The first `share` of each utterance, one frame at least."""
+    lengths = np.maximum(1, np.rint(pieces.lengths * share)).astype(np.int64)
+    return tbptt.Pieces.of(
+        [
+            pieces.values[begin : begin + length]
+            for begin, length in zip(pieces.begins, lengths, strict=True)
+        ]
+    )
+
+
+def running_mean(size: int) -> tbptt.Recurrent:
+    """The mean of all inputs `[B, size]` since the row last started anew."""
+
+    def step(x: tf.Tensor, state: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        total, count = state["total"] + x, state["count"] + 1.0
+        return total / count, {"total": total, "count": count}
+
+    return tbptt.Recurrent(
+        step,
+        lambda rows: {"total": tf.zeros([rows, size]), "count": tf.zeros([rows, 1])},
+        output_size=size,
+    )
+
+
+def build_model(settings: Settings, input_size: int, classes: int) -> tbptt.SequenceModel:
+    """Core, perhaps the mean of its outputs, and readout."""
+    seeds = tbptt.split_seed(tbptt.make_seed(settings.seed), 2)
+    core = common.build_core(settings, input_size, seeds[0])
+    if settings.pooling:
+        core = tbptt.Stack([core, running_mean(core.output_size)])
+    return tbptt.SequenceModel(
+        core,
+        classes,
+        seed=seeds[1],
+        dropout_rate=settings.dropout,
+        input_dropout_rate=settings.input_dropout,
+    )
+
+
+def wrong(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """1 where the likeliest class is not the target, `[T, B]`."""
+    likeliest = tf.argmax(logits, axis=-1, output_type=targets.dtype)
+    return tf.cast(likeliest != targets, tf.float32)
+
+
+def main() -> None:
+    """Reads, trains, tests."""
+    began = time.monotonic()
+    with run.usage_errors():
+        settings = run.settings_from_flags(Settings, PRESETS)
+        given, test_part = load(settings.data)
+        names, _ = np.unique(given[1], return_inverse=True)
+        train_part, valid_part = split(given, settings.valid_fraction, settings.seed)
+        mean, deviation = train_part[0].values.mean(0), train_part[0].values.std(0)
+
+        def stream(part: Part, *, shuffle: bool = False, share: float = 1.0) -> tbptt.FrameStream:
+            pieces, labels = part
+            unknown = np.setdiff1d(labels, names)
+            if len(unknown):
+                raise ValueError(f"Label {unknown[0]} is in the test part, but not in training.")
+            scaled = (pieces.values - mean) / np.where(deviation > 0, deviation, 1.0)
+            return tbptt.FrameStream(
+                begun(tbptt.Pieces(scaled, pieces.ends), share),
+                np.searchsorted(names, labels),
+                rows=min(settings.rows, len(pieces)),
+                classes=len(names),
+                score=settings.score if shuffle else "last",
+                shuffle=shuffle,
+                truncation=common.truncation(settings) if shuffle else tbptt.Truncation(32),
+                seed=settings.seed,
+            )
+
+        training = stream(train_part, shuffle=True)
+        feed = tbptt.open_feed(training, settings.windows_per_call)
+        model = build_model(settings, train_part[0].values.shape[1], len(names))
+        windows = common.windows_to_train(settings, training.windows_per_epoch)
+        optimizer, schedule = common.build_optimizer(settings, windows)
+        trainer = tbptt.Trainer(
+            model, tbptt.cross_entropy, optimizer,
+            seed=settings.seed, jit_compile=settings.jit_compile,
+        )  # fmt: skip
+        validate = tbptt.Evaluator(
+            model, tbptt.cross_entropy, stream(valid_part), jit_compile=settings.jit_compile
+        )
+        tests = {
+            share: tbptt.Evaluator(model, wrong, stream(test_part, share=share), jit_compile=False)
+            for share in SHARES
+        }
+        logdir = run.claim_logdir("speech", settings)
+    fitted = common.fit(
+        logdir, settings, trainer, feed, schedule,
+        windows=windows, metric="nats", validate=common.figure_of(validate),
+    )  # fmt: skip
+    accuracy = {f"accuracy_at_{share:.0%}": 1.0 - test().loss for share, test in tests.items()}
+    fitted.writer.scalars(windows, {
+        summaries.RESULT_VALID: fitted.best.figure,
+        summaries.RESULT_TEST: accuracy["accuracy_at_100%"],
+    })  # fmt: skip
+    fitted.writer.close()
+    run.write_result(
+        logdir,
+        settings,
+        metric="accuracy",
+        valid_nats=fitted.best.figure,
+        test=accuracy["accuracy_at_100%"],
+        **accuracy,
+        utterances=len(test_part[0]),
+        windows=windows,
+        utilisation=round(training.utilisation, 4),
+        seconds=round(time.monotonic() - began, 1),
+        steps_per_second=round(fitted.tokens_per_second),
+    )
+
+
+if __name__ == "__main__":
+    run.launch(main)
