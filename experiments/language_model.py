@@ -402,6 +402,11 @@ def main() -> None:
         settings = run.settings_from_flags(Settings, PRESETS)
         check_sampling(settings.sample_length, settings.temperature)
         metric, read = figure(settings)
+        if settings.keep == "states" and (settings.stride or settings.jitter):
+            raise ValueError(
+                "--keep=states keeps no state in mid-window, where --stride and --jitter go on "
+                "from. Use --keep=gates."
+            )
         vocabulary, parts = load(settings)
         training = open_stream(settings, vocabulary, parts[0], settings.rows, training=True)
         feed = tbptt.open_feed(training, settings.windows_per_call)

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 import tbptt
 from experiments import language_model, run
+from tools import prepare
 
 ROOT = pathlib.Path(tbptt.__file__).parent.parent
 SMALL = dict(
@@ -100,6 +101,23 @@ def test_chunked_starts_and_learns_as_full_does(tmp_path, corpus_file):
         assert np.isclose(results[0][key], results[1][key], rtol=1e-4)
 
 
+@pytest.mark.parametrize("truncation", [{}, dict(stride=2, burn_in=1), dict(jitter=1.0, cut=0.2)])
+def test_documents(tmp_path, truncation):
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps({"text": TEXT[k:]}) + "\n" for k in range(0, 60, 6)))
+    result = experiment(tmp_path / "run", documents=str(path), **truncation)
+    assert np.isfinite([result["valid"], result["test"]]).all()
+    assert tbptt.Vocabulary.load(tmp_path / "run" / "vocabulary.json").boundary == 0
+
+
+def test_prepared_corpus(tmp_path, corpus_file):
+    for name, lines in (("text", False), ("lines", True)):
+        prepare.prepare(tmp_path / name, [pathlib.Path(corpus_file)], "words", lines, None)
+        result = experiment(tmp_path / f"run-{name}", prepared=str(tmp_path / name), tokens="words")
+        assert result["metric"] == "perplexity"
+        assert np.isfinite([result["valid"], result["test"]]).all()
+
+
 def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
     logdir = tmp_path / "run"
     result = experiment(logdir, corpus=corpus_file, profile_windows="1:2")
@@ -170,6 +188,12 @@ BAD = {
     "dropout": (dict(dropout=1.0), r"dropout rate \(1.0\) must be at least 0.0 and below 1.0"),
     "per": (dict(dropout_per="batch"), r"per \('batch'\) must be one of"),
     "tied": (dict(tied=True), r"embedding_size \(3\) equal to the core's output size \(4\)"),
+    "stride": (dict(stride=9), r"stride \(9\) must be at least 1 and below 6"),
+    "burn-in": (dict(burn_in=1), r"burn_in \(1\) must be at most window_length - stride \(0\)"),
+    "shuffle": (dict(shuffle="all"), r"shuffle \('all'\) must be one of none, offset, rotate"),
+    "keep and stride": (dict(keep="states", stride=2), "--keep=states keeps no state"),
+    "no documents": (dict(documents="no/such"), "There is no file or folder 'no/such'"),
+    "not prepared": (dict(prepared="no/such"), "'no/such' holds no prepared corpus"),
     "readout": (dict(readout="half"), r"readout \('half'\) must be one of full, chunked"),
     "readout chunk": (dict(readout_chunk=0), r"readout_chunk \(0\) must be at least 1"),
     "readout of characters": (
