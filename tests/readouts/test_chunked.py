@@ -56,7 +56,9 @@ def test_chunks_equal_the_whole_without_a_function():
     assert_close(tape.gradient(ours, inputs[:3]), tape.gradient(expected, inputs[:3]))
 
 
-@pytest.mark.parametrize("rows", [1, POSITIONS, ROWS])
+@pytest.mark.parametrize(
+    ("rows", "jit"), [(1, False), (POSITIONS, False), (ROWS, False), (POSITIONS, True)]
+)
 def test_only_the_first_count_rows_count(rows, jit):
     """Whatever the count, as data; and what stands in the rows after it does not matter."""
     hidden, w, b, targets = make(rows=rows)
