@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,16 +16,11 @@ from tbptt.types import Core, Seed
 
 
 @dataclasses.dataclass(frozen=True)
-class CommonSettings:
-    """Settings of every experiment on sequences of features; each has defaults of its own."""
+class ModelSettings:
+    """Settings of every model on sequences of features; each experiment has its own defaults."""
 
     config: str
     rows: int = setting(16, "B: rows, streams read side by side.", least=1)
-    window_length: int = setting(
-        64, "T: steps in a window; the gradient goes no further back.", least=1
-    )
-    stride: int = setting(0, "Steps that a window advances; 0: its length.", least=0)
-    burn_in: int = setting(0, "First steps that only refresh the state.", least=0)
     cell: str = setting("lstm", "lstm or gru.")
     hidden: int = setting(128, "Units in a layer.", least=1)
     layers: int = setting(1, "Layers.", least=1)
@@ -34,12 +30,23 @@ class CommonSettings:
     learning_rate: float = setting(3e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     weight_decay: float = setting(0.01, "Decoupled weight decay.", least=0)
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
-    max_epochs: int = setting(20, "Epochs to train.", least=1)
-    max_windows: int = setting(0, "Windows to train, if that is less; 0: all epochs.", least=0)
-    eval_every: int = setting(0, "Windows between validations; 0: once an epoch.", least=0)
+    max_windows: int = setting(0, "Windows to train, if that is less; 0: all.", least=0)
     windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.", least=1)
     jit_compile: bool = setting(True, "Compile the loop with XLA.")
     seed: int = setting(0, "Of first weights, order and dropout.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonSettings(ModelSettings):
+    """Settings of an experiment that trains for epochs on windows of one kind."""
+
+    window_length: int = setting(
+        64, "T: steps in a window; the gradient goes no further back.", least=1
+    )
+    stride: int = setting(0, "Steps that a window advances; 0: its length.", least=0)
+    burn_in: int = setting(0, "First steps that only refresh the state.", least=0)
+    max_epochs: int = setting(20, "Epochs to train.", least=1)
+    eval_every: int = setting(0, "Windows between validations; 0: once an epoch.", least=0)
 
 
 def truncation(settings: CommonSettings) -> tbptt.Truncation:
@@ -49,7 +56,7 @@ def truncation(settings: CommonSettings) -> tbptt.Truncation:
     )
 
 
-def build_core(settings: CommonSettings, input_size: int, seed: Seed) -> Core:
+def build_core(settings: ModelSettings, input_size: int, seed: Seed) -> Core:
     """The recurrent layers."""
     cells: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
     checks.check_choice("cell", settings.cell, list(cells))
@@ -68,7 +75,7 @@ def build_core(settings: CommonSettings, input_size: int, seed: Seed) -> Core:
 
 
 def build_model(
-    settings: CommonSettings, input_size: int, output_size: int, *, bypass: int = 0
+    settings: ModelSettings, input_size: int, output_size: int, *, bypass: int = 0
 ) -> tbptt.SequenceModel:
     """Core and readout; `bypass` of the inputs are not for the core, see `SequenceModel`."""
     seeds = tbptt.split_seed(tbptt.make_seed(settings.seed), 2)
@@ -89,7 +96,7 @@ def windows_to_train(settings: Any, windows_per_epoch: int) -> int:
 
 
 def build_optimizer(
-    settings: CommonSettings, windows: int
+    settings: ModelSettings, windows: int
 ) -> tuple[optimizers.GradientTransform, optimizers.Schedule]:
     """Clipping and AdamW, and its learning rate."""
     schedule = optimizers.warmup_cosine(settings.learning_rate, min(100, windows), windows)
@@ -198,6 +205,33 @@ def fit(
     tbptt.train(trainer, feed, start, windows=windows, actions=due)
     best.restore()
     return Fit(writer, best, windows, progress.tokens_per_second)
+
+
+def finish(
+    fitted: Fit, logdir: pathlib.Path, settings: Any, began: float, *, test: float, **result: Any
+) -> None:
+    """Writes the last summaries and the result.
+
+    Args:
+      fitted: the run.
+      logdir, settings: of it.
+      began: `time.monotonic()` of its beginning.
+      test: the figure on the test part.
+      result: what else the result says, as `metric`.
+    """
+    fitted.writer.scalars(fitted.windows, {
+        summaries.RESULT_VALID: fitted.best.figure, summaries.RESULT_TEST: test
+    })  # fmt: skip
+    fitted.writer.close()
+    run.write_result(
+        logdir,
+        settings,
+        valid=fitted.best.figure,
+        test=test,
+        windows=fitted.windows,
+        seconds=round(time.monotonic() - began, 1),
+        **result,
+    )
 
 
 def figure_of(evaluator: tbptt.Evaluator) -> Callable[[], tuple[float, float]]:

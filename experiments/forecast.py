@@ -179,10 +179,6 @@ def main() -> None:
         logdir, settings, trainer, feed, schedule,
         windows=windows, metric="mse", validate=common.figure_of(validate),
     )  # fmt: skip
-    figure = test().loss
-    fitted.writer.scalars(windows, {
-        summaries.RESULT_VALID: fitted.best.figure, summaries.RESULT_TEST: figure
-    })  # fmt: skip
     warm_up = min(valid_end, WARM_UP)
     forecast = predict(model, testing)[warm_up - settings.horizon :][:SHOWN]
     place = list(series.names).index(names[-1])
@@ -192,18 +188,13 @@ def main() -> None:
     if png is not None:
         pathlib.Path(logdir / "forecast.png").write_bytes(png)
         fitted.writer.picture(windows, summaries.FORECAST, png)
-    fitted.writer.close()
-    run.write_result(
-        logdir,
-        settings,
+    common.finish(
+        fitted, logdir, settings, began,
+        test=test().loss,
         metric="mse",
-        valid=fitted.best.figure,
-        test=figure,
         persistence=persistence(series.part(0, test_end), scale, valid_end, settings),
-        windows=windows,
-        seconds=round(time.monotonic() - began, 1),
         steps_per_second=round(fitted.tokens_per_second),
-    )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

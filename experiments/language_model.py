@@ -459,10 +459,6 @@ def main() -> None:
         histogram_every=settings.histogram_every,
         actions=[tbptt.Every(0, tbptt.Profile(str(logdir), *profile))] if profile else [],
     )
-    test_figure = read(test())
-    fitted.writer.scalars(windows, {
-        summaries.RESULT_VALID: fitted.best.figure, summaries.RESULT_TEST: test_figure
-    })  # fmt: skip
     prompt = testing.read(0, 0, min(PROMPT, testing.row_length)).inputs[0]
     sample = tbptt.generate(
         model,
@@ -473,19 +469,14 @@ def main() -> None:
     )
     text = f"{vocabulary.decode(prompt)}|{vocabulary.decode(sample)}"
     fitted.writer.text(windows, summaries.SAMPLE, text)
-    fitted.writer.close()
     print(f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n")
-    run.write_result(
-        logdir,
-        settings,
+    common.finish(
+        fitted, logdir, settings, began,
+        test=read(test()),
         metric=metric,
-        valid=fitted.best.figure,
-        test=test_figure,
-        windows=windows,
         tokens=windows * settings.rows * training.truncation.nominal_length,
-        seconds=round(time.monotonic() - began, 1),
         tokens_per_second=round(fitted.tokens_per_second),
-    )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ BLANK = SYMBOLS
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(common.CommonSettings):
+class Settings(common.ModelSettings):
     """Everything that decides what a run computes."""
 
     task: str = setting("copy", "copy or adding.")

@@ -19,7 +19,6 @@ import numpy as np
 import tbptt
 from experiments import common, run
 from experiments.run import setting
-from tbptt import summaries
 from tbptt.losses import binary_cross_entropy
 
 PARTS = ("train", "valid", "test")
@@ -141,22 +140,13 @@ def main() -> None:
         logdir, settings, trainer, feed, schedule,
         windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),
     )  # fmt: skip
-    figure = test().loss
-    fitted.writer.scalars(windows, {
-        summaries.RESULT_VALID: fitted.best.figure, summaries.RESULT_TEST: figure
-    })  # fmt: skip
-    fitted.writer.close()
-    run.write_result(
-        logdir,
-        settings,
+    common.finish(
+        fitted, logdir, settings, began,
+        test=test().loss,
         metric="nats_per_frame",
-        valid=fitted.best.figure,
-        test=figure,
-        windows=windows,
         utilisation=round(training.utilisation, 4),
-        seconds=round(time.monotonic() - began, 1),
         steps_per_second=round(fitted.tokens_per_second),
-    )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

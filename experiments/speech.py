@@ -21,7 +21,7 @@ import tensorflow as tf
 import tbptt
 from experiments import common, run
 from experiments.run import setting
-from tbptt import checks, summaries
+from tbptt import checks
 
 PRESETS: dict[str, dict] = {"default": {}}
 TEST_INDEX = 5  # of the free spoken digits, its authors' rule: below it is the test part
@@ -159,7 +159,7 @@ def main() -> None:
     with run.usage_errors():
         settings = run.settings_from_flags(Settings, PRESETS)
         given, test_part = load(settings.data)
-        names, _ = np.unique(given[1], return_inverse=True)
+        names = np.unique(given[1])
         train_part, valid_part = split(given, settings.valid_fraction, settings.seed)
         mean, deviation = train_part[0].values.mean(0), train_part[0].values.std(0)
 
@@ -202,24 +202,16 @@ def main() -> None:
         windows=windows, metric="nats", validate=common.figure_of(validate),
     )  # fmt: skip
     accuracy = {f"accuracy_at_{share:.0%}": 1.0 - test().loss for share, test in tests.items()}
-    fitted.writer.scalars(windows, {
-        summaries.RESULT_VALID: fitted.best.figure,
-        summaries.RESULT_TEST: accuracy["accuracy_at_100%"],
-    })  # fmt: skip
-    fitted.writer.close()
-    run.write_result(
-        logdir,
-        settings,
-        metric="accuracy",
-        valid_nats=fitted.best.figure,
+    common.finish(
+        fitted, logdir, settings, began,
         test=accuracy["accuracy_at_100%"],
+        metric="accuracy",
+        valid_nats=fitted.best.figure,  # what was validated
         **accuracy,
         utterances=len(test_part[0]),
-        windows=windows,
         utilisation=round(training.utilisation, 4),
-        seconds=round(time.monotonic() - began, 1),
         steps_per_second=round(fitted.tokens_per_second),
-    )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ The folder gets `tokens.bin`, little-endian integers; `ends.bin`, int64, where e
 was interrupted goes on where it was with the same command.
 """
 
-import codecs
 import dataclasses
 import hashlib
 import importlib
@@ -31,7 +30,7 @@ import numpy as np
 import tqdm
 from absl import app, flags
 
-from tbptt.streams import corpus
+from tbptt.streams import corpus, documents
 
 OUT = flags.DEFINE_string("out", None, "Folder to write.")
 KIND = flags.DEFINE_string("kind", "characters", "bytes, characters, words or MODULE:FUNCTION.")
@@ -51,7 +50,6 @@ class Place:
       source: number of the file.
       offset: bytes of it that are done.
       tokens, documents: written.
-      open_document: whether the last document goes on.
       vocabulary: tokens in the order of their ids.
       fixed: the vocabulary is not to grow.
       sources: what the run was given, to be compared.
@@ -133,41 +131,20 @@ def pieces_of(path: pathlib.Path, offset: int, lines: bool) -> Iterator[tuple[st
             for line in file:
                 offset += len(line)
                 name = f"{path}: the line that ends at byte {offset}"
-                text = decode(line, name).strip("\r\n")
+                text = documents.decode(line, name).strip("\r\n")
                 if text.strip() == "":
                     continue
-                if path.suffix == ".jsonl":
-                    content = corpus_text(text, name)
-                    yield content, offset, True
-                else:
-                    yield text, offset, True
+                content = documents.from_json(text, name) if path.suffix == ".jsonl" else text
+                if not isinstance(content, str) or not content:
+                    raise ValueError(f"{name} has no text, or an empty one.")
+                yield content, offset, True
             return
         while block := file.read(BLOCK):
             if len(block) == BLOCK:
                 block += file.readline()  # no word is cut, and no character
             offset += len(block)
             ends = file.tell() == path.stat().st_size
-            yield decode(block, f"{path} before byte {offset}"), offset, ends
-
-
-def decode(data: bytes, where: str) -> str:
-    """UTF-8."""
-    try:
-        return codecs.decode(data, "utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8: {error}. Convert it first.") from None
-
-
-def corpus_text(line: str, where: str) -> str:
-    """The text of one JSON object."""
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}.") from None
-    text = content.get("text") if isinstance(content, dict) else None
-    if not isinstance(text, str) or not text:
-        raise ValueError(f"{where} has no text, or an empty one.")
-    return text
+            yield documents.decode(block, f"{path} before byte {offset}"), offset, ends
 
 
 def prepare(

@@ -122,7 +122,7 @@ def read_documents(path: str) -> Iterator[tuple[str, str | np.ndarray]]:
     if source.is_dir():
         files = sorted(file for file in source.rglob("*") if file.is_file())
         for file in files:
-            yield str(file), _not_empty(str(file), _decode(file.read_bytes(), str(file)))
+            yield str(file), _not_empty(str(file), decode(file.read_bytes(), str(file)))
         return
     if not source.is_file():
         raise ValueError(f"There is no file or folder {path!r}.")
@@ -131,8 +131,8 @@ def read_documents(path: str) -> Iterator[tuple[str, str | np.ndarray]]:
             name = f"{path}:{number}"
             if not line.strip():
                 continue
-            text = _decode(line, name)
-            content = _from_json(text, name) if source.suffix == ".jsonl" else text.rstrip("\r\n")
+            text = decode(line, name)
+            content = from_json(text, name) if source.suffix == ".jsonl" else text.rstrip("\r\n")
             yield name, _not_empty(name, content)
 
 
@@ -161,14 +161,16 @@ def encode_documents(
     return Pieces.of(arrays)
 
 
-def _decode(data: bytes, name: str) -> str:
+def decode(data: bytes, name: str) -> str:
+    """UTF-8, or ValueError that says where."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8: {error}. Convert it first.") from None
 
 
-def _from_json(line: str, name: str) -> str | np.ndarray:
+def from_json(line: str, name: str) -> str | np.ndarray:
+    """The text or the tokens of one JSON object, or ValueError that says where."""
     try:
         content = json.loads(line)
     except json.JSONDecodeError as error:
