@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
-import pathlib
+import functools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tbptt
@@ -16,10 +17,9 @@ from tbptt.types import Core, Seed
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(run.Settings):
     """Settings of every model on sequences of features; each experiment has its own defaults."""
 
-    config: str
     rows: int = setting(16, "B: rows, streams read side by side.", least=1)
     cell: str = setting("lstm", "lstm or gru.")
     hidden: int = setting(128, "Units in a layer.", least=1)
@@ -33,7 +33,6 @@ class ModelSettings:
     max_windows: int = setting(0, "Windows to train, if that is less; 0: all.", least=0)
     windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.", least=1)
     jit_compile: bool = setting(True, "Compile the loop with XLA.")
-    seed: int = setting(0, "Of first weights, order and dropout.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,45 +110,44 @@ class Fit:
 
     Attributes:
       writer: of the run's summaries, still open.
-      best: the validation figure, and when.
+      valid: the figure of the parameters that were kept; NaN without a validation.
       windows: trained.
       tokens_per_second: steps of rows, without what is between the calls.
     """
 
     writer: tbptt.SummaryWriter
-    best: tbptt.KeepBest
+    valid: float
     windows: int
     tokens_per_second: float
 
 
 def fit(
-    logdir: pathlib.Path,
     settings: Any,
+    options: run.Options,
     trainer: tbptt.Trainer,
     feed: Any,
     schedule: optimizers.Schedule,
     *,
     windows: int,
     metric: str,
-    validate: Callable[[], tuple[float, float]],
+    validate: Callable[[], tuple[float, float]] | None,
     average: tbptt.Average | None = None,
     histogram_every: int = 0,
-    actions: Sequence[tbptt.Every] = (),
 ) -> Fit:
     """Trains, validates, keeps the best parameters and writes summaries.
 
     Args:
-      logdir: of the run, see `run.claim_logdir`.
-      settings: with `seed` and `eval_every`.
+      settings: with `eval_every`.
+      options: with the folder of the run, see `run.claim_logdir`.
       trainer, feed: what is trained, on what: a feed of a `RowStream`.
       schedule: of the learning rate, to be shown.
       windows: how many.
       metric: name of the figure that is validated.
-      validate: -> the loss, and the figure; lower is better.
+      validate: -> the loss, and the figure; lower is better. None: the last parameters are kept.
       average: what is validated and kept, once it is begun; the trainer's.
       histogram_every: windows between histograms; 0: none.
-      actions: more of them.
     """
+    logdir = options.folder
     run.announce(logdir, trainer.model, windows)
     stream = feed.stream
     writer = tbptt.SummaryWriter(logdir)
@@ -176,9 +174,9 @@ def fit(
             summaries.EPOCH: report.step / stream.windows_per_epoch,
         })  # fmt: skip
 
-    def evaluate(report: tbptt.Report) -> None:
+    def evaluate(judge: Callable[[], tuple[float, float]], report: tbptt.Report) -> None:
         with average.applied() if average else contextlib.nullcontext():
-            loss, figure = validate()
+            loss, figure = judge()
             better = best.offer(figure, report.step)
             if better:
                 tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
@@ -196,37 +194,51 @@ def fit(
     due = [
         tbptt.Every(0, progress),
         tbptt.Every(0, log),
-        tbptt.Every(settings.eval_every or stream.windows_per_epoch, evaluate),
-        *actions,
     ]
+    if validate is not None:
+        every = settings.eval_every or stream.windows_per_epoch
+        due.append(tbptt.Every(every, functools.partial(evaluate, validate)))
     if histogram_every:
         due.append(tbptt.Every(histogram_every, histograms))
+    profile = run.profile_range(options.profile_windows)
+    if profile:
+        due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
     start = tbptt.Position(trainer.initial_carry(stream.rows))
     tbptt.train(trainer, feed, start, windows=windows, actions=due)
+    if validate is None:
+        tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
+        return Fit(writer, math.nan, windows, progress.tokens_per_second)
     best.restore()
-    return Fit(writer, best, windows, progress.tokens_per_second)
+    return Fit(writer, best.figure, windows, progress.tokens_per_second)
 
 
 def finish(
-    fitted: Fit, logdir: pathlib.Path, settings: Any, began: float, *, test: float, **result: Any
-) -> None:
-    """Writes the last summaries and the result.
+    fitted: Fit,
+    settings: run.Settings,
+    options: run.Options,
+    began: float,
+    *,
+    test: float,
+    **result: Any,
+) -> run.Result:
+    """Writes the last summaries and the result, which it returns.
 
     Args:
       fitted: the run.
-      logdir, settings: of it.
+      settings, options: of it.
       began: `time.monotonic()` of its beginning.
       test: the figure on the test part.
       result: what else the result says, as `metric`.
     """
-    fitted.writer.scalars(fitted.windows, {
-        summaries.RESULT_VALID: fitted.best.figure, summaries.RESULT_TEST: test
-    })  # fmt: skip
+    figures = {summaries.RESULT_VALID: fitted.valid, summaries.RESULT_TEST: test}
+    fitted.writer.scalars(
+        fitted.windows, {tag: figure for tag, figure in figures.items() if math.isfinite(figure)}
+    )
     fitted.writer.close()
-    run.write_result(
-        logdir,
+    return run.write_result(
         settings,
-        valid=fitted.best.figure,
+        options,
+        valid=fitted.valid,
         test=test,
         windows=fitted.windows,
         seconds=round(time.monotonic() - began, 1),

@@ -1,8 +1,10 @@
-"""Series of measurements: what comes next, or `--horizon` lines ahead.
+"""Series of measurements: what comes next, or `--horizon` lines ahead, or all lines up to there.
 
     python -m experiments.forecast
     python -m experiments.forecast --data=ETTh1.csv --train=8640 --valid=2880 --test=2880
+    python -m experiments.forecast --horizon=24 --path
 
+With --path a decoder goes on from what the network knows, line by line, on its own forecasts.
 The figure is the mean squared error over the test part and the chosen columns, which are
 standardised on the training part; beside it stands that of persistence: it stays as it is.
 Without --data it learns waves and noise that it makes itself. --data is a CSV file with a line of
@@ -13,7 +15,6 @@ missing values are neither read nor scored. The figure of forecast against truth
 
 import dataclasses
 import io
-import pathlib
 import time
 from typing import Any
 
@@ -41,6 +42,12 @@ class Settings(common.CommonSettings):
     targets: str = setting("", "Columns to predict, by commas; empty: all that are read.")
     time_column: str = setting("", "Holds times; empty: the first, unless it holds numbers.")
     horizon: int = setting(1, "Lines ahead.", least=1)
+    path: bool = setting(False, "Forecast all lines up to the horizon, by a decoder.")
+    teacher_forcing: float = setting(
+        0.0,
+        "With --path: how often the decoder goes on from the truth in training.",
+        least=0,
+    )
     train: int = setting(0, "Lines of the training part; 0: six tenths.", least=0)
     valid: int = setting(0, "Lines after them: validation; 0: two tenths.", least=0)
     test: int = setting(0, "Lines after those: test; 0: the rest.", least=0)
@@ -49,9 +56,6 @@ class Settings(common.CommonSettings):
     dropout: float = setting(0.2, "Rate, of the layers' outputs.")
     learning_rate: float = setting(2e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     max_epochs: int = setting(40, "Epochs to train.", least=1)
-
-
-run.define_flags(Settings, PRESETS)
 
 
 def load(settings: Settings) -> tbptt.Series:
@@ -92,31 +96,49 @@ def parts(settings: Settings, lines: int) -> tuple[int, int, int]:
     return train, valid, test
 
 
-def persistence(series: tbptt.Series, scale: tbptt.Scale, first: int, settings: Settings) -> float:
-    """Mean squared error of "as it is now", for targets from line `first` on."""
-    names = settings.targets.split(",") if settings.targets else list(series.names)
-    chosen = [series.names.index(name) for name in names]
-    values = scale.apply(series.values)[:, chosen]
-    ahead = values[first:]
-    before = values[first - settings.horizon : len(values) - settings.horizon]
-    return float(np.nanmean((ahead - before) ** 2))
+def persistence(values: np.ndarray, first: int, ahead: np.ndarray) -> float:
+    """Mean squared error of "as it is now": of lines from `first` on, so many `ahead [H]`."""
+    origins = np.arange(first - ahead[0], len(values) - ahead[-1])
+    return float(np.nanmean((values[origins[:, None] + ahead] - values[origins, None]) ** 2))
 
 
-def predict(model: tbptt.SequenceModel, stream: tbptt.SeriesStream) -> np.ndarray:
+def build_model(settings: Settings, stream: tbptt.SeriesStream, columns: int, outputs: int) -> Any:
+    """The core reads changes; the levels, targets first, are what its outputs are added to."""
+    if not settings.path:
+        return common.build_model(settings, stream.input_size, outputs, bypass=columns)
+    seeds = tbptt.split_seed(tbptt.make_seed(settings.seed), 3)
+    return tbptt.EncoderDecoder(
+        common.build_core(settings, stream.input_size - columns, seeds[0]),
+        common.build_core(settings, outputs, seeds[1]),
+        outputs,
+        steps=settings.horizon,
+        seed=seeds[2],
+        teacher_forcing=settings.teacher_forcing,
+        dropout_rate=settings.dropout,
+        input_dropout_rate=settings.input_dropout,
+        bypass=columns,
+    )
+
+
+def predict(model: Any, stream: tbptt.SeriesStream) -> np.ndarray:
     """Outputs for every step of a stream of one row, `[N, outputs]`."""
     windows, _ = stream.windows(tbptt.Cursor(), stream.windows_per_epoch)
     state = model.initial_state(1)
+    run_window = tf.function(lambda w, s: model(w, begin(model, w, s)), autograph=False)
     outputs = []
     for k in range(stream.windows_per_epoch):
         window = tf.nest.map_structure(lambda f: None if f is None else tf.constant(f), windows)
-        window = window.at(k)
-        made, state = model(window, begin(model, window, state))
+        made, state = run_window(window.at(k), state)
         outputs.append(made[:, 0].numpy())
     return np.concatenate(outputs)[: stream.row_length]
 
 
-def draw(truth: np.ndarray, forecast: np.ndarray, name: str, horizon: int) -> bytes | None:
-    """Truth and forecast as PNG; None, and a line in the log, without matplotlib."""
+def draw(truth: np.ndarray, forecasts: np.ndarray, name: str) -> bytes | None:
+    """Truth `[N]` and forecasts `[lines, H]`, each of H lines from its own on, as PNG.
+
+    Returns:
+      None, and a line in the log, without matplotlib.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -127,7 +149,12 @@ def draw(truth: np.ndarray, forecast: np.ndarray, name: str, horizon: int) -> by
 
     figure, axes = pyplot.subplots(figsize=(9, 3), layout="constrained")
     axes.plot(truth, label="truth", color="black", linewidth=1)
-    axes.plot(forecast, label=f"forecast, {horizon} ahead", linewidth=1.2)
+    steps = forecasts.shape[1]
+    shown = [forecasts[:, 0]] if steps == 1 else forecasts[::steps]  # one begins where one ends
+    for k, values in enumerate(shown):
+        lines = np.arange(k * steps, min(k * steps + len(values), len(truth)))
+        label = None if k else "forecast"
+        axes.plot(lines, values[: len(lines)], label=label, color="C1", linewidth=1.2)
     axes.set_xlabel("lines from the beginning of the test part")
     axes.set_ylabel(name)
     axes.legend()
@@ -137,21 +164,20 @@ def draw(truth: np.ndarray, forecast: np.ndarray, name: str, horizon: int) -> by
     return content.getvalue()
 
 
-def main() -> None:
+def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests, draws."""
     began = time.monotonic()
     with run.usage_errors():
-        settings = run.settings_from_flags(Settings, PRESETS)
         series = load(settings)
         train_end, valid_end, test_end = parts(settings, len(series))
         scale = tbptt.Scale.of(series.part(0, train_end))
         names = settings.targets.split(",") if settings.targets else list(series.names)
         masked = bool(np.isnan(series.values).any())
 
-        def stream(first: int, last: int, **options: Any) -> tbptt.SeriesStream:
+        def stream(first: int, last: int, **more: Any) -> tbptt.SeriesStream:
             return tbptt.SeriesStream(
                 [series.part(first, last)], scale, targets=names, horizon=settings.horizon,
-                masked=masked, changes=True, seed=settings.seed, **options,
+                path=settings.path, masked=masked, changes=True, seed=settings.seed, **more,
             )  # fmt: skip
 
         def held_out(first: int, last: int) -> tbptt.SeriesStream:
@@ -160,9 +186,7 @@ def main() -> None:
 
         training = stream(0, train_end, rows=settings.rows, truncation=common.truncation(settings))
         feed = tbptt.open_feed(training, settings.windows_per_call)
-        # The core reads changes; the levels, targets first, are what its outputs are added to.
-        bypass = len(series.names)
-        model = common.build_model(settings, training.input_size, len(names), bypass=bypass)
+        model = build_model(settings, training, len(series.names), len(names))
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
         trainer = tbptt.Trainer(
@@ -174,28 +198,29 @@ def main() -> None:
             tbptt.Evaluator(model, tbptt.squared_error, part, jit_compile=settings.jit_compile)
             for part in (held_out(train_end, valid_end), testing)
         )
-        logdir = run.claim_logdir("forecast", settings)
+        run.claim_logdir(settings, options)
     fitted = common.fit(
-        logdir, settings, trainer, feed, schedule,
+        settings, options, trainer, feed, schedule,
         windows=windows, metric="mse", validate=common.figure_of(validate),
     )  # fmt: skip
-    warm_up = min(valid_end, WARM_UP)
-    forecast = predict(model, testing)[warm_up - settings.horizon :][:SHOWN]
-    place = list(series.names).index(names[-1])
-    forecast = scale.undo(forecast, [list(series.names).index(name) for name in names])[:, -1]
-    truth = series.values[valid_end : valid_end + len(forecast), place]
-    png = draw(truth, forecast, names[-1], settings.horizon)
+    chosen = [series.names.index(name) for name in names]
+    ahead = np.arange(1, settings.horizon + 1) if settings.path else np.array([settings.horizon])
+    standardised = scale.apply(series.values[:test_end])[:, chosen]
+    forecasts = predict(model, testing)[min(valid_end, WARM_UP) - ahead[0] :][:SHOWN]
+    forecasts = scale.undo(forecasts.reshape([len(forecasts), -1, len(names)]), chosen)[..., -1]
+    truth = series.values[valid_end : valid_end + len(forecasts), chosen[-1]]
+    png = draw(truth, forecasts, names[-1])
     if png is not None:
-        pathlib.Path(logdir / "forecast.png").write_bytes(png)
+        (options.folder / "forecast.png").write_bytes(png)
         fitted.writer.picture(windows, summaries.FORECAST, png)
-    common.finish(
-        fitted, logdir, settings, began,
+    return common.finish(
+        fitted, settings, options, began,
         test=test().loss,
         metric="mse",
-        persistence=persistence(series.part(0, test_end), scale, valid_end, settings),
+        persistence=persistence(standardised, valid_end, ahead),
         steps_per_second=round(fitted.tokens_per_second),
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    run.launch("forecast", main, Settings, PRESETS)

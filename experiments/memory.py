@@ -46,9 +46,6 @@ class Settings(common.ModelSettings):
     steps: int = setting(40_000, "Steps of every row that each learns from.", least=1)
 
 
-run.define_flags(Settings, PRESETS)
-
-
 def parse(text: str) -> tbptt.Truncation:
     """`15/5f` as windows of 15 that advance by 5 and forget."""
     found = re.fullmatch(r"(\d+)(?:/(\d+))?(f?)", text)
@@ -131,26 +128,25 @@ def learn(settings: Settings, cut: str) -> float:
     return tbptt.Evaluator(model, judge, testing, jit_compile=settings.jit_compile)().loss
 
 
-def main() -> None:
+def main(settings: Settings, options: run.Options) -> run.Result:
     """One row of the table for each of the cuts."""
     began = time.monotonic()
     with run.usage_errors():
-        settings = run.settings_from_flags(Settings, PRESETS)
         checks.check_choice("task", settings.task, ["copy", "adding"])
         checks.check_at_least("longest", settings.longest, settings.shortest)
         cuts = settings.cuts.split(",")
         for cut in cuts:
             parse(cut)
-        logdir = run.claim_logdir("memory", settings)
+        run.claim_logdir(settings, options)
     name = "repeated wrongly" if settings.task == "copy" else "mean squared error"
     figures = {cut: learn(settings, cut) for cut in cuts}
     print(f"\n| windows | {name} |\n|---|---|")
     for cut, figure in figures.items():
         print(f"| {cut} | {figure:.4f} |")
-    run.write_result(
-        logdir, settings, metric=name, **figures, seconds=round(time.monotonic() - began, 1)
+    return run.write_result(
+        settings, options, metric=name, **figures, seconds=round(time.monotonic() - began, 1)
     )
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    run.launch("memory", main, Settings, PRESETS)

@@ -40,9 +40,6 @@ class Settings(common.CommonSettings):
     keys: int = setting(88, "Keys of a frame, with packed bits.", least=1)
 
 
-run.define_flags(Settings, PRESETS)
-
-
 def load(path: str, keys: int) -> dict[str, tbptt.Pieces]:
     """Training, validation and test pieces, frames `[N, keys]`.
 
@@ -103,11 +100,10 @@ def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:
     return tbptt.Pieces.of(pieces)
 
 
-def main() -> None:
+def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests."""
     began = time.monotonic()
     with run.usage_errors():
-        settings = run.settings_from_flags(Settings, PRESETS)
         pieces = load(settings.data, settings.keys)
 
         def stream(part: str, shuffle: bool) -> tbptt.FrameStream:
@@ -135,13 +131,13 @@ def main() -> None:
             )
             for part in ("valid", "test")
         )
-        logdir = run.claim_logdir("music", settings)
+        run.claim_logdir(settings, options)
     fitted = common.fit(
-        logdir, settings, trainer, feed, schedule,
+        settings, options, trainer, feed, schedule,
         windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),
     )  # fmt: skip
-    common.finish(
-        fitted, logdir, settings, began,
+    return common.finish(
+        fitted, settings, options, began,
         test=test().loss,
         metric="nats_per_frame",
         utilisation=round(training.utilisation, 4),
@@ -150,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    run.launch("music", main, Settings, PRESETS)

@@ -25,6 +25,7 @@ from tbptt import checks
 
 PRESETS: dict[str, dict] = {"default": {}}
 TEST_INDEX = 5  # of the free spoken digits, its authors' rule: below it is the test part
+LAGS = (1, 3)  # frames
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
 Part = tuple[tbptt.Pieces, np.ndarray]  # utterances, a label each
@@ -35,7 +36,10 @@ class Settings(common.CommonSettings):
     """Everything that decides what a run computes."""
 
     data: str = setting("", "A .npz file; empty: contours.")
-    valid_fraction: float = setting(0.1, "Part of the training utterances: validation.")
+    deltas: bool = setting(False, "Features too: the change since 1 and since 3 frames before.")
+    valid_fraction: float = setting(
+        0.1, "Part of the training utterances: validation; 0: none, the last parameters count."
+    )
     pooling: bool = setting(True, "Decide by the mean of all outputs so far, not by the last.")
     score: str = setting("every", "Train on the label at every step, or at the last only.")
     window_length: int = setting(
@@ -44,9 +48,6 @@ class Settings(common.CommonSettings):
     dropout: float = setting(0.3, "Rate, of the layers' outputs.")
     input_dropout: float = setting(0.1, "Rate, of the inputs.")
     max_epochs: int = setting(40, "Epochs to train.", least=1)
-
-
-run.define_flags(Settings, PRESETS)
 
 
 def load(path: str) -> tuple[Part, Part]:
@@ -85,9 +86,11 @@ def _chosen(pieces: tbptt.Pieces, labels: np.ndarray, which: np.ndarray) -> Part
     return tbptt.Pieces.of(arrays), labels[numbers]
 
 
-def split(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
+def split(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:
     """Most of the utterances, and a fraction of them drawn by the seed."""
     checks.check_between("valid_fraction", fraction, 0.0, 1.0)
+    if not fraction:
+        return part, None
     pieces, labels = part
     drawn = np.random.default_rng([seed, 9]).permutation(len(pieces))
     held = np.isin(np.arange(len(pieces)), drawn[: max(1, round(fraction * len(pieces)))])
@@ -116,6 +119,14 @@ def begun(pieces: tbptt.Pieces, share: float) -> tbptt.Pieces:
             for begin, length in zip(pieces.begins, lengths, strict=True)
         ]
     )
+
+
+def with_deltas(pieces: tbptt.Pieces) -> tbptt.Pieces:
+    """Frames `[N, D]` and their changes since some frames before: `[N, D * (1 + len(LAGS))]`."""
+    firsts = np.repeat(pieces.begins, pieces.lengths)
+    at = np.arange(len(firsts))
+    changes = [pieces.values - pieces.values[np.maximum(at - lag, firsts)] for lag in LAGS]
+    return tbptt.Pieces(np.concatenate([pieces.values, *changes], axis=1), pieces.ends)
 
 
 def running_mean(size: int) -> tbptt.Recurrent:
@@ -153,11 +164,10 @@ def wrong(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return tf.cast(likeliest != targets, tf.float32)
 
 
-def main() -> None:
+def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests."""
     began = time.monotonic()
     with run.usage_errors():
-        settings = run.settings_from_flags(Settings, PRESETS)
         given, test_part = load(settings.data)
         names = np.unique(given[1])
         train_part, valid_part = split(given, settings.valid_fraction, settings.seed)
@@ -169,8 +179,9 @@ def main() -> None:
             if len(unknown):
                 raise ValueError(f"Label {unknown[0]} is in the test part, but not in training.")
             scaled = (pieces.values - mean) / np.where(deviation > 0, deviation, 1.0)
+            features = tbptt.Pieces(scaled, pieces.ends)
             return tbptt.FrameStream(
-                begun(tbptt.Pieces(scaled, pieces.ends), share),
+                begun(with_deltas(features) if settings.deltas else features, share),
                 np.searchsorted(names, labels),
                 rows=min(settings.rows, len(pieces)),
                 classes=len(names),
@@ -182,31 +193,34 @@ def main() -> None:
 
         training = stream(train_part, shuffle=True)
         feed = tbptt.open_feed(training, settings.windows_per_call)
-        model = build_model(settings, train_part[0].values.shape[1], len(names))
+        width = train_part[0].values.shape[1] * (1 + len(LAGS) * settings.deltas)
+        model = build_model(settings, width, len(names))
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
         trainer = tbptt.Trainer(
             model, tbptt.cross_entropy, optimizer,
             seed=settings.seed, jit_compile=settings.jit_compile,
         )  # fmt: skip
-        validate = tbptt.Evaluator(
-            model, tbptt.cross_entropy, stream(valid_part), jit_compile=settings.jit_compile
-        )
+        validate = None
+        if valid_part is not None:
+            validate = common.figure_of(tbptt.Evaluator(
+                model, tbptt.cross_entropy, stream(valid_part), jit_compile=settings.jit_compile
+            ))  # fmt: skip
         tests = {
             share: tbptt.Evaluator(model, wrong, stream(test_part, share=share), jit_compile=False)
             for share in SHARES
         }
-        logdir = run.claim_logdir("speech", settings)
+        run.claim_logdir(settings, options)
     fitted = common.fit(
-        logdir, settings, trainer, feed, schedule,
-        windows=windows, metric="nats", validate=common.figure_of(validate),
+        settings, options, trainer, feed, schedule,
+        windows=windows, metric="nats", validate=validate,
     )  # fmt: skip
     accuracy = {f"accuracy_at_{share:.0%}": 1.0 - test().loss for share, test in tests.items()}
-    common.finish(
-        fitted, logdir, settings, began,
+    return common.finish(
+        fitted, settings, options, began,
         test=accuracy["accuracy_at_100%"],
         metric="accuracy",
-        valid_nats=fitted.best.figure,  # what was validated
+        valid_nats=fitted.valid,  # what was validated
         **accuracy,
         utterances=len(test_part[0]),
         utilisation=round(training.utilisation, 4),
@@ -215,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    run.launch("speech", main, Settings, PRESETS)

@@ -17,6 +17,7 @@ from tbptt.losses import binary_cross_entropy as binary_cross_entropy
 from tbptt.losses import cross_entropy as cross_entropy
 from tbptt.losses import gaussian as gaussian
 from tbptt.losses import squared_error as squared_error
+from tbptt.models import EncoderDecoder as EncoderDecoder
 from tbptt.models import LanguageModel as LanguageModel
 from tbptt.models import SequenceModel as SequenceModel
 from tbptt.readouts.adaptive import AdaptiveSoftmax as AdaptiveSoftmax
@@ -55,7 +56,6 @@ from tbptt.training.loop import Position as Position
 from tbptt.training.loop import Trainer as Trainer
 from tbptt.training.loop import train as train
 from tbptt.training.loss_scale import LossScale as LossScale
-from tbptt.training.step import Carry as Carry
 from tbptt.types import Cursor as Cursor
 from tbptt.types import Window as Window
 from tbptt.unroll import unroll as unroll
@@ -63,7 +63,6 @@ from tbptt.unroll import unroll as unroll
 __all__ = [
     "AdaptiveSoftmax",
     "Average",
-    "Carry",
     "ChunkedSoftmax",
     "ContiguousStream",
     "ContinuityError",
@@ -71,6 +70,7 @@ __all__ = [
     "Dense",
     "DocumentStream",
     "Embedding",
+    "EncoderDecoder",
     "Evaluation",
     "Evaluator",
     "Every",

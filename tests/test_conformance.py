@@ -48,6 +48,14 @@ def of_sequence_model():
     return lambda: model(window, model.initial_state(2), training=True, seed=SEED)
 
 
+def of_encoder_decoder():
+    model = tbptt.EncoderDecoder(
+        make_core("lstm"), tbptt.GRU(2, 4, seed=SEED), 2, steps=2, seed=SEED, teacher_forcing=0.5
+    )
+    window = tbptt.Window(X, tf.tile(X[..., :2], [1, 1, 2]))
+    return lambda: model(window, model.initial_state(2), training=True, seed=SEED)
+
+
 def of_readout(readout):
     return lambda: (readout.logits(X), readout.score(X, IDS, training=True, seed=SEED))
 
@@ -62,6 +70,7 @@ ITEMS = {
     "ChunkedSoftmax": of_readout(tbptt.ChunkedSoftmax(3, 5, seed=SEED, chunk=2)),
     "AdaptiveSoftmax": of_readout(tbptt.AdaptiveSoftmax(3, 5, cutoffs=[1, 3], seed=SEED)),
     "SampledSoftmax": of_readout(tbptt.SampledSoftmax(3, 5, samples=4, seed=SEED)),
+    "EncoderDecoder": of_encoder_decoder(),
     "LanguageModel": of_model(),
     "SequenceModel": of_sequence_model(),
     "dropout": lambda: tbptt.dropout(X, 0.5, SEED),
@@ -87,7 +96,7 @@ ITEMS = {
 }
 # Public names that compute nothing on tensors: values, streams, programs, files.
 NOT_COMPUTING = {
-    "Average", "Carry", "ContiguousStream", "ContinuityError", "Cursor", "DocumentStream",
+    "Average", "ContiguousStream", "ContinuityError", "Cursor", "DocumentStream",
     "Evaluation", "Evaluator", "Every", "FrameStream", "GRUState", "GradientTransform",
     "KeepBest", "LSTMState", "LossScale", "NonFiniteError", "Pieces", "Position",
     "PrefetchFeed", "Profile", "Progress", "Report", "ResidentFeed", "Scale", "Schedule",

@@ -10,7 +10,6 @@ resident memory.
 
 import json
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,23 +30,6 @@ TOKEN_FILE = flags.DEFINE_string(
 )
 
 ROWS, WINDOW = 32, 32
-
-
-def measure(path: pathlib.Path) -> dict[str, float]:
-    """Milliseconds a window, feeding included, and megabytes resident at most."""
-    trainer = small_model.build()
-    stream = small_model.open_stream(path, rows=ROWS, window_length=WINDOW)
-    feed = tbptt.PrefetchFeed(stream, 20)
-    carry, cursor = trainer.initial_carry(ROWS), tbptt.Cursor()
-    times = []
-    for _ in range(40):
-        began = time.perf_counter()
-        chunk, cursor = feed.take(cursor, 20)
-        carry, metrics = trainer(carry, chunk)
-        metrics.read()
-        times.append((time.perf_counter() - began) / 20 * 1e3)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"ms": statistics.median(times[5:]), "resident_mb": peak}
 
 
 def by_place_in_call(path: pathlib.Path) -> None:
@@ -93,7 +75,9 @@ def by_size(small: pathlib.Path, large: pathlib.Path) -> None:
 def main(_: list[str]) -> None:
     """Both tables, or one measurement."""
     if TOKEN_FILE.value:
-        print(json.dumps(measure(pathlib.Path(TOKEN_FILE.value))))
+        path = pathlib.Path(TOKEN_FILE.value)
+        stream = small_model.open_stream(path, rows=ROWS, window_length=WINDOW)
+        print(json.dumps(small_model.measure(stream)))
         return
     with tempfile.TemporaryDirectory() as folder:
         small, large = pathlib.Path(folder, "small.bin"), pathlib.Path(folder, "large.bin")

@@ -24,7 +24,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
@@ -86,8 +86,14 @@ class Encoder:
             kind, np.uint32
         )
 
-    def __call__(self, text: str, where: str) -> np.ndarray:
-        """Ids of a text, `[N]`."""
+    def __call__(self, texts: list[str], where: str) -> tuple[np.ndarray, list[int]]:
+        """Ids of texts, one behind the other, and how many each has."""
+        if self._kind == "characters":  # all at once: a line of text is short
+            return self._characters("".join(texts), where), [len(text) for text in texts]
+        parts = [self._encode(text, where) for text in texts]
+        return np.concatenate(parts), [len(part) for part in parts]
+
+    def _encode(self, text: str, where: str) -> np.ndarray:
         if self._function is not None:
             ids = np.asarray(self._function(text))
             if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or (ids < 0).any():
@@ -95,9 +101,10 @@ class Encoder:
             return ids.astype(self.dtype)
         if self._kind == "bytes":
             return np.frombuffer(text.encode("utf-8"), np.uint8)
-        if self._kind == "words":
-            words = corpus.split_words(text)
-            return np.fromiter((self._id(word, where) for word in words), np.uint32, len(words))
+        words = corpus.split_words(text)
+        return np.fromiter((self._id(word, where) for word in words), np.uint32, len(words))
+
+    def _characters(self, text: str, where: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         for code in np.unique(codes[self._table[codes] < 0]):
             self._table[code] = self._id(chr(code), where)
@@ -147,6 +154,31 @@ def pieces_of(path: pathlib.Path, offset: int, lines: bool) -> Iterator[tuple[st
             yield documents.decode(block, f"{path} before byte {offset}"), offset, ends
 
 
+class Batch(NamedTuple):
+    """Attributes:
+    texts: some, one behind the other.
+    ended: whether a document ends behind each.
+    offset: behind the last.
+    """
+
+    texts: list[str]
+    ended: list[bool]
+    offset: int
+
+
+def batches_of(path: pathlib.Path, offset: int, lines: bool) -> Iterator[Batch]:
+    """What `pieces_of` gives, in batches of about `BLOCK` bytes."""
+    texts, ended, behind = [], [], offset
+    for text, behind, ends in pieces_of(path, offset, lines):
+        texts.append(text)
+        ended.append(ends)
+        if behind - offset >= BLOCK:
+            yield Batch(texts, ended, behind)
+            texts, ended, offset = [], [], behind
+    if texts:
+        yield Batch(texts, ended, behind)
+
+
 def prepare(
     out: pathlib.Path, paths: list[pathlib.Path], kind: str, lines: bool, vocabulary: str | None
 ) -> dict[str, Any]:
@@ -170,15 +202,15 @@ def prepare(
             write_json(out / STATE, dataclasses.asdict(place))
 
         for number in range(place.source, len(paths)):
-            for text, offset, ended in pieces_of(paths[number], place.offset, lines):
-                ids = encoder(text, str(paths[number]))
+            for batch in batches_of(paths[number], place.offset, lines):
+                ids, lengths = encoder(batch.texts, str(paths[number]))
                 tokens.write(ids.astype(f"<u{itemsize}").tobytes())
+                of_documents = place.tokens + np.cumsum(lengths)[batch.ended]
+                ends.write(of_documents.astype("<i8").tobytes())
                 place.tokens += len(ids)
-                if ended:
-                    ends.write(np.array([place.tokens], "<i8").tobytes())
-                    place.documents += 1
-                bar.update(offset - place.offset)
-                place.offset = offset
+                place.documents += len(of_documents)
+                bar.update(batch.offset - place.offset)
+                place.offset = batch.offset
                 if bar.n - saved >= SAVE_EVERY:
                     saved = bar.n
                     save()

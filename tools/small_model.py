@@ -1,6 +1,9 @@
-"""What flatness and soak train: a small character model, on a stream from a memory map."""
+"""What flatness, large_corpus and soak train: a small character model, on streams from disk."""
 
 import pathlib
+import resource
+import statistics
+import time
 
 import numpy as np
 
@@ -8,6 +11,7 @@ import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt import optimizers
 from tbptt.streams.corpus import open_tokens
+from tbptt.streams.rows import RowStream
 
 VOCABULARY = 256
 
@@ -40,3 +44,23 @@ def build(*, embedding: int = 32, hidden: int = 64) -> tbptt.Trainer:
     core = tbptt.LSTM(embedding, hidden, seed=seeds[0])
     model = tbptt.LanguageModel(VOCABULARY, embedding, core, seed=seeds[1])
     return tbptt.Trainer(model, tbptt.cross_entropy, optimizers.sgd(0.1))
+
+
+def resident_mb() -> float:
+    """Megabytes of this process that were resident at most, mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(stream: RowStream) -> dict[str, float]:
+    """Milliseconds a window, feeding included, and megabytes resident at most."""
+    trainer = build()
+    feed = tbptt.PrefetchFeed(stream, 20)
+    carry, cursor = trainer.initial_carry(stream.rows), tbptt.Cursor()
+    times = []
+    for _ in range(40):
+        began = time.perf_counter()
+        chunk, cursor = feed.take(cursor, 20)
+        carry, metrics = trainer(carry, chunk)
+        metrics.read()
+        times.append((time.perf_counter() - began) / 20 * 1e3)
+    return {"ms": statistics.median(times[5:]), "resident_mb": resident_mb()}

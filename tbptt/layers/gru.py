@@ -171,7 +171,10 @@ class GRU(tf.Module):
         reset, link, mask = given.get("reset"), given.get("link"), weights.get("mask")
         w_h, b_h = weights["w_h"], weights["b_h"]
         rows = z_x.shape[1]
-        initial = GRUState(tf.broadcast_to(weights["initial_hidden"], [rows, self.output_size]))
+        initial = None  # zeros, which need no gradient at every reset
+        if isinstance(self.initial_hidden, tf.Variable):
+            learned = weights["initial_hidden"]
+            initial = GRUState(tf.broadcast_to(learned, [rows, self.output_size]))
         if self._backend == "fused":
             outputs, final = fused.gru(
                 z_x,
@@ -179,7 +182,7 @@ class GRU(tf.Module):
                 b_h,
                 tuple(state),
                 reset,
-                tuple(initial),
+                initial,
                 link=link,
                 advance=advance,
                 mask=mask,

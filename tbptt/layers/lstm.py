@@ -303,7 +303,10 @@ class LSTM(tf.Module):
             z_x = normalise(z_x) * weights["gain_x"]
         z_x = z_x + weights["b"]  # [T, B, 4H], no step needs another
         reset, link = given.get("reset"), given.get("link")
-        initial = _initial_state(z_x.shape[1], weights["initial_hidden"], weights["initial_cell"])
+        initial = None  # zeros, which need no gradient at every reset
+        if isinstance(self.initial_hidden, tf.Variable):
+            hidden, cell_state = weights["initial_hidden"], weights["initial_cell"]
+            initial = _initial_state(z_x.shape[1], hidden, cell_state)
         plain = not (self._optional or any(self._zoneout))
         if plain and self._backend == "fused":
             outputs, final = fused.lstm(
@@ -311,7 +314,7 @@ class LSTM(tf.Module):
                 weights["w_h"],
                 tuple(state),
                 reset,
-                tuple(initial),
+                initial,
                 link=link,
                 advance=advance,
                 mask=weights.get("mask"),

@@ -142,6 +142,7 @@ class SeriesStream(PieceStream):
         truncation: Truncation | None = None,
         targets: Sequence[str] | None = None,
         horizon: int = 1,
+        path: bool = False,
         warm_up: int = 0,
         masked: bool | None = None,
         changes: bool = False,
@@ -157,6 +158,9 @@ class SeriesStream(PieceStream):
         truncation: other windows; instead of `window_length`.
         targets: names of the columns to predict. None: all.
         horizon: how many lines ahead, 1 or more.
+        path: the targets are all lines up to the horizon, `[..., horizon * columns]`, the next line
+          first, and not the last of them alone; scored where none is missing. For
+          `EncoderDecoder`.
         warm_up: so many first lines of each series are read, and what is predicted there is not
           scored: what a test part of a longer series begins with.
         masked: the inputs say which values were there. None: if any is missing. Streams that
@@ -202,7 +206,7 @@ class SeriesStream(PieceStream):
         self._weight = np.concatenate(scored) & there[:, self._columns].all(axis=1)
         self._values = np.where(there, pieces.values, 0.0).astype(np.float32)
         self._begins = pieces.begins
-        self._horizon = horizon
+        self._ahead = np.arange(1, horizon + 1) if path else np.array([horizon])
         self._masked = bool(masked if masked is not None else not there.all())
         self._changes = None
         if changes:
@@ -224,11 +228,12 @@ class SeriesStream(PieceStream):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """See `PieceStream`."""
         at = self._begins[piece] + step
-        ahead = at + self._horizon
+        ahead = at[..., None] + self._ahead
         parts = (self._values, self._changes, self._there if self._masked else None)
         inputs = np.concatenate([part[at] for part in parts if part is not None], axis=-1)
-        weight = self._weight[ahead].astype(np.float32)
-        return inputs, self._values[ahead][..., self._columns], weight
+        weight = self._weight[ahead].all(axis=-1).astype(np.float32)
+        targets = self._values[ahead][..., self._columns]
+        return inputs, targets.reshape([*at.shape, -1]), weight
 
 
 def read_series(

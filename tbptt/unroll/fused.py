@@ -32,7 +32,7 @@ def lstm(
     w_h: tf.Tensor,
     state: Parts,
     reset: tf.Tensor | None,
-    initial_state: Parts,
+    initial_state: Parts | None,
     *,
     link: tf.Tensor | None = None,
     advance: tf.Tensor | None = None,
@@ -46,7 +46,8 @@ def lstm(
       w_h: `[H, 4H]`.
       state: hidden and cell, `[B, H]` each.
       reset: `[T, B]` bool, or None.
-      initial_state: what a row that resets starts from, like `state`.
+      initial_state: what a row that resets starts from, like `state`. None: zeros, which get no
+        gradient.
       link, advance: as of `unroll`.
       mask: `[B, H]`, what the hidden state is multiplied with before `w_h`; gets no gradient.
       compute_dtype: of the products, see `precision.product`.
@@ -55,10 +56,11 @@ def lstm(
       outputs `[T, B, H]`, and (hidden, cell) after the last step.
     """
     steps = z_x.shape[0]
+    initial = _initial(initial_state, state)
     x_i, x_f, x_g, x_o = tf.split(z_x, 4, axis=-1)  # XLA reads four arrays faster than slices
 
     def forward(t: tf.Tensor, state: Parts) -> tuple[Parts, Parts]:
-        hidden, cell = _enter(t, state, reset, initial_state)
+        hidden, cell = _enter(t, state, reset, initial)
         z_h = product(_masked(hidden, mask), w_h, compute_dtype)
         h_i, h_f, h_g, h_o = tf.split(z_h, 4, axis=-1)
         i, f, o = _sigmoid(x_i[t] + h_i), _sigmoid(x_f[t] + h_f), _sigmoid(x_o[t] + h_o)
@@ -74,7 +76,7 @@ def lstm(
         final = _reached(advance, (hiddens, cells), final)
 
         def gradient(d_outputs: tf.Tensor, *d_final: tf.Tensor) -> Parts:
-            cells_before = _before(cells, state[1], reset, initial_state[1])
+            cells_before = _before(cells, state[1], reset, initial[1])
             w_back = tf.transpose(w_h)  # once, not in every product
 
             def backward(t: tf.Tensor, d_state: Parts) -> tuple[Parts, Parts]:
@@ -91,14 +93,16 @@ def lstm(
                 d_before = _masked(product(d_z, w_back, compute_dtype), mask)
                 return (d_before, d_cell * f), (d_z,)
 
-            d_first, d_initial, _, (d_z,) = _loop_back(backward, d_final, steps, reset, link)
-            before = _before(hiddens, state[0], reset, initial_state[0])
+            d_first, d_initial, _, (d_z,) = _loop_back(
+                backward, d_final, steps, reset, link, learned=initial_state is not None
+            )
+            before = _before(hiddens, state[0], reset, initial[0])
             d_w_h = _weight_gradient(_masked(before, mask), d_z, compute_dtype)
             return (d_z, d_w_h, *d_first, *d_initial)
 
         return (hiddens, *final), gradient
 
-    outputs, *final = window(z_x, w_h, *state, *initial_state)
+    outputs, *final = window(z_x, w_h, *state, *(initial_state or ()))
     return outputs, _constant(advance, tuple(final))
 
 
@@ -108,7 +112,7 @@ def gru(
     b_h: tf.Tensor,
     state: Parts,
     reset: tf.Tensor | None,
-    initial_state: Parts,
+    initial_state: Parts | None,
     *,
     link: tf.Tensor | None = None,
     advance: tf.Tensor | None = None,
@@ -128,10 +132,11 @@ def gru(
       outputs `[T, B, H]`, and (hidden,) after the last step.
     """
     steps = z_x.shape[0]
+    initial = _initial(initial_state, state)
     x_r, x_u, x_n = tf.split(z_x, 3, axis=-1)
 
     def forward(t: tf.Tensor, state: Parts) -> tuple[Parts, Parts]:
-        (hidden,) = _enter(t, state, reset, initial_state)
+        (hidden,) = _enter(t, state, reset, initial)
         z_h = product(_masked(hidden, mask), w_h, compute_dtype)
         h_r, h_u, h_n = tf.split(z_h, 3, axis=-1)
         r, u, q = _sigmoid(x_r[t] + h_r), _sigmoid(x_u[t] + h_u), h_n + b_h
@@ -146,7 +151,7 @@ def gru(
         final = _reached(advance, (hiddens,), final)
 
         def gradient(d_outputs: tf.Tensor, *d_final: tf.Tensor) -> Parts:
-            before = _before(hiddens, state[0], reset, initial_state[0])
+            before = _before(hiddens, state[0], reset, initial[0])
             w_back = tf.transpose(w_h)  # once, not in every product
 
             def backward(t: tf.Tensor, d_state: Parts) -> tuple[Parts, Parts]:
@@ -159,7 +164,9 @@ def gru(
                 d_before = _masked(product(d_h, w_back, compute_dtype), mask)
                 return (d_hidden * u + d_before,), (d_h, d_n)
 
-            d_first, d_initial, _, (d_h, d_n) = _loop_back(backward, d_final, steps, reset, link)
+            d_first, d_initial, _, (d_h, d_n) = _loop_back(
+                backward, d_final, steps, reset, link, learned=initial_state is not None
+            )
             size = b_h.shape[0]
             d_z = tf.concat([d_h[..., : 2 * size], d_n], axis=-1)
             d_b_h = tf.reduce_sum(d_h[..., 2 * size :], axis=[0, 1])
@@ -168,7 +175,7 @@ def gru(
 
         return (hiddens, *final), gradient
 
-    outputs, *final = window(z_x, w_h, b_h, *state, *initial_state)
+    outputs, *final = window(z_x, w_h, b_h, *state, *(initial_state or ()))
     return outputs, _constant(advance, tuple(final))
 
 
@@ -177,7 +184,7 @@ def run(
     inputs: Nest,
     state: State,
     reset: tf.Tensor | None,
-    initial_state: State,
+    initial_state: State | None,
     vectors: Nest,
     matrices: dict[str, tf.Tensor],
     *,
@@ -203,12 +210,14 @@ def run(
       outputs `[T, B, ...]`, and the state after the last step.
     """
     steps = tf.nest.flatten(inputs)[0].shape[0]
-    given = (inputs, state, initial_state, vectors, matrices)
+    is_learned = initial_state is not None
+    given = (inputs, state, initial_state if is_learned else (), vectors, matrices)
 
     @tf.custom_gradient
     def window(*flat: tf.Tensor) -> tuple[Parts, Callable]:
         inputs, state, initial_state, vectors, matrices = tf.nest.pack_sequence_as(given, flat)
-        first, initial = (tuple(tf.nest.flatten(s)) for s in (state, initial_state))
+        first = tuple(tf.nest.flatten(state))
+        initial = _initial(tuple(tf.nest.flatten(initial_state)), first)
 
         def forward(t: tf.Tensor, parts: Parts) -> tuple[Parts, Parts]:
             made: dict[str, tf.Tensor] = {}
@@ -264,7 +273,13 @@ def run(
 
             zeros = tuple(tf.zeros_like(part) for part in shared)
             d_first, d_initial, d_shared, made = _loop_back(
-                backward, d_final, steps, reset, link, zeros
+                backward,
+                d_final,
+                steps,
+                reset,
+                link,
+                learned=initial_state is not None,
+                summed=zeros,
             )
             names = len(matrices)
             d_inputs = iter(made[: len(made) - 2 * names])
@@ -313,6 +328,11 @@ def _masked(hidden: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     return hidden if mask is None else hidden * mask
 
 
+def _initial(learned: Parts | None, state: Parts) -> Parts:
+    """What is learned, or zeros like `state`."""
+    return tuple(learned or (tf.zeros_like(part) for part in state))
+
+
 def _enter(t: tf.Tensor, state: Parts, reset: tf.Tensor | None, initial_state: Parts) -> Parts:
     """The state that step t starts from."""
     return state if reset is None else select(reset[t], initial_state, state)
@@ -341,18 +361,21 @@ def _loop_back(
     steps: int,
     reset: tf.Tensor | None,
     link: tf.Tensor | None,
+    *,
+    learned: bool,
     summed: Parts = (),
 ) -> tuple[Parts, Parts, Parts, Parts]:
     """Runs `step(t, (*d_state, *summed)) -> ((*d_state before t, *summed), kept)` backwards.
 
     Returns:
-      the gradients of the first state and of the initial state, `summed` in the end, and all
-      that was kept. At a reset the gradient goes to the initial state and no further;
-      elsewhere `link` times it goes on.
+      the gradients of the first state and of the initial state, if that is `learned`; `summed` in
+      the end; and all that was kept. At a reset the gradient goes to the initial state and no
+      further; elsewhere `link` times it goes on.
     """
     order = range(steps - 1, -1, -1)
     zeros = tuple(tf.zeros_like(part) for part in d_state)
     count, own = len(d_state), len(d_state) + len(summed)
+    adds = learned and reset is not None  # only then is anything to be added up at every step
 
     def back(
         reset_t: tf.Tensor | None, link_t: tf.Tensor | None, d_entered: Parts
@@ -374,18 +397,18 @@ def _loop_back(
         reset_t, link_t = (x if x is None else x[t] for x in (reset_after, link_after))
         to_initial, further = back(reset_t, link_t, carried[:count])
         new, kept = step(t, (*further, *carried[count:own]))
-        if reset is None:
-            return new, kept
-        total = tuple(a + b for a, b in zip(carried[own:], to_initial, strict=True))
-        return (*new, *total), kept
+        return (*new, *_sum(carried[own:], to_initial)), kept
 
-    totals = () if reset is None else zeros
-    carried, kept = _loop(linked, (*d_state, *summed, *totals), order)
+    carried, kept = _loop(linked, (*d_state, *summed, *(zeros if adds else ())), order)
     reset_t, link_t = (x if x is None else x[0] for x in (reset, link))
     to_initial, d_first = back(reset_t, link_t, carried[:count])
-    if reset is not None:
-        to_initial = tuple(a + b for a, b in zip(carried[own:], to_initial, strict=True))
-    return d_first, to_initial, carried[count:own], kept
+    d_initial = _sum(carried[own:], to_initial) if adds else zeros[: count if learned else 0]
+    return d_first, d_initial, carried[count:own], kept
+
+
+def _sum(totals: Parts, more: Parts) -> Parts:
+    """Of as many as there are totals: of none where nothing is added up."""
+    return tuple(a + b for a, b in zip(totals, more, strict=False))
 
 
 def _loop(step: Callable, carried: Parts, order: range) -> tuple[Parts, Parts]:

@@ -1,33 +1,25 @@
-"""The experiment from its flags to its result, three windows at a time; and users' mistakes."""
+"""The experiment from its settings to its result, three windows at a time; and users' mistakes."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
-from absl.testing import flagsaver
 from tensorboard.backend.event_processing import event_accumulator
 
 import tbptt
-from experiments import language_model, run
+from experiments import language_model, language_text, run
+from tests.experiments import conftest
 from tools import prepare
 
-ROOT = pathlib.Path(tbptt.__file__).parent.parent
-SMALL = dict(
-    rows=2, window_length=5, hidden=4, embedding=3, max_windows=3, windows_per_call=2,
-    sample_length=5, jit_compile=False, eval_every=2, histogram_every=2, valid_rows=2,
-)  # fmt: skip
+SMALL = dict(window_length=5, embedding=3, sample_length=5, eval_every=2, histogram_every=2,
+             valid_rows=2)  # fmt: skip
 TEXT = "the cat sat on the mat\nthe end of the cat\n" * 12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def parsed_flags():
-    flags.FLAGS(["language_model"])
+def trained(logdir, **settings):
+    return conftest.experiment(language_model, logdir, **(SMALL | settings))
 
 
 @pytest.fixture
@@ -37,14 +29,8 @@ def corpus_file(tmp_path):
     return str(path)
 
 
-def experiment(logdir, **settings):
-    with flagsaver.flagsaver(**(SMALL | settings), logdir=str(logdir)):
-        language_model.main()
-    return json.loads((logdir / "result.json").read_text())
-
-
-@pytest.mark.parametrize("config", language_model.PRESETS)
-def test_every_preset_runs(tmp_path, corpus_file, config):
+@pytest.mark.parametrize("config", ["char", "ptb_small", "awd_ptb"])
+def test_preset_runs(tmp_path, corpus_file, config):
     texts = (
         {}
         if config == "char"
@@ -53,7 +39,7 @@ def test_every_preset_runs(tmp_path, corpus_file, config):
     sizes = {} if config == "char" else {"embedding": 4}
     if config == "awd_ptb":
         sizes |= {"jitter": 1.0, "top_hidden": 4}
-    result = experiment(tmp_path / "run", config=config, **texts, **sizes)
+    result = trained(tmp_path / "run", config=config, **texts, **sizes)
     assert result["metric"] == ("bits_per_character" if config == "char" else "perplexity")
     assert result["windows"] == 3
     assert result["tokens"] == 3 * 2 * (3 if config == "awd_ptb" else 5)
@@ -61,66 +47,87 @@ def test_every_preset_runs(tmp_path, corpus_file, config):
     assert result["seconds"] > 0
 
 
+@pytest.mark.parametrize("config", ["ptb_medium", "ptb_large"])
+def test_larger_presets_differ_from_the_small_one_in_sizes_alone(config):
+    small, larger = (language_model.PRESETS[name] for name in ("ptb_small", config))
+    assert set(larger) == set(small)
+    assert {name for name in small if larger[name] != small[name]} <= {
+        "window_length", "embedding", "hidden", "dropout", "init_scale", "decay",
+        "constant_epochs", "max_epochs", "clip_norm",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(cell="gru", layers=2, dropout_per="window", learn_initial_state=True),
-        dict(tokens="bytes", optimizer="rmsprop", schedule="constant", clip_norm=0.0),
+        dict(
+            cell="gru",
+            layers=2,
+            dropout_per="window",
+            learn_initial_state=True,
+            tokens="bytes",
+            optimizer="rmsprop",
+            schedule="constant",
+            clip_norm=0.0,
+        ),
         dict(tokens="words", optimizer="momentum", embedding=4, tied=True, schedule="epoch_decay"),
         dict(optimizer="adam", backend="reference", jit_compile=True, reduction="sum_over_window"),
     ],
-    ids=["gru", "bytes", "words", "compiled"],
+    ids=["gru", "words", "compiled"],
 )
 def test_every_flag_can_be_turned(tmp_path, corpus_file, settings):
-    result = experiment(tmp_path / "run", corpus=corpus_file, **settings)
+    result = trained(tmp_path / "run", corpus=corpus_file, **settings)
     assert np.isfinite([result["valid"], result["test"]]).all()
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(readout="chunked", readout_chunk=3),
         dict(readout="chunked", tied=True, embedding=4, tokens="words"),
         dict(readout="adaptive", cutoffs="2,5", tokens="words"),
         dict(readout="sampled", samples=4, tokens="words"),
     ],
-    ids=["chunked", "tied", "adaptive", "sampled"],
+    ids=["tied", "adaptive", "sampled"],
 )
 def test_every_readout_runs(tmp_path, corpus_file, settings):
-    result = experiment(tmp_path / "run", corpus=corpus_file, **settings)
+    result = trained(tmp_path / "run", corpus=corpus_file, **settings)
     assert result["windows"] == 3
     assert np.isfinite([result["valid"], result["test"]]).all()
 
 
 def test_chunked_starts_and_learns_as_full_does(tmp_path, corpus_file):
     results = [
-        experiment(tmp_path / readout, corpus=corpus_file, readout=readout, readout_chunk=5)
+        trained(tmp_path / readout, corpus=corpus_file, readout=readout, readout_chunk=5)
         for readout in ("full", "chunked")
     ]
     for key in ("valid", "test"):
         assert np.isclose(results[0][key], results[1][key], rtol=1e-4)
 
 
-@pytest.mark.parametrize("truncation", [{}, dict(stride=2, burn_in=1), dict(jitter=1.0, cut=0.2)])
+@pytest.mark.parametrize("truncation", [dict(stride=2, burn_in=1), dict(jitter=1.0, cut=0.2)])
 def test_documents(tmp_path, truncation):
     path = tmp_path / "documents.jsonl"
     path.write_text("".join(json.dumps({"text": TEXT[k:]}) + "\n" for k in range(0, 60, 6)))
-    result = experiment(tmp_path / "run", documents=str(path), **truncation)
+    result = trained(tmp_path / "run", documents=str(path), **truncation)
     assert np.isfinite([result["valid"], result["test"]]).all()
     assert tbptt.Vocabulary.load(tmp_path / "run" / "vocabulary.json").boundary == 0
 
 
 def test_prepared_corpus(tmp_path, corpus_file):
-    for name, lines in (("text", False), ("lines", True)):
+    """Of one document a line, and of one text."""
+    for name, lines in (("lines", True), ("text", False)):
         prepare.prepare(tmp_path / name, [pathlib.Path(corpus_file)], "words", lines, None)
-        result = experiment(tmp_path / f"run-{name}", prepared=str(tmp_path / name), tokens="words")
-        assert result["metric"] == "perplexity"
-        assert np.isfinite([result["valid"], result["test"]]).all()
+    result = trained(tmp_path / "run", prepared=str(tmp_path / "lines"), tokens="words")
+    assert result["metric"] == "perplexity"
+    assert np.isfinite([result["valid"], result["test"]]).all()
+    settings = language_model.Settings(prepared=str(tmp_path / "text"), tokens="words")
+    _, parts = language_text.load(settings)
+    assert all(isinstance(part, np.memmap) for part in parts)
 
 
 def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
     logdir = tmp_path / "run"
-    result = experiment(logdir, corpus=corpus_file, profile_windows="1:2")
+    result = trained(logdir, corpus=corpus_file, profile_windows="1:2")
     printed = capsys.readouterr().out.strip().splitlines()
     assert json.loads(printed[-1]) == result
     settings = json.loads((logdir / "settings.json").read_text())
@@ -143,7 +150,7 @@ def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
 
 def test_best_parameters_by_validation_are_the_ones_tested(tmp_path, corpus_file):
     """A learning rate that ruins the model: what is tested is from before."""
-    result = experiment(
+    result = trained(
         tmp_path / "run", corpus=corpus_file, max_windows=12, eval_every=1, clip_norm=0.0,
         optimizer="sgd", learning_rate=30.0, schedule="constant",
     )  # fmt: skip
@@ -153,18 +160,21 @@ def test_best_parameters_by_validation_are_the_ones_tested(tmp_path, corpus_file
     assert np.isclose(result["valid"], min(losses) / np.log(2), rtol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_result(tmp_path, corpus_file):
-    results = [experiment(tmp_path / f"run{i}", corpus=corpus_file) for i in range(2)]
-    for key in ("valid", "test", "settings"):
-        assert results[0][key] == results[1][key]
-
-
-def test_an_earlier_run_of_the_same_settings_is_moved_aside(tmp_path, corpus_file):
+def test_logdir_that_holds_a_run(tmp_path, corpus_file):
+    """The same settings give the same, the earlier run is kept; other settings are refused."""
     logdir = tmp_path / "run"
-    experiment(logdir, corpus=corpus_file)
-    before = (logdir / "result.json").read_bytes()
-    experiment(logdir, corpus=corpus_file)
-    assert (tmp_path / "run.1" / "result.json").read_bytes() == before
+    earlier = trained(logdir, corpus=corpus_file)
+    again = trained(logdir, corpus=corpus_file)
+    for key in ("valid", "test", "settings"):
+        assert earlier[key] == again[key]
+    assert json.loads((tmp_path / "run.1" / "result.json").read_text()) == earlier
+    before = {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
+    with pytest.raises(run.UsageError, match=r"holds a run with other settings \(seed=0 there, 1 "):
+        trained(logdir, corpus=corpus_file, seed=1)
+    assert before == {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
+    (logdir / "settings.json").write_text("{")
+    with pytest.raises(run.UsageError, match=r"settings\.json in .* cannot be read"):
+        trained(logdir, corpus=corpus_file)
 
 
 BAD = {
@@ -226,7 +236,7 @@ BAD = {
 def test_mistakes_are_told_in_one_line_before_anything_is_written(tmp_path, corpus_file, case):
     settings, message = BAD[case]
     with pytest.raises(run.UsageError, match=message) as error:
-        experiment(tmp_path / "run", **({"corpus": corpus_file} | settings))
+        trained(tmp_path / "run", **({"corpus": corpus_file} | settings))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -237,58 +247,13 @@ def test_mistakes_are_told_in_one_line_before_anything_is_written(tmp_path, corp
 def test_text_that_cannot_be_read(tmp_path, content, message):
     (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(run.UsageError, match=message):
-        experiment(tmp_path / "run", corpus=str(tmp_path / "bad.txt"))
+        trained(tmp_path / "run", corpus=str(tmp_path / "bad.txt"))
 
 
 def test_word_outside_the_vocabulary(tmp_path, corpus_file):
     (tmp_path / "other.txt").write_text("the dog\n" * 20)
     with pytest.raises(run.UsageError, match=r"The word 'dog' on line 1 is not among"):
-        experiment(
+        trained(
             tmp_path / "run", config="ptb_small", train_text=corpus_file,
             valid_text=corpus_file, test_text=str(tmp_path / "other.txt"),
         )  # fmt: skip
-
-
-def test_logdir_of_another_run(tmp_path, corpus_file):
-    logdir = tmp_path / "run"
-    experiment(logdir, corpus=corpus_file)
-    before = {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
-    with pytest.raises(run.UsageError, match=r"holds a run with other settings \(seed=0 there, 1 "):
-        experiment(logdir, corpus=corpus_file, seed=1)
-    assert before == {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
-    (logdir / "settings.json").write_text("{")
-    with pytest.raises(run.UsageError, match=r"settings\.json in .* cannot be read"):
-        experiment(logdir, corpus=corpus_file)
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.language_model", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-        env={name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"},
-    )
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("--rows=0", "error: rows (0) must be at least 1."),
-        ("rows=3", "error: 'rows=3' is not a flag"),
-    ],
-)
-def test_a_mistake_on_the_command_line_ends_without_a_traceback(tmp_path, argument, message):
-    done = command(f"--logdir={tmp_path}/run", argument)
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_help_names_every_setting():
-    text = command("--help").stdout
-    assert "python -m experiments.language_model" in text
-    for name in ("config", "logdir", "rows", "window_length", "jit_compile", "profile_windows"):
-        assert name in text

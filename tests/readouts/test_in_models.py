@@ -90,7 +90,7 @@ def test_default_readout_scores_to_the_bit():
 
 @pytest.mark.parametrize(
     ("kind", "jit"),
-    [("default", True), ("tied", False), ("tied chunked", False), ("chunked", True),
+    [("default", False), ("tied", False), ("tied chunked", False), ("chunked", False),
      ("adaptive", True)],
 )  # fmt: skip
 def test_training_without_a_loss_is_training_with_cross_entropy(kind, jit):

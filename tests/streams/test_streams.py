@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers
@@ -49,6 +50,7 @@ STREAMS = {
     "series-ahead": lambda **k: tbptt.SeriesStream(
         [SERIES], SCALE, horizon=3, targets=["b"], shuffle=True, **k
     ),
+    "series-path": lambda **k: tbptt.SeriesStream([SERIES], SCALE, horizon=2, path=True, **k),
 }
 TRUNCATIONS = {
     "plain": dict(),
@@ -189,7 +191,7 @@ def test_every_target_is_scored_once(stream, truncation):
 def test_trainer_takes_every_stream(stream):
     """Law 11 in the loop, and law 12: one program, whatever the cut, the count and the epoch."""
 
-    class Any(tbptt.models.tf.Module):
+    class Any(tf.Module):
         """One number from whatever comes in."""
 
         def __init__(self):
@@ -200,14 +202,13 @@ def test_trainer_takes_every_stream(stream):
             return self.core.initial_state(batch_size)
 
         def __call__(self, window, state, *, training, seed):
-            tf = tbptt.models.tf
             x = tf.cast(window.inputs, tf.float32)
             x = x[..., None] if x.shape.rank == 2 else x
             x = tf.reduce_mean(x, axis=-1, keepdims=True) * tf.ones([3]) / 100.0
             return self.core(x, state, reset=window.reset, link=window.link, advance=window.advance)
 
     def loss(outputs, targets):
-        return tbptt.models.tf.reduce_sum(outputs**2, axis=-1)
+        return tf.reduce_sum(outputs**2, axis=-1)
 
     made = make(stream, "everything")
     trainer = tbptt.Trainer(Any(), loss, optimizers.sgd(0.1), jit_compile=False)

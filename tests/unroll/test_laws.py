@@ -14,7 +14,6 @@ import tensorflow as tf
 import tbptt
 from tbptt.state import detach, select, take_rows
 from tests.conftest import (
-    CORES,
     OPTIONS,
     assert_close,
     make_core,
@@ -191,10 +190,13 @@ def result_of(kind, case, backend, keep="gates"):
     return run_with_gradients(core, inputs, state, reset, eager=eager, **options)
 
 
-FOR_OPTIONS = ("one-step", "resets", "long", "bfloat16")  # the rest is the cores' alone
-PAIRS = [(kind, case) for kind in CORES for case in CASES if case != "bfloat16"]
-PAIRS += [("lstm", "bfloat16"), ("gru", "bfloat16")]
-PAIRS += [(kind, case) for kind in OPTIONS for case in FOR_OPTIONS]
+# A stack is made of the others, and an option changes the step alone: the rest is the cores' own.
+PAIRS = [(kind, case) for kind in ("lstm", "gru") for case in CASES]
+PAIRS += [("stack", case) for case in ("resets", "long")]
+PAIRS += [("own", case) for case in CASES if case != "bfloat16"]
+PAIRS += [("lstm-everything", case) for case in ("one-step", "resets", "long", "bfloat16")]
+PAIRS += [(kind, "resets") for kind in OPTIONS if kind != "lstm-everything"]
+KEEPING = "fused, keeping states"
 
 
 @pytest.mark.parametrize(
@@ -202,11 +204,9 @@ PAIRS += [(kind, case) for kind in OPTIONS for case in FOR_OPTIONS]
     [
         (kind, case, other)
         for kind, case in PAIRS
-        for other in ("scan", "fused", "fused, keeping states")
+        for other in ("scan", "fused", KEEPING)
         if other == "scan" or kind != "own"  # TensorFlow differentiates a user's cell
-        if other != "fused, keeping states"
-        or kind in ("lstm", "gru")
-        or (kind in OPTIONS and case == "resets")
+        if other != KEEPING or (kind != "stack" and case in ("one-step", "resets", "long"))
     ],
 )
 def test_backends_equal_reference(kind, case, other):

@@ -1,0 +1,174 @@
+"""Several steps ahead: one core reads, another goes on from what the first one knows."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from tbptt import checks
+from tbptt.layers.dense import Dense
+from tbptt.layers.dropout import check_dropout, dropout, keep_mask
+from tbptt.layers.initializers import Initializer
+from tbptt.models.core import run_core
+from tbptt.seeds import fold_in, split_seed
+from tbptt.types import Core, Nest, Seed, State, Window
+from tbptt.unroll import unroll
+
+
+class EncoderDecoder(tf.Module):
+    """Sequence to sequence: from every step of a window, the next `steps` values.
+
+        h, state = encoder(dropout(inputs), state)
+        s_0 = tanh(dropout(h_t) @ w_k + b_k)          every part k of the decoder's state
+        d_j, s_j = decoder(y_{j-1}, s_{j-1})          j = 1 ... steps,  y_0 = 0
+        y_j = x_{j-1} + d_j @ w + b                   x_j = y_j, or the truth
+
+    The encoder's state is carried from window to window as in any model; a decoder begins at each
+    step t from what the encoder knows there, and its state ends with its forecast. All values y
+    are differences from `inputs[t, :, :D]`, the values as they are at step t.
+
+    Attributes:
+      encoder, decoder: the cores.
+      bridges: a `Dense` for every part of the decoder's state.
+      readout: `Dense`, `[H, D]` and `[D]`.
+
+    Example: two columns, three steps ahead.
+      >>> seeds = split_seed(make_seed(0), 3)
+      >>> encoder, decoder = GRU(2, 8, seed=seeds[0]), GRU(2, 4, seed=seeds[1])
+      >>> model = EncoderDecoder(encoder, decoder, 2, steps=3, seed=seeds[2])
+      >>> window = Window(tf.zeros([5, 4, 2]), tf.zeros([5, 4, 6]))
+      >>> outputs, state = model(window, model.initial_state(4), training=False, seed=None)
+      >>> outputs.shape.as_list()
+      [5, 4, 6]
+
+    Reference: Cho et al. (2014), Learning phrase representations using RNN encoder-decoder for
+      statistical machine translation: the bridge; Sutskever, Vinyals & Le (2014), Sequence to
+      sequence learning with neural networks; Bengio et al. (2015), Scheduled sampling.
+    """
+
+    def __init__(
+        self,
+        encoder: Core,
+        decoder: Core,
+        output_size: int,
+        *,
+        steps: int,
+        seed: Seed,
+        teacher_forcing: float = 0.0,
+        dropout_rate: float = 0.0,
+        dropout_per: str = "step",
+        input_dropout_rate: float = 0.0,
+        bypass: int = 0,
+        initializer: Initializer | None = None,
+        dtype: tf.DType = tf.float32,
+        name: str | None = None,
+    ) -> None:
+        """Args:
+        encoder: `[T, B, D_in - bypass] -> [T, B, H_e]`.
+        decoder: `[1, N, D] -> [1, N, H]`, its state's leaves `[N, n]`.
+        output_size: D.
+        steps: how many values are forecast from each step.
+        seed: int32 `[2]`, of the bridges' and the readout's first weights.
+        teacher_forcing: in training, the probability that the decoder goes on from the true value
+          before, `window.targets`, and not from its own. 0: free-running, as in use; 1: always
+          forced; between them: scheduled sampling.
+        dropout_rate: of the encoder's outputs, in training.
+        dropout_per: `step` or `window`, see `dropout`.
+        input_dropout_rate: of the encoder's inputs, in training.
+        bypass: so many first inputs are not for the encoder, see `SequenceModel`.
+        initializer, dtype: of bridges and readout, see `Dense`.
+        name: of the module.
+
+        Raises:
+          ValueError: a rate is not one; a part of the decoder's state is not `[N, n]`.
+        """
+        super().__init__(name=name)
+        check_dropout(dropout_rate, dropout_per)
+        check_dropout(input_dropout_rate, dropout_per)
+        checks.check_at_least("output_size", output_size, 1)
+        checks.check_at_least("steps", steps, 1)
+        checks.check_at_least("bypass", bypass, 0)
+        checks.check_at_least("teacher_forcing", teacher_forcing, 0.0)
+        if teacher_forcing > 1.0:
+            raise ValueError(f"teacher_forcing ({teacher_forcing}) must be a probability, 0 to 1.")
+        parts = tf.nest.flatten(decoder.initial_state(1))
+        for part in parts:
+            checks.check_shape("decoder.initial_state(1)", part, [1, None])
+        self._rates = (input_dropout_rate, dropout_rate)
+        self._dropout_per = dropout_per
+        self._forcing = teacher_forcing
+        self._bypass = bypass
+        self._steps = steps
+        self._output_size = output_size
+        self.encoder = encoder
+        self.decoder = decoder
+        seeds = split_seed(seed, len(parts) + 1)
+        shared: dict[str, Any] = dict(initializer=initializer, dtype=dtype)
+        self.bridges = [
+            Dense(encoder.output_size, part.shape[1], seed=one, **shared)
+            for part, one in zip(parts, seeds[:-1], strict=True)
+        ]
+        self.readout = Dense(decoder.output_size, output_size, seed=seeds[-1], **shared)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The encoder's state of `batch_size` rows that have read nothing."""
+        checks.check_at_least("batch_size", batch_size, 1)
+        return self.encoder.initial_state(batch_size)
+
+    def __call__(
+        self,
+        window: Window,
+        state: State,
+        *,
+        training: bool = False,
+        seed: Seed | None = None,
+    ) -> tuple[tf.Tensor, State]:
+        """Forecasts `[T, B, steps * D]`, all values of the next step first; and the state.
+
+        Args:
+          window: inputs `[T, B, D_in]`, whose first D are what is forecast, as it is now;
+            targets `[T, B, steps * D]` are read in training with teacher forcing.
+          state: of the encoder.
+          training: with dropout and teacher forcing.
+          seed: int32 `[2]`, of what is random in training.
+        """
+        before, after = self._rates if training else (0.0, 0.0)
+        seeds = [None] * 4 if seed is None else split_seed(seed, 4)
+        x = dropout(window.inputs[..., self._bypass :], before, seeds[0], per=self._dropout_per)
+        h, state = run_core(self.encoder, x, state, window, training, seeds[1])
+        h = dropout(h, after, seeds[2], per=self._dropout_per)
+        steps, rows = h.shape[:2]
+        now = tf.reshape(window.inputs[..., : self._output_size], [-1, self._output_size])
+        truth = None
+        if training and self._forcing:
+            shape = [-1, self._steps, self._output_size]
+            truth = tf.reshape(window.targets, shape) - now[:, None]
+        path = self._decode(tf.reshape(h, [-1, h.shape[-1]]), truth, training, seeds[3])
+        outputs = path + now[:, None]
+        return tf.reshape(outputs, [steps, rows, -1]), state
+
+    def _decode(
+        self, h: tf.Tensor, truth: tf.Tensor | None, training: bool, seed: Seed | None
+    ) -> tf.Tensor:
+        """From `h [N, H_e]` to differences from now, `[N, steps, D]`; `truth` like the result."""
+        begun = tf.nest.pack_sequence_as(
+            self.decoder.initial_state(1), [tf.tanh(bridge(h)) for bridge in self.bridges]
+        )
+        rows = h.shape[0]
+        given: Nest = tf.zeros([self._steps, rows, 0], h.dtype)  # nothing but the own values
+        if truth is not None:
+            of_forcing = None if seed is None else fold_in(seed, tf.constant(0))
+            forced = keep_mask([self._steps, rows, 1], 1.0 - self._forcing, of_forcing)
+            given = {"truth": tf.transpose(truth, [1, 0, 2]), "forced": forced}
+
+        def cell(given: Nest, carried: Nest) -> tuple[tf.Tensor, Nest]:
+            value, state = carried
+            outputs, state = self.decoder(value[None], state, training=training, seed=seed)
+            value += self.readout(outputs[0])
+            following = value
+            if truth is not None:
+                following = tf.where(given["forced"], given["truth"], value)
+            return value, (following, state)
+
+        nothing = tf.zeros([rows, self._output_size], h.dtype)
+        path, _ = unroll(cell, given, (nothing, begun))
+        return tf.transpose(path, [1, 0, 2])

@@ -1,0 +1,103 @@
+"""A model of feature vectors."""
+
+import tensorflow as tf
+
+from tbptt import checks
+from tbptt.layers.dense import Dense
+from tbptt.layers.dropout import check_dropout, dropout
+from tbptt.layers.initializers import Initializer
+from tbptt.models.core import run_core
+from tbptt.seeds import split_seed
+from tbptt.types import Core, Seed, State, Window
+
+
+class SequenceModel(tf.Module):
+    """From feature vectors to whatever a loss takes: core and readout.
+
+        h, state = core(dropout(inputs), state)
+        outputs = dropout(h) @ w + b
+
+    Attributes:
+      core: the recurrent layers.
+      readout: `Dense`, `[H, output_size]` and `[output_size]`.
+
+    Example:
+      >>> seeds = split_seed(make_seed(0), 2)
+      >>> model = SequenceModel(LSTM(3, 8, seed=seeds[0]), 2, seed=seeds[1])
+      >>> window = Window(tf.zeros([5, 4, 3]), tf.zeros([5, 4, 2]))
+      >>> outputs, state = model(window, model.initial_state(4), training=False, seed=None)
+      >>> outputs.shape.as_list()
+      [5, 4, 2]
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        output_size: int,
+        *,
+        seed: Seed,
+        dropout_rate: float = 0.0,
+        dropout_per: str = "step",
+        input_dropout_rate: float = 0.0,
+        bypass: int = 0,
+        initializer: Initializer | None = None,
+        compute_dtype: tf.DType | None = None,
+        dtype: tf.DType = tf.float32,
+        name: str | None = None,
+    ) -> None:
+        """Args:
+        core: `[T, B, D] -> [T, B, H]`.
+        output_size: last axis of the outputs.
+        seed: int32 `[2]`, of the readout's first weights.
+        dropout_rate: of the core's outputs, in training.
+        dropout_per: `step` or `window`, see `dropout`.
+        input_dropout_rate: of the inputs, in training.
+        bypass: so many first inputs are not for the core, whose input size is D - bypass: as many
+          of them as there are outputs are added to these. So a forecast starts from "as it is
+          now", and the core reads what has changed.
+        initializer, compute_dtype, dtype: of the readout, see `Dense`.
+        name: of the module.
+        """
+        super().__init__(name=name)
+        check_dropout(dropout_rate, dropout_per)
+        check_dropout(input_dropout_rate, dropout_per)
+        self._rates = (input_dropout_rate, dropout_rate)
+        self._dropout_per = dropout_per
+        if bypass and bypass < output_size:
+            raise ValueError(
+                f"bypass ({bypass}) must be 0 or at least output_size ({output_size}): every "
+                "output has an input of its own that is added to it."
+            )
+        self._bypass = bypass
+        self.core = core
+        self.readout = Dense(
+            core.output_size,
+            output_size,
+            seed=seed,
+            initializer=initializer,
+            compute_dtype=compute_dtype,
+            dtype=dtype,
+        )
+
+    def initial_state(self, batch_size: int) -> State:
+        """The core's state of `batch_size` rows that have read nothing."""
+        checks.check_at_least("batch_size", batch_size, 1)
+        return self.core.initial_state(batch_size)
+
+    def __call__(
+        self,
+        window: Window,
+        state: State,
+        *,
+        training: bool = False,
+        seed: Seed | None = None,
+    ) -> tuple[tf.Tensor, State]:
+        """Outputs `[T, B, output_size]` for `window.inputs [T, B, D]`, and the state."""
+        before, after = self._rates if training else (0.0, 0.0)
+        seeds = [None] * 3 if seed is None else split_seed(seed, 3)
+        x = dropout(window.inputs[..., self._bypass :], before, seeds[0], per=self._dropout_per)
+        h, state = run_core(self.core, x, state, window, training, seeds[1])
+        outputs = self.readout(dropout(h, after, seeds[2], per=self._dropout_per))
+        if self._bypass:
+            outputs += window.inputs[..., : outputs.shape[-1]]
+        return outputs, state
