@@ -235,10 +235,14 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     text = f"{vocabulary.decode(prompt)}|{vocabulary.decode(sample)}"
     fitted.writer.text(windows, summaries.SAMPLE, text)
     print(f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n")
+    of_documents = {}
+    if isinstance(training, tbptt.DocumentStream):
+        of_documents["utilisation"] = round(training.utilisation, 4)
     return common.finish(
         fitted, settings, options, began,
         test=read(test()),
         metric=metric,
+        **of_documents,
         tokens=windows * settings.rows * training.truncation.nominal_length,
         tokens_per_second=round(fitted.tokens_per_second),
     )  # fmt: skip

@@ -110,6 +110,7 @@ def test_documents(tmp_path, truncation):
     path.write_text("".join(json.dumps({"text": TEXT[k:]}) + "\n" for k in range(0, 60, 6)))
     result = trained(tmp_path / "run", documents=str(path), **truncation)
     assert np.isfinite([result["valid"], result["test"]]).all()
+    assert 0.5 < result["utilisation"] <= 1
     assert tbptt.Vocabulary.load(tmp_path / "run" / "vocabulary.json").boundary == 0
 
 
