@@ -8,7 +8,7 @@ from tbptt import losses
 from tbptt.streams.feed import Chunk, open_feed
 from tbptt.training import step as one
 from tbptt.training.actions import progress_bar
-from tbptt.training.fold import fold
+from tbptt.training.fold import fold, make_program
 from tbptt.training.loop import ContinuityError
 from tbptt.training.step import Carry
 from tbptt.types import Cursor, Loss, Model, Stream, Window
@@ -77,7 +77,7 @@ class Evaluator:
         self._loss = loss
         self._stream = stream
         self._feed = open_feed(stream, min(windows_per_call, stream.windows_per_epoch))
-        self._program = tf.function(self._score, autograph=False, jit_compile=jit_compile)
+        self._program = make_program(self._score, jit_compile=jit_compile)
 
     def __call__(self) -> Evaluation:
         """The figures of one epoch of the stream.

@@ -1,11 +1,31 @@
-"""The loop over the windows of a call: the same for training and for evaluation."""
+"""A call of the hot loop, and the loop over its windows: the same to train and to evaluate."""
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from tbptt.streams.feed import Chunk
 from tbptt.types import Nest, Window
+
+
+class _Call:
+    """A function of carry and chunk, of its own as far as TensorFlow can tell.
+
+    TensorFlow counts traces by a function's code, and would warn of retracing where there are
+    merely several trainers or evaluators. What it counts here is one program.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self._function = function
+
+    def __call__(self, carry: Nest, chunk: Chunk) -> Nest:
+        return self._function(carry, chunk)
+
+
+def make_program(function: Callable, *, jit_compile: bool) -> Any:
+    """`function(carry, chunk)` as one `tf.function`; XLA compiles it, or not."""
+    return tf.function(_Call(function), autograph=False, jit_compile=jit_compile)
 
 
 def fold(chunk: Chunk, body: Callable[[Window, Nest], Nest], carry: Nest) -> Nest:

@@ -19,7 +19,7 @@ from tbptt.streams.feed import Chunk, Feed
 from tbptt.training import step as one
 from tbptt.training.actions import Every, Report
 from tbptt.training.average import Average
-from tbptt.training.fold import fold
+from tbptt.training.fold import fold, make_program
 from tbptt.training.loss_scale import LossScale
 from tbptt.training.step import Carry
 from tbptt.types import Cursor, Loss, Model, Window
@@ -128,7 +128,7 @@ class Trainer(tf.Module):
         self._optimizer = optimizer
         self._reduction = reduction
         self._seed = make_seed(seed)
-        self._program = tf.function(self._train, autograph=False, jit_compile=jit_compile)
+        self._program = make_program(self._train, jit_compile=jit_compile)
 
     def initial_carry(self, rows: int) -> Carry:
         """What is carried into the first window."""

@@ -129,3 +129,16 @@ def test_figure_of_whole_documents_depends_on_neither_rows_nor_windows(rows, win
     evaluation = tbptt.Evaluator(model, tbptt.cross_entropy, stream, jit_compile=False)()
     assert evaluation.weight_sum == len(TOKENS) - len(documents)
     assert np.isclose(evaluation.loss_sum, expected, rtol=1e-5)
+
+
+def test_many_evaluators_in_one_process_are_no_retracing(monkeypatch):
+    """TensorFlow counts traces by a function's code: it would warn from the fifth one on."""
+    warnings = []
+    monkeypatch.setattr(tf.get_logger(), "warning", lambda text, *_: warnings.append(text))
+    core = tbptt.Recurrent(lambda x, s: (x, s), lambda rows: tf.zeros([rows, 3]), output_size=3)
+    model = tbptt.LanguageModel(VOCABULARY, 3, core, seed=tbptt.make_seed(1))
+    for _ in range(6):
+        evaluator = evaluate(model, 1, 60)
+        evaluator()
+        assert evaluator.traces == 1
+    assert not warnings
