@@ -208,7 +208,7 @@ def fit(
     if validate is None:
         tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
         return Fit(writer, math.nan, windows, progress.tokens_per_second)
-    best.restore()
+    best.apply()
     return Fit(writer, best.figure, windows, progress.tokens_per_second)
 
 

@@ -3,15 +3,16 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tqdm
 from absl import logging
 
 from tbptt import checks
-from tbptt.types import Cursor, State
+from tbptt.types import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +23,20 @@ class Report:
       step: windows seen so far.
       last_step: windows the run will see.
       metrics: `loop.Metrics` of the last call, as numbers.
-      state: the rows' recurrent state, leaves `[B, ...]`.
-      cursor: the next window.
+      position: `loop.Position`: where the run stands.
       seconds: the last call took, feeding included.
     """
 
     step: int
     last_step: int
     metrics: Any
-    state: State
-    cursor: Cursor
+    position: Any
     seconds: float
+
+    @property
+    def state(self) -> State:
+        """The rows' recurrent state, leaves `[B, ...]`."""
+        return self.position.carry.state
 
     @property
     def finished(self) -> bool:
@@ -171,7 +175,7 @@ def clock(seconds: float) -> str:
 
 
 class KeepBest:
-    """Remembers the parameters at the lowest figure seen, on the host.
+    """Remembers the parameters at the lowest figure seen, on the host; a part of a checkpoint.
 
     Attributes:
       figure: the lowest so far.
@@ -192,10 +196,21 @@ class KeepBest:
         self._values = [variable.numpy() for variable in self._module.trainable_variables]
         return True
 
-    def restore(self) -> None:
+    def apply(self) -> None:
         """Gives the module the parameters of the lowest figure; does nothing before one."""
         for variable, value in zip(self._module.trainable_variables, self._values, strict=False):
             variable.assign(value)
+
+    def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The record, for a checkpoint."""
+        arrays = {str(k): value for k, value in enumerate(self._values)}
+        return arrays, {"figure": self.figure if arrays else None, "step": self.step}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Takes what `snapshot` gave."""
+        self._values = [arrays[str(k)] for k in range(len(arrays))]
+        self.figure = float("inf") if facts["figure"] is None else facts["figure"]
+        self.step = facts["step"]
 
 
 class Profile:

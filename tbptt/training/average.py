@@ -1,8 +1,10 @@
 """The mean of the parameters over the last windows, which evaluates better than the last."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tbptt import checks
@@ -98,3 +100,12 @@ class NonMonotonic:
         self._stopped = self._stopped or (bool(before) and figure > min(before))
         self._figures.append(figure)
         return self._stopped
+
+    def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What was offered, for a checkpoint."""
+        return {}, {"figures": list(self._figures), "stopped": self._stopped}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Takes what `snapshot` gave."""
+        del arrays
+        self._figures, self._stopped = list(facts["figures"]), facts["stopped"]

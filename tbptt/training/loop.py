@@ -6,7 +6,7 @@ numbers a call, and lets the actions do what is due.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -222,6 +222,7 @@ def train(
     *,
     windows: int,
     actions: Sequence[Every] = (),
+    stop: Callable[[], bool] = lambda: False,
     max_skipped_in_a_row: int = 50,
 ) -> Position:
     """Trains until `trainer.step` is `windows`, and calls each action when it is due.
@@ -235,6 +236,7 @@ def train(
       position: where to start; a new run starts from `Position(trainer.initial_carry(rows))`.
       windows: the step to stop at.
       actions: what to do between calls, in this order.
+      stop: asked after every call and its actions; true ends the run there.
       max_skipped_in_a_row: so many windows without a finite gradient end the run.
 
     Returns:
@@ -245,7 +247,7 @@ def train(
     """
     checks.check_at_least("windows", windows, 1)
     step = int(trainer.step)
-    while step < windows:
+    while step < windows and not stop():
         count = min(feed.windows_per_call, windows - step)
         count = min([count, *(action.distance(step) for action in actions)])
         began = time.perf_counter()
@@ -262,7 +264,7 @@ def train(
         )
         position = Position(carry, cursor)
         step += count
-        report = Report(step, windows, metrics, carry.state, cursor, seconds)
+        report = Report(step, windows, metrics, position, seconds)
         for action in actions:
             if action.is_due(report):
                 action.act(report)

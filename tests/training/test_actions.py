@@ -34,7 +34,7 @@ def test_keep_best_restores_the_parameters_of_the_lowest_figure():
         module.w.assign([[float(step)]])
         taken.append(best.offer(value, step))
     assert taken == [True, True, False, False]
-    best.restore()
+    best.apply()
     assert module.w.numpy() == 1.0
     assert (best.figure, best.step) == (1.0, 1)
 

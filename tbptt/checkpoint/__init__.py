@@ -1,0 +1,11 @@
+"""What a run is, on disk: parameters alone, or everything that going on needs."""
+
+from tbptt.checkpoint.parameters import load_parameters as load_parameters
+from tbptt.checkpoint.parameters import named_parameters as named_parameters
+from tbptt.checkpoint.parameters import named_variables as named_variables
+from tbptt.checkpoint.parameters import save_parameters as save_parameters
+from tbptt.checkpoint.store import Checkpoint as Checkpoint
+from tbptt.checkpoint.store import CheckpointError as CheckpointError
+from tbptt.checkpoint.store import Checkpoints as Checkpoints
+from tbptt.checkpoint.store import read_checkpoint as read_checkpoint
+from tbptt.checkpoint.store import write_checkpoint as write_checkpoint

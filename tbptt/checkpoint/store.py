@@ -1,0 +1,276 @@
+"""Checkpoints in a folder: written whole or not at all, verified when they are read.
+
+    checkpoints/step-000000001200/arrays.npz       all arrays, by name
+                                  manifest.json    version, facts, sizes, checksums
+
+One is written beside its place under a name that no reader looks at, made durable, and renamed. So
+whatever happens while it is written, what was there before is still there, and whole.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import threading
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tbptt import checks
+
+VERSION = 1
+ARRAYS, MANIFEST = "arrays.npz", "manifest.json"
+PARTIAL = ".partial"  # ends the name of what is not whole
+DAMAGED = ".damaged"  # ends the name of what was found not to be whole
+BLOCK = 4 << 20  # bytes that are hashed at a time
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, of another version, or of another run."""
+
+
+class LaterVersionError(CheckpointError):
+    """A checkpoint is of a version that this program does not know."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Everything that going on needs.
+
+    Attributes:
+      step: windows seen.
+      arrays: by name.
+      facts: by name, what JSON holds.
+    """
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+
+def write_checkpoint(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint: whole and durable in `folder`, or nothing is there.
+
+    Raises:
+      OSError: it cannot be written. What was begun is removed.
+      FileExistsError: there is something at `folder`.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"There is a checkpoint at {str(folder)!r} already.")
+    beside = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        with open(beside / ARRAYS, "wb") as file:
+            np.savez(file, allow_pickle=False, **_plain(checkpoint.arrays))
+            _make_durable(file)
+        content = {
+            "version": VERSION,
+            "step": checkpoint.step,
+            "facts": checkpoint.facts,
+            "bytes": (beside / ARRAYS).stat().st_size,
+            "sha256": _digest_of_file(beside / ARRAYS),
+            "arrays": {
+                name: [array.dtype.name, list(array.shape)]
+                for name, array in checkpoint.arrays.items()
+            },
+        }
+        with open(beside / MANIFEST, "w", encoding="utf-8") as file:
+            json.dump({"content": content, "sha256": _digest(content)}, file, allow_nan=False)
+            _make_durable(file)
+        _make_names_durable(beside)
+        beside.rename(folder)
+        _make_names_durable(folder.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a checkpoint, once it is verified.
+
+    Raises:
+      CheckpointError: it is damaged, or of a later version: what is wrong with it.
+    """
+    folder = pathlib.Path(folder)
+    content = read_manifest(folder)
+    path = folder / ARRAYS
+    try:
+        size = path.stat().st_size
+        if size != content["bytes"]:
+            raise CheckpointError(
+                f"{path} has {size} bytes, but {MANIFEST} says {content['bytes']}: it is damaged."
+            )
+        if _digest_of_file(path) != content["sha256"]:
+            raise CheckpointError(f"{path} is not what was written: its checksum differs.")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+    dtypes = {
+        name: tf.as_dtype(dtype).as_numpy_dtype for name, (dtype, _) in content["arrays"].items()
+    }
+    return Checkpoint(
+        content["step"],
+        {name: array.view(dtypes[name]) for name, array in arrays.items()},
+        content["facts"],
+    )
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, without its arrays.
+
+    Raises:
+      CheckpointError: it cannot be read, is damaged, or is of a later version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        content = manifest["content"]
+        fine = manifest["sha256"] == _digest(content)
+        version = content["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}.") from None
+    if not fine:
+        raise CheckpointError(f"{path} is not what was written: its checksum differs.")
+    if version > VERSION:
+        raise LaterVersionError(
+            f"{path} is of version {version}, but this program reads up to {VERSION}. Use a newer "
+            "tbptt."
+        )
+    return content
+
+
+class Checkpoints:
+    """The checkpoints of one run: a thread writes them, the newest few are kept.
+
+    Attributes:
+      folder: where they are.
+
+    Example:
+      >>> import tempfile
+      >>> checkpoints = Checkpoints(tempfile.mkdtemp(), keep=1)
+      >>> for step in (10, 20):
+      ...     checkpoints.save(Checkpoint(step, {"x": np.ones(3)}, {"seed": 0}))
+      >>> checkpoints.wait()
+      >>> checkpoints.steps(), checkpoints.newest().arrays["x"].tolist()
+      ([20], [1.0, 1.0, 1.0])
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3) -> None:
+        """Args:
+        folder: where they are, or will be. One run at a time has it.
+        keep: how many are kept.
+        """
+        checks.check_at_least("keep", keep, 1)
+        self.folder = pathlib.Path(folder)
+        self._keep = keep
+        self._writer: threading.Thread | None = None
+        self._error: Exception | None = None
+        for left in self.folder.glob(f"*{PARTIAL}"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Of those that are there, damaged or not."""
+        names = (path.name.partition("-") for path in self.folder.glob("step-*"))
+        return sorted(int(number) for _, _, number in names if number.isdecimal())
+
+    def path(self, step: int) -> pathlib.Path:
+        """Of the checkpoint of a step."""
+        return self.folder / f"step-{step:012}"
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Begins to write; waits for the one before, so that there is one copy at a time.
+
+        The arrays are the writer's from now on. An error is told by the next `error`.
+        """
+        self.wait()
+        self._writer = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def error(self) -> Exception | None:
+        """What went wrong since this was last asked for."""
+        error, self._error = self._error, None
+        return error
+
+    def newest(self) -> Checkpoint | None:
+        """The newest that is intact. Damaged ones before it are warned of and moved aside.
+
+        Raises:
+          CheckpointError: there are some, and all are damaged, or one is of a later version.
+        """
+        problems = []
+        for step in reversed(self.steps()):
+            try:
+                found = read_checkpoint(self.path(step))
+            except LaterVersionError:
+                raise  # nothing is wrong with it
+            except CheckpointError as error:
+                logging.warning("The checkpoint of window %d cannot be used: %s", step, error)
+                problems.append((self.path(step), str(error)))
+            else:
+                for path, _ in problems:
+                    shutil.rmtree(path.with_name(path.name + DAMAGED), ignore_errors=True)
+                    path.rename(path.with_name(path.name + DAMAGED))
+                return found
+        if problems:
+            told = " ".join(text for _, text in problems)
+            raise CheckpointError(f"No checkpoint in {str(self.folder)!r} can be used. {told}")
+        return None
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            path = self.path(checkpoint.step)
+            if not path.exists():  # as after a restart that has made no window yet
+                write_checkpoint(path, checkpoint)
+            for step in self.steps()[: -self._keep]:
+                old = self.path(step)
+                old.rename(old.with_name(old.name + PARTIAL))  # half removed is not damaged
+                shutil.rmtree(old.with_name(old.name + PARTIAL))
+        except Exception as error:
+            self._error = error
+
+
+def _plain(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """With types that NumPy knows by itself: bfloat16 as the integers of its bits."""
+    return {
+        name: array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
+        for name, array in arrays.items()
+    }
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_file(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _make_durable(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _make_names_durable(folder: pathlib.Path) -> None:
+    """A rename is on the disk when the folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,160 @@
+"""A checkpoint on disk is whole or it is not there, and what is damaged is told."""
+
+import json
+import os
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+from absl import logging
+
+from tbptt import checkpoint as ck
+from tests.conftest import assert_same_bits
+
+ARRAYS = {
+    "w": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "step": np.int64(7),
+    "flag": np.array([True, False]),
+    "half": np.array([1.5, -2.0], ml_dtypes.bfloat16),
+    "empty": np.zeros([0, 4]),
+}
+FACTS = {"cursor": [1, 2], "settings": {"rate": 0.1, "name": "é"}}
+
+
+def make(step=7):
+    return ck.Checkpoint(step, {name: np.asarray(a) for name, a in ARRAYS.items()}, FACTS)
+
+
+def test_what_was_written_comes_back(tmp_path):
+    ck.write_checkpoint(tmp_path / "one", make())
+    found = ck.read_checkpoint(tmp_path / "one")
+    assert found.step == 7
+    assert found.facts == FACTS
+    assert list(found.arrays) == list(ARRAYS)
+    for name, array in make().arrays.items():
+        assert_same_bits(found.arrays[name], array)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def truncate(path):
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def flip(path, at=-9):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(bytes(content))
+
+
+DAMAGE = {
+    "arrays gone": ("arrays.npz", lambda p: p.unlink(), "cannot be read"),
+    "arrays empty": ("arrays.npz", lambda p: p.write_bytes(b""), "has 0 bytes, but manifest.json"),
+    "arrays cut": ("arrays.npz", truncate, "it is damaged"),
+    "a bit of the arrays": ("arrays.npz", lambda p: flip(p, 200), "its checksum differs"),
+    "manifest gone": ("manifest.json", lambda p: p.unlink(), "cannot be read"),
+    "manifest cut": ("manifest.json", truncate, "cannot be read"),
+    "manifest empty": ("manifest.json", lambda p: p.write_bytes(b""), "cannot be read"),
+    "another cursor": (
+        "manifest.json",
+        lambda p: p.write_text(p.read_text().replace("[1, 2]", "[1, 3]")),
+        "its checksum differs",
+    ),
+    "no manifest": ("manifest.json", lambda p: p.write_text("[]"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_told_and_the_one_before_is_read(tmp_path, case, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda text, *a: warnings.append(text % a))
+    file, damage, message = DAMAGE[case]
+    checkpoints = ck.Checkpoints(tmp_path)
+    for step in (3, 7):
+        checkpoints.save(make(step))
+    checkpoints.wait()
+    damage(checkpoints.path(7) / file)
+    with pytest.raises(ck.CheckpointError, match=message):
+        ck.read_checkpoint(checkpoints.path(7))
+    assert checkpoints.newest().step == 3
+    assert len(warnings) == 1
+    assert "checkpoint of window 7 cannot be used" in warnings[0]
+    assert message in warnings[0]
+    assert checkpoints.steps() == [3]
+    checkpoints.save(make(7))  # the run comes to the same place again
+    checkpoints.wait()
+    assert checkpoints.newest().step == 7
+    shutil.rmtree(checkpoints.path(7))
+    damage(checkpoints.path(3) / file)
+    with pytest.raises(ck.CheckpointError, match=r"No checkpoint in .* can be used"):
+        checkpoints.newest()
+
+
+def test_the_newest_few_are_kept(tmp_path):
+    checkpoints = ck.Checkpoints(tmp_path / "new", keep=2)
+    assert checkpoints.newest() is None
+    for step in (1, 12, 5_000_000_000_000):
+        checkpoints.save(make(step))
+    checkpoints.wait()
+    assert checkpoints.steps() == [12, 5_000_000_000_000]
+    assert len(list((tmp_path / "new").iterdir())) == 2
+
+
+def test_what_a_killed_run_left_is_removed_and_never_read(tmp_path):
+    ck.write_checkpoint(tmp_path / "step-000000000003", make(3))
+    shutil.copytree(tmp_path / "step-000000000003", tmp_path / "step-000000000009.partial")
+    checkpoints = ck.Checkpoints(tmp_path)
+    assert checkpoints.newest().step == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000003"]
+
+
+@pytest.mark.parametrize("place", ["open", "fsync", "rename"])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, place):
+    """As on a full disk: at the first byte, when it is made durable, at the very end."""
+    checkpoints = ck.Checkpoints(tmp_path)
+    checkpoints.save(make(3))
+    checkpoints.wait()
+    assert checkpoints.error() is None
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if place == "open":
+            patch.setattr(np, "savez", lambda *_, **__: fail())
+        elif place == "fsync":
+            patch.setattr(os, "fsync", fail)
+        else:
+            patch.setattr(type(tmp_path), "rename", fail)
+        checkpoints.save(make(7))
+        checkpoints.wait()
+    assert "No space left" in str(checkpoints.error())
+    assert checkpoints.error() is None  # told once
+    assert checkpoints.newest().step == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000003"]
+    checkpoints.save(make(8))
+    checkpoints.wait()
+    assert checkpoints.newest().step == 8
+
+
+def test_nothing_is_overwritten(tmp_path):
+    ck.write_checkpoint(tmp_path / "one", make(3))
+    with pytest.raises(FileExistsError, match="There is a checkpoint at"):
+        ck.write_checkpoint(tmp_path / "one", make(4))
+    assert ck.read_checkpoint(tmp_path / "one").step == 3
+
+
+def test_a_checkpoint_of_a_later_version_is_refused_and_left_alone(tmp_path):
+    checkpoints = ck.Checkpoints(tmp_path)
+    for step in (3, 7):
+        checkpoints.save(make(step))
+    checkpoints.wait()
+    path = checkpoints.path(7) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["content"]["version"] = 2
+    manifest["sha256"] = ck.store._digest(manifest["content"])
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ck.CheckpointError, match="is of version 2, but this program reads up to 1"):
+        checkpoints.newest()
+    assert checkpoints.steps() == [3, 7]
