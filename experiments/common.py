@@ -5,14 +5,18 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tbptt
 from experiments import run
 from experiments.run import setting
 from tbptt import checks, optimizers, summaries
+from tbptt.checkpoint import Checkpoint, Checkpoints
 from tbptt.state import named_leaves
+from tbptt.streams.fingerprint import fingerprint
+from tbptt.training import resume
+from tbptt.training.saving import Save, StopOnSignal
 from tbptt.types import Core, Seed
 
 
@@ -123,7 +127,7 @@ class Fit:
 
 def fit(
     settings: Any,
-    options: run.Options,
+    claim: run.Claim,
     trainer: tbptt.Trainer,
     feed: Any,
     schedule: optimizers.Schedule,
@@ -133,12 +137,13 @@ def fit(
     validate: Callable[[], tuple[float, float]] | None,
     average: tbptt.Average | None = None,
     histogram_every: int = 0,
+    parts: Mapping[str, resume.Part] | None = None,
 ) -> Fit:
     """Trains, validates, keeps the best parameters and writes summaries.
 
     Args:
       settings: with `eval_every`.
-      options: with the folder of the run, see `run.claim_logdir`.
+      claim: the folder of the run: where it goes on, if it was begun there.
       trainer, feed: what is trained, on what: a feed of a `RowStream`.
       schedule: of the learning rate, to be shown.
       windows: how many.
@@ -146,18 +151,32 @@ def fit(
       validate: -> the loss, and the figure; lower is better. None: the last parameters are kept.
       average: what is validated and kept, once it is begun; the trainer's.
       histogram_every: windows between histograms; 0: none.
+      parts: what else has a memory, by name.
+
+    Raises:
+      UsageError: no checkpoint in the folder can be used, or it is of other data.
+      UnfinishedError: --max_minutes are over; all is saved.
     """
-    logdir = options.folder
-    run.announce(logdir, trainer.model, windows)
-    stream = feed.stream
-    writer = tbptt.SummaryWriter(logdir)
-    writer.table(0, summaries.SETTINGS, dataclasses.asdict(settings))
-    names = {
-        summaries.RESULT_VALID: f"valid {metric}",
-        summaries.RESULT_TEST: f"test {metric}",
-    }
-    writer.hparams(dataclasses.asdict(settings), names)
+    logdir, options, stream = claim.folder, claim.options, feed.stream
     best = tbptt.KeepBest(trainer.model)
+    parts = {"best": best, **(parts or {})}
+    facts = {"settings": dataclasses.asdict(settings), "stream": fingerprint(stream)}
+    start = tbptt.Position(trainer.initial_carry(stream.rows))
+    with run.usage_errors():
+        checkpoints = Checkpoints(logdir / "checkpoints", keep=options.keep_checkpoints)
+        found = checkpoints.newest()
+        if found is not None:
+            start = resume.restore(found, trainer, start, parts=parts, facts=facts)
+    first = int(trainer.step)
+    run.announce(logdir, trainer.model, first, windows)
+    writer = tbptt.SummaryWriter(logdir, first_step=first)
+    if not first:
+        writer.table(0, summaries.SETTINGS, dataclasses.asdict(settings))
+        names = {
+            summaries.RESULT_VALID: f"valid {metric}",
+            summaries.RESULT_TEST: f"test {metric}",
+        }
+        writer.hparams(dataclasses.asdict(settings), names)
     new_steps = stream.truncation.nominal_length
     progress = tbptt.Progress(stream.rows * new_steps)
 
@@ -203,8 +222,30 @@ def fit(
     profile = run.profile_range(options.profile_windows)
     if profile:
         due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
-    start = tbptt.Position(trainer.initial_carry(stream.rows))
-    tbptt.train(trainer, feed, start, windows=windows, actions=due)
+
+    def take(position: tbptt.Position) -> Checkpoint:
+        writer.flush()  # what is shown up to here is not shown again
+        return resume.snapshot(trainer, position, parts=parts, facts=facts)
+
+    save_windows, save_minutes = run.save_interval(options.save_every)
+    save = Save(checkpoints, take, windows=save_windows, minutes=save_minutes)
+    due += [tbptt.Every(0, lambda _: claim.check()), tbptt.Every(0, save)]  # save comes last
+    deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else math.inf
+    with StopOnSignal() as stopped:
+        position = tbptt.train(
+            trainer, feed, start, windows=windows, actions=due,
+            stop=lambda: stopped() or time.monotonic() > deadline,
+        )  # fmt: skip
+        if int(trainer.step) < windows:
+            save.save(position)
+        save.close()
+    if int(trainer.step) < windows:
+        writer.close()
+        stopped.exit()
+        raise run.UnfinishedError(
+            f"{options.max_minutes:g} minutes are over; the run is saved at window "
+            f"{int(trainer.step)} of {windows}. The same command goes on."
+        )
     if validate is None:
         tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
         return Fit(writer, math.nan, windows, progress.tokens_per_second)
@@ -215,7 +256,7 @@ def fit(
 def finish(
     fitted: Fit,
     settings: run.Settings,
-    options: run.Options,
+    claim: run.Claim,
     began: float,
     *,
     test: float,
@@ -225,7 +266,7 @@ def finish(
 
     Args:
       fitted: the run.
-      settings, options: of it.
+      settings, claim: of it.
       began: `time.monotonic()` of its beginning.
       test: the figure on the test part.
       result: what else the result says, as `metric`.
@@ -237,7 +278,7 @@ def finish(
     fitted.writer.close()
     return run.write_result(
         settings,
-        options,
+        claim,
         valid=fitted.valid,
         test=test,
         windows=fitted.windows,

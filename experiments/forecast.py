@@ -198,9 +198,9 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             tbptt.Evaluator(model, tbptt.squared_error, part, jit_compile=settings.jit_compile)
             for part in (held_out(train_end, valid_end), testing)
         )
-        run.claim_logdir(settings, options)
+        claim = run.Claim(settings, options)
     fitted = common.fit(
-        settings, options, trainer, feed, schedule,
+        settings, claim, trainer, feed, schedule,
         windows=windows, metric="mse", validate=common.figure_of(validate),
     )  # fmt: skip
     chosen = [series.names.index(name) for name in names]
@@ -211,10 +211,10 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     truth = series.values[valid_end : valid_end + len(forecasts), chosen[-1]]
     png = draw(truth, forecasts, names[-1])
     if png is not None:
-        (options.folder / "forecast.png").write_bytes(png)
+        (claim.folder / "forecast.png").write_bytes(png)
         fitted.writer.picture(windows, summaries.FORECAST, png)
     return common.finish(
-        fitted, settings, options, began,
+        fitted, settings, claim, began,
         test=test().loss,
         metric="mse",
         persistence=persistence(standardised, valid_end, ahead),

@@ -200,9 +200,9 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             tbptt.Evaluator(model, None, part, jit_compile=settings.jit_compile)
             for part in (validating, testing)
         )
-        run.claim_logdir(settings, options)
+        claim = run.Claim(settings, options)
 
-    vocabulary.save(options.folder / "vocabulary.json")
+    vocabulary.save(claim.folder / "vocabulary.json")
 
     trigger = NonMonotonic(settings.average_patience or 1)
 
@@ -214,7 +214,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
 
     fitted = common.fit(
         settings,
-        options,
+        claim,
         trainer,
         feed,
         schedule,
@@ -223,6 +223,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         validate=judge,
         average=average,
         histogram_every=settings.histogram_every,
+        parts={"trigger": trigger},
     )
     prompt = testing.read(0, 0, min(PROMPT, testing.row_length)).inputs[0]
     sample = tbptt.generate(
@@ -239,7 +240,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     if isinstance(training, tbptt.DocumentStream):
         of_documents["utilisation"] = round(training.utilisation, 4)
     return common.finish(
-        fitted, settings, options, began,
+        fitted, settings, claim, began,
         test=read(test()),
         metric=metric,
         **of_documents,

@@ -16,6 +16,7 @@ stride 5 and reach 15 every lag is inside a window.
 """
 
 import dataclasses
+import json
 import re
 import time
 
@@ -137,14 +138,20 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         cuts = settings.cuts.split(",")
         for cut in cuts:
             parse(cut)
-        run.claim_logdir(settings, options)
+        claim = run.Claim(settings, options)
     name = "repeated wrongly" if settings.task == "copy" else "mean squared error"
-    figures = {cut: learn(settings, cut) for cut in cuts}
+    done = claim.folder / "figures.json"  # a run that was interrupted goes on with the next of them
+    figures = json.loads(done.read_text("utf-8")) if done.exists() else {}
+    for cut in cuts:
+        if cut not in figures:
+            claim.check()
+            figures[cut] = learn(settings, cut)
+            run.write_file(done, json.dumps(figures))
     print(f"\n| windows | {name} |\n|---|---|")
     for cut, figure in figures.items():
         print(f"| {cut} | {figure:.4f} |")
     return run.write_result(
-        settings, options, metric=name, **figures, seconds=round(time.monotonic() - began, 1)
+        settings, claim, metric=name, **figures, seconds=round(time.monotonic() - began, 1)
     )
 
 

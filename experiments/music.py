@@ -131,13 +131,13 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             )
             for part in ("valid", "test")
         )
-        run.claim_logdir(settings, options)
+        claim = run.Claim(settings, options)
     fitted = common.fit(
-        settings, options, trainer, feed, schedule,
+        settings, claim, trainer, feed, schedule,
         windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),
     )  # fmt: skip
     return common.finish(
-        fitted, settings, options, began,
+        fitted, settings, claim, began,
         test=test().loss,
         metric="nats_per_frame",
         utilisation=round(training.utilisation, 4),

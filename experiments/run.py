@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
 import os
 import pathlib
+import socket
 import statistics
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,8 +28,14 @@ flags.disclaim_key_flags()
 SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
 SEEDS_FILE = "seeds.json"
+LOCK_FILE = "lock"
+UNFINISHED = 75  # exit status, as of sysexits.h: try again
 
 Presets = Mapping[str, Mapping[str, Any]]
+
+
+class UnfinishedError(Exception):
+    """The time of this process was up: the run is saved, and the same command goes on."""
 
 
 class UsageError(Exception):
@@ -48,6 +57,15 @@ def setting(default: Any, text: str, *, least: float | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, "least": least})
 
 
+def check_bounds(settings: Any) -> None:
+    """Raises ValueError if a value is below its bound."""
+    for field in dataclasses.fields(settings):
+        if field.metadata.get("least") is not None:
+            checks.check_at_least(
+                field.name, getattr(settings, field.name), field.metadata["least"]
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What decides what a run computes. Raises ValueError if a value is below its bound."""
@@ -56,11 +74,7 @@ class Settings:
     seed: int = setting(0, "Of all that is random: first weights, order, dropout.", least=0)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.metadata.get("least") is not None:
-                checks.check_at_least(
-                    field.name, getattr(self, field.name), field.metadata["least"]
-                )
+        check_bounds(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +82,18 @@ class Options:
     """What does not change what a run computes."""
 
     logdir: str = setting("", "Folder of the run; empty: below runs/, named by the settings.")
+    restart: bool = setting(False, "Start anew; what is in the folder is moved aside.")
+    save_every: str = setting("10m", "Between checkpoints: minutes as 10m, or windows as 500.")
+    keep_checkpoints: int = setting(3, "How many of the newest are kept.", least=1)
+    max_minutes: float = setting(
+        0.0, "Minutes after which the run is saved and ends, with status 75; 0: none.", least=0
+    )
     profile_windows: str = setting("", "first:last window to trace, as 100:150; empty: none.")
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         profile_range(self.profile_windows)
+        save_interval(self.save_every)
 
     @property
     def folder(self) -> pathlib.Path:
@@ -115,6 +137,9 @@ def launch(
                 logdir = f"runs/{name}/{made.config}-{digest(made)[:8]}{of_all}"
                 options = dataclasses.replace(options, logdir=logdir)
             run_seeds(main, made, options, count)
+        except UnfinishedError as unfinished:
+            logging.info("%s", unfinished)
+            sys.exit(UNFINISHED)
         except (UsageError, tbptt.NonFiniteError, tbptt.ContinuityError) as error:
             sys.exit(f"error: {error}")
 
@@ -134,13 +159,27 @@ def run_seeds(
     and on standard output.
     """
     if count == 1:
-        return [main(settings, options)]
+        return [_result_of(main, settings, options)]
     results = []
     for seed in range(settings.seed, settings.seed + count):
         one = dataclasses.replace(options, logdir=str(options.folder / f"seed-{seed}"))
-        results.append(main(dataclasses.replace(settings, seed=seed), one))
+        results.append(_result_of(main, dataclasses.replace(settings, seed=seed), one))
     write_json(options.folder / SEEDS_FILE, over_seeds(results))
     return results
+
+
+def _result_of(
+    main: Callable[[AnySettings, Options], Result], settings: AnySettings, options: Options
+) -> Result:
+    """What `main` returns; of a run that is finished, what it has returned."""
+    path = options.folder / RESULT_FILE
+    if options.restart or not path.exists():
+        return main(settings, options)
+    _refuse_other_settings(options.folder, dataclasses.asdict(settings))
+    logging.info("The run in %s is finished. --restart runs it again.", options.folder)
+    line = path.read_text("utf-8").strip()
+    print(line, flush=True)
+    return json.loads(line)
 
 
 def over_seeds(results: Sequence[Result]) -> Result:
@@ -206,33 +245,108 @@ def profile_range(text: str) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
+def save_interval(text: str) -> tuple[int, float]:
+    """`"500"` as (500 windows, 0 minutes), `"10m"` as (0, 10.0)."""
+    number = text.removesuffix("m")
+    try:
+        found = (0, float(number)) if number != text else (int(number), 0.0)
+    except ValueError:
+        found = (0, 0.0)
+    if not max(found) > 0 or math.isinf(max(found)):
+        raise ValueError(
+            f"--save_every ({text!r}) must be above 0: minutes, as 10m, or windows, as 500."
+        )
+    return found
+
+
 def digest(settings: Any) -> str:
     """Sixteen hexadecimal digits: the same settings, the same digits."""
     text = json.dumps(dataclasses.asdict(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def claim_logdir(settings: Settings, options: Options) -> None:
-    """Makes the folder of this run, with the settings in it.
+class Claim:
+    """The folder of a run, this process's alone until the run is through or the process ends.
 
-    A run of the same settings that is there already is moved aside, never overwritten.
-
-    Raises:
-      UsageError: the folder holds a run with other settings.
+    Attributes:
+      folder: holds the settings, and whatever an earlier process of this run has left.
+      options: as given.
     """
-    logdir, values = options.folder, dataclasses.asdict(settings)
-    with usage_errors():
-        if (logdir / SETTINGS_FILE).exists():
-            _refuse_other_settings(logdir, values)
-            aside = next(
-                path
-                for number in range(1, sys.maxsize)
-                if not (path := logdir.with_name(f"{logdir.name}.{number}")).exists()
+
+    def __init__(self, settings: Settings, options: Options) -> None:
+        """Raises UsageError: the folder holds another run, a finished one, or another process's."""
+        self.options, self.folder = options, options.folder
+        values = dataclasses.asdict(settings)
+        with usage_errors():
+            if (self.folder / SETTINGS_FILE).exists():
+                _refuse_other_settings(self.folder, values)
+                if options.restart:
+                    Lock(self.folder).release()
+                    _move_aside(self.folder)
+                elif (self.folder / RESULT_FILE).exists():
+                    raise UsageError(
+                        f"The run in {str(self.folder)!r} is finished. Use --restart to run it "
+                        "again; it is then moved aside."
+                    )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.folder)
+            text = json.dumps(values, indent=2) + "\n"
+            (self.folder / SETTINGS_FILE).write_text(text, "utf-8")
+
+    def check(self) -> None:
+        """Raises UsageError: the folder was removed or replaced under the run."""
+        self._lock.check()
+
+    def release(self) -> None:
+        """The run is through."""
+        self._lock.release()
+
+
+class Lock:
+    """A file that one process has locked; the lock ends with the process, however that ends.
+
+    Attributes:
+      release: a function: another process may have it.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Raises UsageError: another process has it (which)."""
+        self._path = folder / LOCK_FILE
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.release = weakref.finalize(self, os.close, self._file)  # or with this object
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(self._file, 1000).decode("utf-8", "replace").strip()
+            self.release()
+            raise UsageError(
+                f"{str(folder)!r} is in use by {owner or 'another process'}. Wait until it ends, "
+                "or choose another --logdir."
+            ) from None
+        os.truncate(self._file, 0)
+        os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def check(self) -> None:
+        """Raises UsageError: the file is not there any more, or another one is."""
+        try:
+            fine = os.path.samestat(os.stat(self._path), os.fstat(self._file))
+        except OSError:
+            fine = False
+        if not fine:
+            raise UsageError(
+                f"{str(self._path.parent)!r} was removed or replaced while the run wrote to it. "
+                "Nothing more is written. Run the same command again to start anew."
             )
-            logdir.rename(aside)
-            logging.info("The earlier run of these settings is now in %s.", aside)
-        logdir.mkdir(parents=True, exist_ok=True)
-        (logdir / SETTINGS_FILE).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def _move_aside(folder: pathlib.Path) -> None:
+    aside = next(
+        path
+        for number in range(1, sys.maxsize)
+        if not (path := folder.with_name(f"{folder.name}.{number}")).exists()
+    )
+    folder.rename(aside)
+    logging.info("The earlier run of these settings is now in %s.", aside)
 
 
 def _refuse_other_settings(logdir: pathlib.Path, values: Mapping[str, Any]) -> None:
@@ -255,33 +369,40 @@ def _refuse_other_settings(logdir: pathlib.Path, values: Mapping[str, Any]) -> N
         )
 
 
-def announce(logdir: pathlib.Path, model: tf.Module, windows: int) -> None:
+def announce(logdir: pathlib.Path, model: tf.Module, first: int, windows: int) -> None:
     """Says what is about to happen, and where."""
     size = sum(int(tf.size(parameter)) for parameter in model.trainable_variables)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     logging.info(
-        "%s parameters, %s windows, on %s; the run is in %s. The first call compiles.",
+        "%s parameters, %s windows%s, on %s; the run is in %s. The first call compiles.",
         f"{size:,}",
         f"{windows:,}",
+        f", going on from {first:,}" if first else "",
         devices[0].name.removeprefix("/device:"),
         logdir,
     )
 
 
-def write_result(settings: Settings, options: Options, **result: Any) -> Result:
+def write_result(settings: Settings, claim: Claim, **result: Any) -> Result:
     """Writes `result.json` and the same line on standard output; returns it."""
     written = {**result, "settings": digest(settings)}
     for name, value in written.items():
         if isinstance(value, float) and not math.isfinite(value):
             written[name] = None  # JSON has no infinity
-    write_json(options.folder / RESULT_FILE, written)
+    write_json(claim.folder / RESULT_FILE, written)
+    claim.release()
     return written
 
 
 def write_json(path: pathlib.Path, content: Result) -> None:
-    """Writes a file, whole or not at all, and the same line on standard output."""
+    """Writes a file, and the same line on standard output."""
     line = json.dumps(content, allow_nan=False)
+    write_file(path, line)
+    print(line, flush=True)
+
+
+def write_file(path: pathlib.Path, line: str) -> None:
+    """Writes one line, whole or not at all."""
     beside = path.with_name(f"{path.name}.partial")
     beside.write_text(line + "\n", "utf-8")
     os.replace(beside, path)
-    print(line, flush=True)

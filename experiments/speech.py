@@ -210,14 +210,14 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             share: tbptt.Evaluator(model, wrong, stream(test_part, share=share), jit_compile=False)
             for share in SHARES
         }
-        run.claim_logdir(settings, options)
+        claim = run.Claim(settings, options)
     fitted = common.fit(
-        settings, options, trainer, feed, schedule,
+        settings, claim, trainer, feed, schedule,
         windows=windows, metric="nats", validate=validate,
     )  # fmt: skip
     accuracy = {f"accuracy_at_{share:.0%}": 1.0 - test().loss for share, test in tests.items()}
     return common.finish(
-        fitted, settings, options, began,
+        fitted, settings, claim, began,
         test=accuracy["accuracy_at_100%"],
         metric="accuracy",
         valid_nats=fitted.valid,  # what was validated

@@ -1,11 +1,14 @@
 """What TensorBoard shows: every tag is a constant, every step axis is in windows."""
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
+from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 LOSS_TRAIN = "loss/train"
 LOSS_VALID = "loss/valid"
@@ -28,7 +31,19 @@ STATE = "state"
 class SummaryWriter:
     """Writes one run's event file. Every method takes the step, in windows."""
 
-    def __init__(self, logdir: str | os.PathLike[str]) -> None:
+    def __init__(self, logdir: str | os.PathLike[str], *, first_step: int = 0) -> None:
+        """Args:
+        logdir: folder of the run.
+        first_step: above 0, a run goes on: what an earlier process wrote for later steps was
+          never checkpointed, and TensorBoard is told to forget it.
+        """
+        if first_step:
+            marker = EventFileWriter(str(logdir))
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            marker.add_event(
+                event_pb2.Event(wall_time=time.time(), step=first_step + 1, session_log=start)
+            )
+            marker.close()
         self._writer = tf.summary.create_file_writer(str(logdir))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

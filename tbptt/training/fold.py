@@ -18,6 +18,7 @@ class _Call:
 
     def __init__(self, function: Callable) -> None:
         self._function = function
+        self.__name__ = function.__name__  # of the program in traces and dumps
 
     def __call__(self, carry: Nest, chunk: Chunk) -> Nest:
         return self._function(carry, chunk)

@@ -247,7 +247,7 @@ def train(
     """
     checks.check_at_least("windows", windows, 1)
     step = int(trainer.step)
-    while step < windows and not stop():
+    while step < windows:
         count = min(feed.windows_per_call, windows - step)
         count = min([count, *(action.distance(step) for action in actions)])
         began = time.perf_counter()
@@ -268,6 +268,8 @@ def train(
         for action in actions:
             if action.is_due(report):
                 action.act(report)
+        if stop():
+            break
     return position
 
 

@@ -10,12 +10,12 @@ from experiments import run
 SMALL = dict(rows=2, hidden=4, max_windows=3, windows_per_call=2, jit_compile=False)
 
 
-def experiment(module, logdir, *, config=None, profile_windows="", **settings):
+def experiment(module, logdir, *, config=None, options=None, **settings):
     """The result of a module's `main`, which is the one that it wrote."""
     config = config or next(iter(module.PRESETS))
     with run.usage_errors():
         made = module.Settings(**{"config": config, **module.PRESETS[config], **SMALL, **settings})
-        options = run.Options(str(logdir), profile_windows)
+        options = run.Options(str(logdir), **(options or {}))
     result = module.main(made, options)
     assert json.loads((logdir / "result.json").read_text()) == result
     return result

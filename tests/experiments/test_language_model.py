@@ -128,7 +128,7 @@ def test_prepared_corpus(tmp_path, corpus_file):
 
 def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
     logdir = tmp_path / "run"
-    result = trained(logdir, corpus=corpus_file, profile_windows="1:2")
+    result = trained(logdir, corpus=corpus_file, options=dict(profile_windows="1:2"))
     printed = capsys.readouterr().out.strip().splitlines()
     assert json.loads(printed[-1]) == result
     settings = json.loads((logdir / "settings.json").read_text())
@@ -162,10 +162,12 @@ def test_best_parameters_by_validation_are_the_ones_tested(tmp_path, corpus_file
 
 
 def test_logdir_that_holds_a_run(tmp_path, corpus_file):
-    """The same settings give the same, the earlier run is kept; other settings are refused."""
+    """A finished one is left alone; --restart keeps it aside; other settings are refused."""
     logdir = tmp_path / "run"
     earlier = trained(logdir, corpus=corpus_file)
-    again = trained(logdir, corpus=corpus_file)
+    with pytest.raises(run.UsageError, match=r"is finished. Use --restart to run it again"):
+        trained(logdir, corpus=corpus_file)
+    again = trained(logdir, corpus=corpus_file, options=dict(restart=True))
     for key in ("valid", "test", "settings"):
         assert earlier[key] == again[key]
     assert json.loads((tmp_path / "run.1" / "result.json").read_text()) == earlier
@@ -176,6 +178,47 @@ def test_logdir_that_holds_a_run(tmp_path, corpus_file):
     (logdir / "settings.json").write_text("{")
     with pytest.raises(run.UsageError, match=r"settings\.json in .* cannot be read"):
         trained(logdir, corpus=corpus_file)
+
+
+def losses(logdir):
+    events = event_accumulator.EventAccumulator(str(logdir)).Reload()
+    return {
+        event.step: tf.make_ndarray(event.tensor_proto).item()
+        for event in events.Tensors("loss/train")
+    }
+
+
+def test_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, corpus_file):
+    """Law 7 through the whole experiment: figures, parameters and the line in TensorBoard."""
+    more = dict(corpus=corpus_file, max_windows=10, dropout=0.3, average_patience=1)
+    whole = trained(tmp_path / "whole", **more)
+    logdir = tmp_path / "run"
+    every = dict(save_every="4")
+    with pytest.raises(run.UnfinishedError, match=r"saved at window 2 of 10. The same command"):
+        trained(logdir, options=dict(max_minutes=1e-9, **every), **more)
+    with pytest.raises(run.UnfinishedError, match=r"saved at window 4 of 10"):
+        trained(logdir, options=dict(max_minutes=1e-9, **every), **more)
+    assert not (logdir / "result.json").exists()
+    result = trained(logdir, options=every, **more)
+    for key in ("valid", "test", "windows", "settings"):
+        assert result[key] == whole[key]
+    with (
+        np.load(logdir / "best_parameters.npz", allow_pickle=False) as ours,
+        np.load(tmp_path / "whole" / "best_parameters.npz", allow_pickle=False) as theirs,
+    ):
+        for name in theirs.files:
+            assert ours[name].tobytes() == theirs[name].tobytes()
+    assert losses(logdir) == losses(tmp_path / "whole")
+
+
+def test_run_goes_on_only_with_the_data_it_was_begun_with(tmp_path, corpus_file):
+    more = dict(corpus=corpus_file, max_windows=10)
+    with pytest.raises(run.UnfinishedError):
+        trained(tmp_path / "run", options=dict(max_minutes=1e-9), **more)
+    text = pathlib.Path(corpus_file).read_text()
+    pathlib.Path(corpus_file).write_text(text.replace("mat", "tam", 1))
+    with pytest.raises(run.UsageError, match=r"of another run\. stream: '\w+' in the checkpoint"):
+        trained(tmp_path / "run", **more)
 
 
 BAD = {
@@ -228,7 +271,12 @@ BAD = {
         r"cutoffs \(\[0, 4\]\) must be increasing, above 0",
     ),
     "temperature": (dict(temperature=0.0), r"temperature \(0.0\) must be above 0"),
-    "profile": (dict(profile_windows="9"), r"--profile_windows \('9'\) must be first:last"),
+    "profile": (
+        dict(options=dict(profile_windows="9")),
+        r"--profile_windows \('9'\) must be first:last",
+    ),
+    "save every": (dict(options=dict(save_every="m")), r"--save_every \('m'\) must be above 0"),
+    "save never": (dict(options=dict(save_every="0")), r"--save_every \('0'\) must be above 0"),
     "test fraction": (dict(test_fraction=2.0), r"test_fraction \(2.0\)"),
 }
 

@@ -1,8 +1,10 @@
 """From the command line to `main`, and several seeds in one run."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import pytest
 
 import tbptt
 from experiments import run, speech
+from tbptt.checkpoint import read_checkpoint
 
 ROOT = pathlib.Path(tbptt.__file__).parent.parent
 
@@ -50,9 +53,9 @@ def test_seeds_are_runs_of_their_own_and_then_their_mean(tmp_path, capsys):
     figures = {3: 1.0, 4: 3.0}
 
     def main(settings, options):
-        run.claim_logdir(settings, options)
+        claim = run.Claim(settings, options)
         figure = figures[settings.seed]
-        return run.write_result(settings, options, test=figure, metric="mse", seconds=figure)
+        return run.write_result(settings, claim, test=figure, metric="mse", seconds=figure)
 
     options = run.Options(str(tmp_path / "run"))
     run.run_seeds(main, run.Settings(seed=3), options, 2)
@@ -67,6 +70,61 @@ def test_seeds_are_runs_of_their_own_and_then_their_mean(tmp_path, capsys):
     assert summary == {"test": 2.0, "metric": "mse", "seconds": 2.0, "seeds": 2}
 
 
+def test_terminated_run_is_saved_and_ends_by_the_signal(tmp_path):
+    arguments = ["--max_epochs=100000", "--nojit_compile", "--hidden=4", "--windows_per_call=5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.forecast", f"--logdir={tmp_path}/run", *arguments],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    said = ""
+    with process, process.stderr:
+        while "window 5/" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        process.terminate()
+        said = process.stderr.read()
+    assert process.returncode == -signal.SIGTERM
+    assert "SIGTERM: the run stops after this call and is saved." in said
+    assert "Traceback" not in said
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert read_checkpoint(folder).step >= 5
+
+
 def test_settings_below_their_bound_are_refused():
     with pytest.raises(ValueError, match=r"rows \(0\) must be at least 1"):
         speech.Settings(rows=0)
+
+
+def test_a_finished_run_is_told_and_not_run_again(tmp_path, capsys):
+    options = run.Options(str(tmp_path / "run"))
+    claim = run.Claim(run.Settings(), options)
+    result = run.write_result(run.Settings(), claim, test=1.0)
+    capsys.readouterr()
+    assert run.run_seeds(lambda *_: {}, run.Settings(), options, 1) == [result]
+    assert json.loads(capsys.readouterr().out) == result
+    with pytest.raises(run.UsageError, match="holds a run with other settings"):
+        run.run_seeds(lambda *_: {}, run.Settings(seed=1), options, 1)
+
+
+def test_two_runs_in_one_folder_refuse_each_other(tmp_path):
+    options = run.Options(str(tmp_path / "run"))
+    first = run.Claim(run.Settings(), options)
+    mine = f"is in use by process {os.getpid()} on "
+    with pytest.raises(run.UsageError, match=mine):
+        run.Claim(run.Settings(), options)
+    with pytest.raises(run.UsageError, match=mine):
+        run.Claim(run.Settings(), dataclasses.replace(options, restart=True))
+    first.release()
+    run.Claim(run.Settings(), options).release()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_removed_or_replaced_ends_the_run(tmp_path, replaced):
+    claim = run.Claim(run.Settings(), run.Options(str(tmp_path / "run")))
+    claim.check()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    if replaced:
+        run.Claim(run.Settings(), run.Options(str(tmp_path / "run")))
+    with pytest.raises(run.UsageError, match="was removed or replaced while the run wrote to it"):
+        claim.check()

@@ -1,0 +1,141 @@
+"""Between the calls: checkpoints when they are due, and an end that loses nothing."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from absl import logging
+
+from tbptt import checks
+from tbptt.checkpoint import Checkpoint, Checkpoints
+from tbptt.training.actions import Report
+
+
+class Save:
+    """An action for every call: writes a checkpoint when one is due, and at the end.
+
+    What is taken is taken at once, between two calls; a thread writes it. Where it cannot be
+    written, as on a full disk, that is told after the next call and the run goes on.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        take: Callable[[Any], Checkpoint],
+        *,
+        windows: int = 0,
+        minutes: float = 0.0,
+    ) -> None:
+        """Args:
+        checkpoints: where they go.
+        take: makes one of a `Position`.
+        windows: at the first call's end after every so many; 0: not by windows.
+        minutes: the same of minutes.
+        """
+        checks.check_at_least("windows between checkpoints", windows, 0)
+        checks.check_at_least("minutes between checkpoints", minutes, 0.0)
+        self._checkpoints = checkpoints
+        self._take = take
+        self._windows = windows
+        self._seconds = 60.0 * minutes
+        self._last_step: int | None = None
+        self._last_time = time.monotonic()  # a wall clock may jump
+
+    def __call__(self, report: Report) -> None:
+        """Saves if it is due."""
+        self.tell()
+        if self._last_step is None:
+            self._last_step = report.step - report.metrics.windows
+        by_windows = self._windows and report.step // self._windows > (
+            self._last_step // self._windows
+        )
+        by_time = self._seconds and time.monotonic() - self._last_time >= self._seconds
+        if by_windows or by_time or report.finished:
+            self.save(report.position)
+
+    def save(self, position: Any) -> None:
+        """Begins to write, due or not."""
+        checkpoint = self._take(position)
+        self._last_step, self._last_time = checkpoint.step, time.monotonic()
+        self._checkpoints.save(checkpoint)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._checkpoints.wait()
+        self.tell()
+
+    def tell(self) -> None:
+        """Logs what went wrong with the disk; raises whatever else went wrong."""
+        error = self._checkpoints.error()
+        if error is None:
+            return
+        if not isinstance(error, OSError):
+            raise error
+        steps = self._checkpoints.steps()
+        last = f"The last one is of window {steps[-1]}." if steps else "There is none so far."
+        logging.error(
+            "A checkpoint could not be written to %s: %s. The run goes on. %s",
+            self._checkpoints.folder,
+            error,
+            last,
+        )
+
+
+class StopOnSignal:
+    """SIGTERM and SIGINT ask a run to stop after its call; a second one stops it at once.
+
+    For `train(stop=)`. Handlers that were there before are called too.
+
+    Attributes:
+      received: the signal, once there was one.
+
+    Example:
+      >>> with StopOnSignal() as stop:
+      ...     before = stop()
+      ...     signal.raise_signal(signal.SIGTERM)
+      ...     before, stop(), stop.received.name
+      (False, True, 'SIGTERM')
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._earlier: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopOnSignal":
+        if threading.current_thread() is threading.main_thread():  # others get no signals
+            for number in self.SIGNALS:
+                self._earlier[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+        self._earlier = {}
+
+    def __call__(self) -> bool:
+        """Whether there was a signal."""
+        return self.received is not None
+
+    def exit(self) -> None:
+        """Ends the process as the signal would have done; does nothing if there was none."""
+        if self.received is not None:
+            signal.signal(self.received, signal.SIG_DFL)
+            os.kill(os.getpid(), self.received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        for each in self.SIGNALS:  # the next one ends the process, whatever it is doing
+            signal.signal(each, signal.SIG_DFL)
+        logging.info(
+            "%s: the run stops after this call and is saved. A second signal stops it at once.",
+            self.received.name,
+        )
+        earlier = self._earlier.get(number)
+        if callable(earlier) and earlier is not signal.default_int_handler:
+            earlier(number, frame)
