@@ -11,6 +11,7 @@ from typing import Any
 import tbptt
 from experiments import run
 from experiments.run import setting
+from experiments.settings import profile_range, save_interval
 from tbptt import checks, optimizers, summaries
 from tbptt.checkpoint import Checkpoint, Checkpoints
 from tbptt.state import named_leaves
@@ -219,7 +220,7 @@ def fit(
         due.append(tbptt.Every(every, functools.partial(evaluate, validate)))
     if histogram_every:
         due.append(tbptt.Every(histogram_every, histograms))
-    profile = run.profile_range(options.profile_windows)
+    profile = profile_range(options.profile_windows)
     if profile:
         due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
 
@@ -227,7 +228,7 @@ def fit(
         writer.flush()  # what is shown up to here is not shown again
         return resume.snapshot(trainer, position, parts=parts, facts=facts)
 
-    save_windows, save_minutes = run.save_interval(options.save_every)
+    save_windows, save_minutes = save_interval(options.save_every)
     save = Save(checkpoints, take, windows=save_windows, minutes=save_minutes)
     due += [tbptt.Every(0, lambda _: claim.check()), tbptt.Every(0, save)]  # save comes last
     deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else math.inf
