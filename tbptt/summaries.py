@@ -34,16 +34,15 @@ class SummaryWriter:
     def __init__(self, logdir: str | os.PathLike[str], *, first_step: int = 0) -> None:
         """Args:
         logdir: folder of the run.
-        first_step: above 0, a run goes on: what an earlier process wrote for later steps was
-          never checkpointed, and TensorBoard is told to forget it.
+        first_step: where the run goes on. What an earlier process wrote for later steps was never
+          saved, and TensorBoard is told to forget it, so that its lines are unbroken.
         """
-        if first_step:
-            marker = EventFileWriter(str(logdir))
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            marker.add_event(
-                event_pb2.Event(wall_time=time.time(), step=first_step + 1, session_log=start)
-            )
-            marker.close()
+        # The first marker of a run says that it began, each other one that it was restarted.
+        marker = EventFileWriter(str(logdir))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        step = first_step + 1 if first_step else 0
+        marker.add_event(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
+        marker.close()
         self._writer = tf.summary.create_file_writer(str(logdir))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,8 +1,10 @@
 """What is in the event file."""
 
+import time
+
 import numpy as np
 import tensorflow as tf
-from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
 import tbptt
 from tbptt import summaries
@@ -32,3 +34,18 @@ def test_everything_written_can_be_read(tmp_path):
 def test_state_rms():
     state = tbptt.LSTMState(tf.fill([2, 3], 3.0), tf.fill([2, 3], 4.0))
     assert np.isclose(summaries.state_rms(state), 12.5**0.5)
+
+
+def test_a_run_that_goes_on_shows_one_unbroken_line(tmp_path):
+    """What was written after the checkpoint, and is written again, is shown once."""
+    for first, last in ((0, 5), (3, 7), (6, 8)):
+        writer = tbptt.SummaryWriter(tmp_path, first_step=first)
+        for step in range(first + 1, last + 1):
+            writer.scalars(step, {summaries.LOSS_TRAIN: first + step / 10})
+        writer.close()
+        time.sleep(1.01)  # event files are read in the order of the seconds in their names
+    events = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    found = [(e.step, tf.make_ndarray(e.tensor_proto).item()) for e in events.Tensors("loss/train")]
+    expected = [(1, 0.1), (2, 0.2), (3, 0.3), (4, 3.4), (5, 3.5), (6, 3.6), (7, 6.7), (8, 6.8)]
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    np.testing.assert_allclose([v for _, v in found], [v for _, v in expected], rtol=1e-6)

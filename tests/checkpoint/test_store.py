@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 
 import ml_dtypes
@@ -158,3 +159,19 @@ def test_a_checkpoint_of_a_later_version_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ck.CheckpointError, match="is of version 2, but this program reads up to 1"):
         checkpoints.newest()
     assert checkpoints.steps() == [3, 7]
+
+
+def test_every_version_that_was_is_read():
+    """The golden checkpoint was written when version 1 was new; it stays as it is."""
+    found = ck.read_checkpoint(pathlib.Path(__file__).parent / "golden-version-1")
+    assert (found.step, found.facts["cursor"]) == (12, [1, 4])
+    assert found.facts["stream"] == "0123456789abcdef"
+    assert found.facts["settings"] == {"seed": 0, "rate": 0.1}
+    assert {name: (a.dtype.name, a.tolist()) for name, a in found.arrays.items()} == {
+        "model.w": ("float32", [[0.0, 0.25, 0.5], [0.75, 1.0, 1.25]]),
+        "step": ("int64", 12),
+        "carry.position": ("int64", [5, 9]),
+        "carry.state.hidden": ("float32", [[0.5, -1.0]]),
+        "average.begun": ("bool", True),
+        "half": ("bfloat16", [1.5, -2.0]),
+    }

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
 import tbptt
 from experiments import language_model, language_text, run
@@ -181,11 +181,12 @@ def test_logdir_that_holds_a_run(tmp_path, corpus_file):
 
 
 def losses(logdir):
-    events = event_accumulator.EventAccumulator(str(logdir)).Reload()
-    return {
-        event.step: tf.make_ndarray(event.tensor_proto).item()
+    """As TensorBoard shows them: the line, without what was written and then not saved."""
+    events = plugin_event_accumulator.EventAccumulator(str(logdir)).Reload()
+    return [
+        (event.step, tf.make_ndarray(event.tensor_proto).item())
         for event in events.Tensors("loss/train")
-    }
+    ]
 
 
 def test_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, corpus_file):

@@ -1,0 +1,133 @@
+"""What is in a checkpoint, and whether it is intact.
+
+    python -m tools.inspect_checkpoint runs/mine
+    python -m tools.inspect_checkpoint runs/mine/checkpoints/step-000000001200
+    python -m tools.inspect_checkpoint --diff runs/mine runs/other
+
+Of a run's folder: a line for every checkpoint in it, then the newest intact one in full: place in
+the stream, facts, and a table of its arrays. --diff compares two, array by array. The exit status
+is 1 if what was asked for is damaged, or if the two differ.
+"""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
+from tbptt import checkpoint as ck
+
+DIFF = flags.DEFINE_bool("diff", False, "Compare two.")
+
+
+def found_at(path: pathlib.Path) -> list[pathlib.Path]:
+    """The checkpoints of a run, oldest first; or the one that this is.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if (path / ck.store.MANIFEST).exists() or (path / ck.store.ARRAYS).exists():
+        return [path]
+    for folder in (path / "checkpoints", path):
+        paths = [p for p in sorted(folder.glob("step-*")) if p.is_dir()]
+        if paths:
+            return paths
+    raise ValueError(f"There is no checkpoint in {str(path)!r}. Give a run's folder.")
+
+
+def read_newest(path: pathlib.Path) -> tuple[pathlib.Path, ck.Checkpoint]:
+    """The newest that is intact, and where it is.
+
+    Raises:
+      CheckpointError: there is none (what is wrong with each).
+    """
+    problems = []
+    for each in reversed(found_at(path)):
+        try:
+            return each, ck.read_checkpoint(each)
+        except ck.CheckpointError as error:
+            problems.append(str(error))
+    raise ck.CheckpointError(" ".join(problems))
+
+
+def line_of(path: pathlib.Path) -> tuple[str, bool]:
+    """A line about one checkpoint, and whether it is intact."""
+    try:
+        checkpoint = ck.read_checkpoint(path)
+    except ck.CheckpointError as error:
+        return f"{path.name}: DAMAGED: {error}", False
+    size = sum(file.stat().st_size for file in path.iterdir()) / 1e6
+    minutes = (time.time() - path.stat().st_mtime) / 60
+    epoch, index = checkpoint.facts["cursor"]
+    text = f"window {checkpoint.step:,}, epoch {epoch}, its window {index:,}"
+    return f"{path.name}: intact, {text}; {size:,.1f} MB, {minutes:,.0f} minutes old", True
+
+
+def describe(checkpoint: ck.Checkpoint) -> str:
+    """Facts and arrays."""
+    lines = [f"{name}: {json.dumps(value)}" for name, value in checkpoint.facts.items()]
+    lines += [
+        "",
+        "| array | type | shape | norm | least | largest |",
+        "|---|---|---|---:|---:|---:|",
+    ]
+    for name, array in checkpoint.arrays.items():
+        shape = " x ".join(map(str, array.shape)) or "one"
+        values = np.asarray(array, np.float64)
+        figures = ["", "", ""]
+        if values.size:
+            figures = [f"{f:.4g}" for f in (np.linalg.norm(values), values.min(), values.max())]
+        lines.append(f"| {name} | {array.dtype.name} | {shape} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def difference(a: ck.Checkpoint, b: ck.Checkpoint) -> list[str]:
+    """A line for everything that differs."""
+    lines = [] if a.step == b.step else [f"step: {a.step} and {b.step}"]
+    for name in sorted({*a.facts, *b.facts}):
+        if a.facts.get(name) != b.facts.get(name):
+            lines.append(f"{name}: {_short(a.facts.get(name))} and {_short(b.facts.get(name))}")
+    for name in sorted({*a.arrays, *b.arrays}):
+        x, y = a.arrays.get(name), b.arrays.get(name)
+        if x is None or y is None:
+            lines.append(f"{name}: only in the {'second' if x is None else 'first'}")
+        elif (x.dtype, x.shape) != (y.dtype, y.shape):
+            lines.append(f"{name}: {x.dtype} {list(x.shape)} and {y.dtype} {list(y.shape)}")
+        elif x.tobytes() != y.tobytes():
+            far = np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64))
+            share = np.mean(far > 0)
+            lines.append(f"{name}: {share:.1%} of the elements differ, by {far.max():.3g} at most")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def main(argv: list[str]) -> None:
+    """Prints what was asked for."""
+    paths = [pathlib.Path(name) for name in argv[1:]]
+    if len(paths) != (2 if DIFF.value else 1):
+        sys.exit("error: give one run or checkpoint; two with --diff.")
+    try:
+        if DIFF.value:
+            (_, first), (_, second) = map(read_newest, paths)
+            lines = difference(first, second)
+            print("\n".join(lines) or "the same, bit for bit")
+            sys.exit(1 if lines else 0)
+        told = [line_of(path) for path in found_at(paths[0])]
+        print("\n".join(line for line, _ in told))
+        path, checkpoint = read_newest(paths[0])
+        print(f"\n{path.name}\n{describe(checkpoint)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if all(intact for _, intact in told) else 1)
+
+
+if __name__ == "__main__":
+    app.run(main)
