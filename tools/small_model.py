@@ -38,12 +38,17 @@ def open_stream(
     )
 
 
-def build(*, embedding: int = 32, hidden: int = 64) -> tbptt.Trainer:
-    """One LSTM layer between embedding and readout, and plain descent."""
+def build(
+    *,
+    embedding: int = 32,
+    hidden: int = 64,
+    optimizer: optimizers.GradientTransform | None = None,
+) -> tbptt.Trainer:
+    """One LSTM layer between embedding and readout; by plain descent, unless told otherwise."""
     seeds = tbptt.split_seed(tbptt.make_seed(0), 2)
     core = tbptt.LSTM(embedding, hidden, seed=seeds[0])
     model = tbptt.LanguageModel(VOCABULARY, embedding, core, seed=seeds[1])
-    return tbptt.Trainer(model, tbptt.cross_entropy, optimizers.sgd(0.1))
+    return tbptt.Trainer(model, tbptt.cross_entropy, optimizer or optimizers.sgd(0.1))
 
 
 def resident_mb() -> float:

@@ -193,6 +193,11 @@ class Checkpoints:
         self._writer = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
         self._writer.start()
 
+    @property
+    def writing(self) -> bool:
+        """Whether one is being written."""
+        return self._writer is not None and self._writer.is_alive()
+
     def wait(self) -> None:
         """Until nothing is being written."""
         if self._writer is not None:

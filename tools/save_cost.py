@@ -1,0 +1,92 @@
+"""What a checkpoint costs the training that goes on meanwhile, in time and in memory.
+
+    python -m tools.save_cost
+
+A model of some 20 million parameters with Adam. A save's price is what the calls from its beginning
+to the end of its writing took beyond as many undisturbed ones, the copy between two calls
+included; medians of some saves, and their share of a minute. Then what was resident beyond training
+itself, in units of what was saved.
+"""
+
+import pathlib
+import statistics
+import tempfile
+import time
+
+from absl import app, flags
+
+import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
+import tbptt
+from tbptt import optimizers
+from tbptt.checkpoint import Checkpoints
+from tbptt.training.resume import snapshot
+from tools import small_model
+
+HIDDEN = flags.DEFINE_integer("hidden", 2000, "Units of the LSTM.")
+ROWS = flags.DEFINE_integer("rows", 16, "Rows of a window of 16 steps; more: longer calls.")
+SAVES = flags.DEFINE_integer("saves", 7, "Checkpoints; medians count.")
+
+
+def peak_mb(reset: bool = False) -> float:
+    """Megabytes resident at most since the last reset."""
+    if reset:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def main(argv: list[str]) -> None:
+    """Prints the figures."""
+    del argv
+    trainer = small_model.build(embedding=512, hidden=HIDDEN.value, optimizer=optimizers.adam(1e-4))
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = pathlib.Path(folder, "tokens.bin")
+        small_model.write_tokens(tokens, 100_000)
+        stream = small_model.open_stream(tokens, rows=ROWS.value, window_length=16)
+        feed = tbptt.open_feed(stream, 1)
+        position = tbptt.Position(trainer.initial_carry(ROWS.value))
+
+        def call() -> float:
+            nonlocal position
+            began = time.perf_counter()
+            chunk, cursor = feed.take(position.cursor, 1)
+            carry, metrics = trainer(position.carry, chunk)
+            metrics.read()
+            position = tbptt.Position(carry, cursor)
+            return time.perf_counter() - began
+
+        for _ in range(3):  # the first compiles
+            call()
+        checkpoints = Checkpoints(pathlib.Path(folder, "checkpoints"))
+        copying, writing, prices, extra = [], [], [], []
+        for _ in range(SAVES.value):
+            peak_mb(reset=True)
+            alone = statistics.median(call() for _ in range(10))
+            before = peak_mb()
+            peak_mb(reset=True)
+            began = time.perf_counter()
+            taken = snapshot(trainer, position)
+            copying.append(time.perf_counter() - began)
+            saved_mb = sum(array.nbytes for array in taken.arrays.values()) / 1e6
+            checkpoints.save(taken)
+            del taken
+            calls = 0
+            while checkpoints.writing:
+                call()
+                calls += 1
+            writing.append(time.perf_counter() - began)
+            prices.append(writing[-1] - calls * alone)
+            extra.append(peak_mb() - before)
+    parameters = sum(v.shape.num_elements() for v in trainer.model.trainable_variables)
+    price = statistics.median(prices)
+    print(f"{parameters / 1e6:.1f} million parameters, {saved_mb:.0f} MB a checkpoint")
+    copied, written = statistics.median(copying), statistics.median(writing)
+    print(f"copied in {copied:.3f} s, written after {written:.2f} s")
+    print(f"price {price:.2f} s: {price / 60:.2%} of the time at one save a minute")
+    most = statistics.median(extra)
+    print(f"resident {most:.0f} MB more while saving: {most / saved_mb:.2f} of what is saved")
+
+
+if __name__ == "__main__":
+    app.run(main)
