@@ -49,8 +49,7 @@ class Claim:
                     )
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.folder)
-            text = json.dumps(values, indent=2) + "\n"
-            (self.folder / SETTINGS_FILE).write_text(text, "utf-8")
+            write_file(self.folder / SETTINGS_FILE, json.dumps(values, indent=2))
 
     def check(self) -> None:
         """Raises UsageError: the folder was removed or replaced under the run."""
@@ -146,8 +145,8 @@ def write_json(path: pathlib.Path, content: Result) -> None:
     print(line, flush=True)
 
 
-def write_file(path: pathlib.Path, line: str) -> None:
-    """Writes one line, whole or not at all."""
+def write_file(path: pathlib.Path, text: str) -> None:
+    """Writes a small file, whole or not at all."""
     beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(line + "\n", "utf-8")
+    beside.write_text(text + "\n", "utf-8")
     os.replace(beside, path)

@@ -26,7 +26,7 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 from tbptt import checkpoint as ck
-from tools.inspect_checkpoint import difference
+from tools.inspect_checkpoint import difference, read_newest
 
 KILLS = flags.DEFINE_integer("kills", 200, "How often a process is killed.")
 COMPILED = flags.DEFINE_bool("compiled", False, "With XLA; every start then compiles.")
@@ -116,9 +116,7 @@ def logged(folder: pathlib.Path) -> dict[str, dict[int, list[float]]]:
 
 def compare(ours: pathlib.Path, whole: pathlib.Path) -> list[str]:
     """What differs between a run and the undisturbed one."""
-    a, b = (ck.Checkpoints(folder / "checkpoints").newest() for folder in (ours, whole))
-    assert a is not None
-    assert b is not None
+    (_, a), (_, b) = (read_newest(folder) for folder in (ours, whole))
     lines = difference(a, b)
     of_ours, of_whole = (logged(folder) for folder in (ours, whole))
     for tag in sorted({*of_ours, *of_whole}):
