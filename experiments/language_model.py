@@ -200,6 +200,17 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             tbptt.Evaluator(model, None, part, jit_compile=settings.jit_compile)
             for part in (validating, testing)
         )
+        adapting = {
+            name: tbptt.Evaluator(
+                model,
+                None,
+                part,
+                optimizer=optimizers.adam(settings.dynamic_rate),
+                jit_compile=settings.jit_compile,
+            )
+            for name, part in (("dynamic_valid", validating), ("dynamic_test", testing))
+            if settings.dynamic_rate
+        }
         claim = run.Claim(settings, options)
 
     vocabulary.save(claim.folder / "vocabulary.json")
@@ -239,10 +250,12 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     of_documents = {}
     if isinstance(training, tbptt.DocumentStream):
         of_documents["utilisation"] = round(training.utilisation, 4)
+    dynamic = {name: read(evaluator()) for name, evaluator in adapting.items()}
     return common.finish(
         fitted, settings, claim, began,
         test=read(test()),
         metric=metric,
+        **dynamic,
         **of_documents,
         tokens=windows * settings.rows * training.truncation.nominal_length,
         tokens_per_second=round(fitted.tokens_per_second),

@@ -114,6 +114,9 @@ class Settings(run.Settings):
     max_epochs: int = setting(18, "Epochs to train.", least=1)
     max_windows: int = setting(0, "Windows to train, if that is less; 0: all epochs.", least=0)
     eval_every: int = setting(0, "Windows between validations; 0: once an epoch.", least=0)
+    dynamic_rate: float = setting(
+        0.0, "Test again, learning the test by Adam on the way, at this rate; 0: do not.", least=0
+    )
     windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.", least=1)
     jit_compile: bool = setting(True, "Compile the loop with XLA.")
     sample_length: int = setting(600, "Tokens of generated text at the end.")

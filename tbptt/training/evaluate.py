@@ -1,17 +1,20 @@
 """Loss over a whole stream, with a state of its own."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from tbptt import losses
+from tbptt.optimizers.transform import GradientTransform
 from tbptt.streams.feed import Chunk, open_feed
 from tbptt.training import step as one
 from tbptt.training.actions import progress_bar
 from tbptt.training.fold import fold, make_program
 from tbptt.training.loop import ContinuityError
 from tbptt.training.step import Carry
-from tbptt.types import Cursor, Loss, Model, Stream, Window
+from tbptt.types import Cursor, Loss, Model, State, Stream, Window
 
 Sums = tuple[tf.Tensor, tf.Tensor]  # loss, weight
 
@@ -48,11 +51,17 @@ class Evaluator:
     does not depend on the window length. It depends on the number of rows, because so many
     rows begin with nothing remembered: one row gives the figure of the text itself.
 
+    With an optimizer it evaluates dynamically: every window is scored, and then learned from,
+    without dropout, before the next one is scored. So the model follows what it reads, as new
+    names in a text, and each target is still scored by what came before it alone. Parameters and
+    slots are put back in the end. That figure depends on the window length.
+
     Args:
       model: what to score; its parameters are read at every call.
       loss: `(outputs, targets) -> [T, B]`. None: the model scores its windows itself.
       stream: with `tail="pad"`, or it leaves targets out.
       windows_per_call: as in training.
+      optimizer: what to learn with on the way; None: nothing is learned.
       jit_compile: whether XLA compiles the loop.
 
     Example:
@@ -61,6 +70,9 @@ class Evaluator:
       >>> model = LanguageModel(8, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
       >>> Evaluator(model, cross_entropy, stream, jit_compile=False)().weight_sum
       7.0
+
+    Reference: Krause, Kahembwe, Murray & Renals (2018), Dynamic evaluation of neural sequence
+      models.
     """
 
     def __init__(
@@ -70,6 +82,7 @@ class Evaluator:
         stream: Stream,
         *,
         windows_per_call: int = 64,
+        optimizer: GradientTransform | None = None,
         jit_compile: bool = True,
     ) -> None:
         one.check_scores(model, loss)
@@ -77,6 +90,15 @@ class Evaluator:
         self._loss = loss
         self._stream = stream
         self._feed = open_feed(stream, min(windows_per_call, stream.windows_per_epoch))
+        self._optimizer = optimizer
+        values = [tf.convert_to_tensor(parameter) for parameter in model.trainable_variables]
+        self._slots = tf.nest.map_structure(
+            lambda value: tf.Variable(value, trainable=False),
+            optimizer.init(values) if optimizer else (),
+        )
+        self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        slots = tf.nest.flatten(self._slots)
+        self._learned = [self._step, *slots, *model.trainable_variables] if optimizer else []
         self._program = make_program(self._score, jit_compile=jit_compile)
 
     def __call__(self) -> Evaluation:
@@ -85,6 +107,10 @@ class Evaluator:
         Raises:
           ContinuityError: the stream's windows do not continue each other.
         """
+        with self._put_back():
+            return self._evaluate()
+
+    def _evaluate(self) -> Evaluation:
         carry = one.initial_carry(self._model, self._stream.rows)
         cursor, left = Cursor(), self._stream.windows_per_epoch
         loss_sum = weight_sum = 0.0
@@ -119,14 +145,46 @@ class Evaluator:
     ) -> tuple[Carry, Sums, tf.Tensor]:
         carry, sums, continued = carried
         continued &= one.continues(window, carry.position)
-        state = one.begin(self._model, window, carry.state)
-        step_losses, state = one.score(
-            self._model, self._loss, window, state, training=False, seed=None
-        )
-        loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)
+        if self._optimizer is None:
+            state = one.begin(self._model, window, carry.state)
+            step_losses, state = one.score(
+                self._model, self._loss, window, state, training=False, seed=None
+            )
+            loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)
+        else:
+            state, loss_sum, weight_sum = self._learn(self._optimizer, window, carry.state)
         sums = (
             sums[0] + tf.cast(loss_sum, tf.float32),
             sums[1] + tf.cast(weight_sum, tf.float32),
         )
         position = one.position_after(window, carry.position)
         return Carry(state, position, carry.skipped_in_a_row), sums, continued
+
+    def _learn(
+        self, optimizer: GradientTransform, window: Window, state: State
+    ) -> tuple[State, tf.Tensor, tf.Tensor]:
+        """State, loss and weight of a window, which is learned from after that."""
+        result = one.window_gradients(
+            self._model, self._loss, "mean", window, state, seed=None, training=False
+        )
+        finite, _ = one.is_finite(result)
+        one.update(
+            optimizer,
+            self._model.trainable_variables,
+            self._slots,
+            result.gradients,
+            tf.convert_to_tensor(self._step),
+            accept=finite,
+        )
+        self._step.assign_add(1)
+        return result.state, result.loss_sum, result.weight_sum
+
+    @contextlib.contextmanager
+    def _put_back(self) -> Iterator[None]:
+        """What is learned on the way is forgotten in the end, by whatever way that comes."""
+        before = [variable.numpy() for variable in self._learned]
+        try:
+            yield
+        finally:
+            for variable, value in zip(self._learned, before, strict=True):
+                variable.assign(value)

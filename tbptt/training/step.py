@@ -129,18 +129,20 @@ def window_gradients(
     reduction: str,
     window: Window,
     state: State,
-    seed: Seed,
+    seed: Seed | None,
     scale: tf.Tensor | None = None,
+    *,
+    training: bool = True,
 ) -> WindowGradients:
     """Forward and backward through one window, and no further. Assigns nothing.
 
     With a `scale`, a float32 scalar, what is differentiated is multiplied by it and the gradients
-    are divided by it, see `loss_scale`.
+    are divided by it, see `loss_scale`. `training=False` leaves out dropout and the like.
     """
     parameters = model.trainable_variables
     with tf.GradientTape() as tape:
         begun = begin(model, window, state)
-        step_losses, state = score(model, loss, window, begun, training=True, seed=seed)
+        step_losses, state = score(model, loss, window, begun, training=training, seed=seed)
         loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)
         objective = losses.reduce(reduction, loss_sum, weight_sum, rows(window))
         if scale is not None:

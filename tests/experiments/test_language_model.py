@@ -161,6 +161,14 @@ def test_best_parameters_by_validation_are_the_ones_tested(tmp_path, corpus_file
     assert np.isclose(result["valid"], min(losses) / np.log(2), rtol=1e-5)
 
 
+def test_dynamic_evaluation_is_reported_beside_the_static_one(tmp_path, corpus_file):
+    plain = trained(tmp_path / "plain", corpus=corpus_file)
+    result = trained(tmp_path / "dynamic", corpus=corpus_file, dynamic_rate=1e-2)
+    assert (result["valid"], result["test"]) == (plain["valid"], plain["test"])
+    assert result["dynamic_test"] < result["test"]  # a text that repeats itself
+    assert result["dynamic_valid"] != result["valid"]
+
+
 def test_logdir_that_holds_a_run(tmp_path, corpus_file):
     """A finished one is left alone; --restart keeps it aside; other settings are refused."""
     logdir = tmp_path / "run"

@@ -142,3 +142,63 @@ def test_many_evaluators_in_one_process_are_no_retracing(monkeypatch):
         evaluator()
         assert evaluator.traces == 1
     assert not warnings
+
+
+def learn_by_hand(model, part, rate):
+    """Dynamic evaluation in six lines: score a window, then descend; -> the sum of the losses."""
+    state, total = model.initial_state(1), 0.0
+    for start in range(0, len(TOKENS) - 1, part.window_length):
+        ids = TOKENS[start : start + part.window_length + 1, None]
+        with tf.GradientTape() as tape:
+            logits, state = model(tbptt.Window(tf.constant(ids[:-1]), tf.constant(ids[1:])), state)
+            step_losses = tbptt.cross_entropy(logits, tf.constant(ids[1:]))
+            loss = tf.reduce_mean(step_losses)
+        total += float(tf.reduce_sum(step_losses))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        for parameter, gradient in zip(model.trainable_variables, gradients, strict=True):
+            parameter.assign_sub(rate * tf.convert_to_tensor(gradient))
+    return total
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_dynamic_evaluation_scores_a_window_before_it_learns_it_and_forgets_in_the_end(jit):
+    model, twin, part = make_model(), make_model(), stream(1, 5)
+    evaluator = tbptt.Evaluator(
+        model, None, part, windows_per_call=4, optimizer=optimizers.sgd(0.5), jit_compile=jit
+    )
+    before = [parameter.numpy() for parameter in model.trainable_variables]
+    first, second = evaluator(), evaluator()
+    for parameter, value in zip(model.trainable_variables, before, strict=True):
+        assert_same_bits(parameter, value)
+    assert first == second
+    assert evaluator.traces == 1
+    static = tbptt.Evaluator(model, None, part, windows_per_call=4, jit_compile=jit)()
+    expected = learn_by_hand(twin, part, 0.5)
+    assert first.weight_sum == static.weight_sum == len(TOKENS) - 1
+    assert np.isclose(first.loss_sum, expected, rtol=1e-5)
+    assert not np.isclose(first.loss_sum, static.loss_sum, rtol=1e-3)
+
+
+def test_dynamic_evaluation_forgets_what_it_learned_when_it_is_interrupted(monkeypatch):
+    model = make_model()
+    evaluator = tbptt.Evaluator(
+        model, None, stream(1, 5), windows_per_call=4, optimizer=optimizers.adam(0.1),
+        jit_compile=False,
+    )  # fmt: skip
+    expected = evaluator()
+    take, calls = evaluator._feed.take, []
+
+    def interrupted(cursor, count):
+        calls.append(count)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return take(cursor, count)
+
+    before = [parameter.numpy() for parameter in model.trainable_variables]
+    monkeypatch.setattr(evaluator._feed, "take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator()
+    for parameter, value in zip(model.trainable_variables, before, strict=True):
+        assert_same_bits(parameter, value)
+    monkeypatch.undo()
+    assert evaluator() == expected
