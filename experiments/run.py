@@ -5,6 +5,7 @@ import json
 import pathlib
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -93,9 +94,18 @@ def run_seeds(
     """
     if count == 1:
         return [_result_of(main, settings, options)]
-    results = []
+    results: list[Result] = []
+    began = time.monotonic()
     for seed in range(settings.seed, settings.seed + count):
         one = dataclasses.replace(options, logdir=str(options.folder / f"seed-{seed}"))
+        if options.max_minutes:  # of the process, not of a seed
+            left = options.max_minutes - (time.monotonic() - began) / 60
+            if left <= 0:
+                raise UnfinishedError(
+                    f"{options.max_minutes:g} minutes are over; {len(results)} of {count} seeds "
+                    "are through. The same command goes on."
+                )
+            one = dataclasses.replace(one, max_minutes=left)
         results.append(_result_of(main, dataclasses.replace(settings, seed=seed), one))
     write_json(options.folder / SEEDS_FILE, over_seeds(results))
     return results

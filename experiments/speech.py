@@ -220,7 +220,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         fitted, settings, claim, began,
         test=accuracy["accuracy_at_100%"],
         metric="accuracy",
-        valid_nats=fitted.valid,  # what was validated
+        valid_metric="nats",
         **accuracy,
         utterances=len(test_part[0]),
         utilisation=round(training.utilisation, 4),

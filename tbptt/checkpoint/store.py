@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import threading
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ VERSION = 1
 ARRAYS, MANIFEST = "arrays.npz", "manifest.json"
 PARTIAL = ".partial"  # ends the name of what is not whole
 DAMAGED = ".damaged"  # ends the name of what was found not to be whole
-BLOCK = 4 << 20  # bytes that are hashed at a time
+BLOCK = 1 << 20  # bytes that are hashed at a time
 
 
 class CheckpointError(ValueError):
@@ -67,7 +68,7 @@ def write_checkpoint(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> 
     try:
         beside.mkdir(parents=True)
         with open(beside / ARRAYS, "wb") as file:
-            np.savez(file, allow_pickle=False, **_plain(checkpoint.arrays))
+            _write_arrays(file, checkpoint.arrays)
             _make_durable(file)
         content = {
             "version": VERSION,
@@ -247,12 +248,19 @@ class Checkpoints:
             self._error = error
 
 
-def _plain(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """With types that NumPy knows by itself: bfloat16 as the integers of its bits."""
-    return {
-        name: array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
-        for name, array in arrays.items()
-    }
+def _write_arrays(file: Any, arrays: dict[str, np.ndarray]) -> None:
+    """An `.npz`, as `np.savez` writes it, without a copy of any array or of a part of it.
+
+    Types that NumPy does not know by itself are written as integers: bfloat16 as its bits.
+    """
+    with zipfile.ZipFile(file, "w") as archive:  # not compressed
+        for name, array in arrays.items():
+            plain = array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
+            plain = np.ascontiguousarray(plain).reshape(plain.shape)  # 0 dimensions stay 0
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                header = np.lib.format.header_data_from_array_1_0(plain)
+                np.lib.format.write_array_header_1_0(entry, header)
+                entry.write(plain.reshape(-1).view(np.uint8).data)
 
 
 def _digest(content: dict[str, Any]) -> str:

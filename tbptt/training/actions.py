@@ -207,8 +207,13 @@ class KeepBest:
         return arrays, {"figure": self.figure if arrays else None, "step": self.step}
 
     def restore(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Takes what `snapshot` gave."""
-        self._values = [arrays[str(k)] for k in range(len(arrays))]
+        """Takes what `snapshot` gave; raises ValueError if it is of another module."""
+        values = [arrays[str(k)] for k in range(len(arrays))]
+        there = [list(value.shape) for value in values]
+        here = [list(variable.shape) for variable in self._module.trainable_variables]
+        if values and there != here:
+            raise ValueError(f"parameters of shapes {there} in the record, {here} in the model.")
+        self._values = values
         self.figure = float("inf") if facts["figure"] is None else facts["figure"]
         self.step = facts["step"]
 

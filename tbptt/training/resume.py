@@ -19,7 +19,7 @@ class Part(Protocol):
         """Arrays and facts, by name; facts are what JSON holds."""
 
     def restore(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Takes them back."""
+        """Takes them back; raises ValueError where they do not fit."""
 
 
 def snapshot(
@@ -108,15 +108,32 @@ def restore(
         raise CheckpointError(
             f"The checkpoint of window {checkpoint.step} is of another run. {'; '.join(wrong)}."
         )
+    _restore_parts(checkpoint, parts or {})
     for name, variable in variables.items():
         variable.assign(checkpoint.arrays[name])
-    for name, part in (parts or {}).items():
-        stored = checkpoint.facts[name]
-        own = {array: checkpoint.arrays[f"{name}.{array}"] for array in stored["arrays"]}
-        part.restore(own, stored["facts"])
     leaves = [tf.constant(checkpoint.arrays[name]) for name in carried]
     carry = tf.nest.pack_sequence_as(position.carry, leaves)
     return Position(carry, Cursor(*checkpoint.facts["cursor"]))
+
+
+def _restore_parts(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
+    """All of them, or none.
+
+    Raises:
+      CheckpointError: what one of them says to what it is given.
+    """
+    before = {name: part.snapshot() for name, part in parts.items()}
+    try:
+        for name, part in parts.items():
+            stored = checkpoint.facts[name]
+            own = {array: checkpoint.arrays[f"{name}.{array}"] for array in stored["arrays"]}
+            part.restore(own, stored["facts"])
+    except ValueError as error:
+        for name, part in parts.items():
+            part.restore(*before[name])
+        raise CheckpointError(
+            f"The checkpoint of window {checkpoint.step} is of another run. {name}: {error}"
+        ) from None
 
 
 def variables_of(trainer: Trainer) -> dict[str, tf.Variable]:

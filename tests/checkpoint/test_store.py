@@ -1,9 +1,12 @@
 """A checkpoint on disk is whole or it is not there, and what is damaged is told."""
 
+import errno
 import json
 import os
 import pathlib
+import resource
 import shutil
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -110,27 +113,53 @@ def test_what_a_killed_run_left_is_removed_and_never_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000000003"]
 
 
-@pytest.mark.parametrize("place", ["open", "fsync", "rename"])
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, place):
-    """As on a full disk: at the first byte, when it is made durable, at the very end."""
+def test_arrays_are_an_npz_that_numpy_reads_by_itself(tmp_path):
+    transposed = np.arange(6.0).reshape(2, 3).T
+    arrays = {**ARRAYS, "transposed": transposed, "strided": np.arange(9)[::2]}
+    ck.write_checkpoint(tmp_path / "one", ck.Checkpoint(1, arrays, {}))
+    with np.load(tmp_path / "one" / "arrays.npz", allow_pickle=False) as file:
+        assert file.files == list(arrays)
+        for name in set(arrays) - {"half"}:
+            assert_same_bits(file[name], arrays[name])
+        assert_same_bits(file["half"], arrays["half"].view(np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("first byte", "No space left on device"),
+        ("some bytes", "File too large"),
+        ("durable", "Input/output error"),
+        ("rename", "Read-only file system"),
+    ],
+)
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, place, message):
+    """As on a full disk: from the first byte to the very end."""
     checkpoints = ck.Checkpoints(tmp_path)
     checkpoints.save(make(3))
     checkpoints.wait()
     assert checkpoints.error() is None
 
-    def fail(*_):
-        raise OSError(28, "No space left on device")
+    def fail(number):
+        def raising(*_, **__):
+            raise OSError(number, os.strerror(number))
 
+        return raising
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with monkeypatch.context() as patch:
-        if place == "open":
-            patch.setattr(np, "savez", lambda *_, **__: fail())
-        elif place == "fsync":
-            patch.setattr(os, "fsync", fail)
+        if place == "first byte":
+            patch.setattr(zipfile.ZipFile, "open", fail(errno.ENOSPC))
+        elif place == "some bytes":  # the system's own refusal
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+        elif place == "durable":
+            patch.setattr(os, "fsync", fail(errno.EIO))
         else:
-            patch.setattr(type(tmp_path), "rename", fail)
+            patch.setattr(type(tmp_path), "rename", fail(errno.EROFS))
         checkpoints.save(make(7))
         checkpoints.wait()
-    assert "No space left" in str(checkpoints.error())
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert message in str(checkpoints.error())
     assert checkpoints.error() is None  # told once
     assert checkpoints.newest().step == 3
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000000003"]

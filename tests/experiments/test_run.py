@@ -70,6 +70,25 @@ def test_seeds_are_runs_of_their_own_and_then_their_mean(tmp_path, capsys):
     assert summary == {"test": 2.0, "metric": "mse", "seconds": 2.0, "seeds": 2}
 
 
+def test_max_minutes_are_the_process_s_and_not_a_seed_s(tmp_path, monkeypatch):
+    now, given = 0.0, []
+    monkeypatch.setattr(run.time, "monotonic", lambda: now)
+
+    def main(settings, options):
+        nonlocal now
+        given.append(options.max_minutes)
+        now += 90.0
+        claim = run.Claim(settings, options)
+        return run.write_result(settings, claim, test=1.0, metric="mse")
+
+    options = run.Options(str(tmp_path / "run"), max_minutes=2.0)
+    with pytest.raises(run.UnfinishedError, match=r"2 minutes are over; 2 of 3 seeds are through"):
+        run.run_seeds(main, run.Settings(), options, 3)
+    assert given == [2.0, 0.5]
+    assert len(run.run_seeds(main, run.Settings(), options, 3)) == 3
+    assert given == [2.0, 0.5, 2.0]
+
+
 def test_terminated_run_is_saved_and_ends_by_the_signal(tmp_path):
     arguments = ["--max_epochs=100000", "--nojit_compile", "--hidden=4", "--windows_per_call=5"]
     process = subprocess.Popen(

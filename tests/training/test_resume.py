@@ -160,6 +160,25 @@ def test_parts_go_along(tmp_path):
     assert parts["trigger"].offer(7.0) == trigger.offer(7.0) is True
 
 
+def test_parts_that_do_not_fit_are_refused_and_nothing_changes():
+    """The second part refuses; the first one and the trainer are as they were."""
+    trainer, other = build(), build()
+    best, trigger = tbptt.KeepBest(trainer.model), NonMonotonic(2)
+    best.offer(3.0, 4)
+    taken = snapshot(trainer, begin(trainer), parts={"trigger": trigger, "best": best})
+    name = next(name for name in taken.arrays if name.startswith("best."))
+    taken.arrays[name] = taken.arrays[name][:-1]
+    parts = {"trigger": NonMonotonic(2), "best": tbptt.KeepBest(other.model)}
+    parts["trigger"].offer(9.0)
+    earlier = parts["trigger"].snapshot()
+    other.step.assign(5)
+    with pytest.raises(CheckpointError, match=r"another run\. best: parameters of shapes \["):
+        restore(taken, other, begin(other), parts=parts)
+    assert parts["trigger"].snapshot() == earlier
+    assert parts["best"].figure == np.inf
+    assert int(other.step) == 5
+
+
 def test_a_state_of_one_tensor_twice_comes_back_in_its_places():
     """Names follow the structure's order, not the dictionary's, and not the tensors' identity."""
     zero = tf.zeros([2, 1])

@@ -1,7 +1,10 @@
 """When checkpoints are written, what is told when they cannot be, and how signals end a run."""
 
+import errno
+import os
 import signal
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -52,23 +55,24 @@ def test_by_minutes_of_a_clock_that_does_not_jump(tmp_path, monkeypatch):
         assert saved(checkpoints, save, step) == expected
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch, number):
     told = []
     monkeypatch.setattr(logging, "error", lambda text, *a: told.append(text % a))
     checkpoints = Checkpoints(tmp_path)
     save = Save(checkpoints, take, windows=1)
     assert saved(checkpoints, save, 1)
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", full)
+        patch.setattr(zipfile.ZipFile, "open", refuse)
         assert not saved(checkpoints, save, 2)
         assert not told  # nobody waits for the disk
         assert not saved(checkpoints, save, 3)
     assert len(told) == 1
-    assert "No space left on device" in told[0]
+    assert os.strerror(number) in told[0]
     assert "The run goes on. The last one is of window 1." in told[0]
     assert saved(checkpoints, save, 4)
     save.close()
