@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers
+from tbptt.checkpoint import load_torch
 from tbptt.training import step as one
 
 ROWS, STEPS, WINDOWS, VOCABULARY, EMBEDDING, HIDDEN = 8, 16, 20, 50, 24, 32
@@ -71,6 +72,31 @@ def test_twenty_windows_equal_torch():
                 parameter -= RATE * parameter.grad
     print(f"\nlargest relative difference over {WINDOWS} windows: {worst:.2e}")
     assert worst < 1e-5
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "projection"])
+def test_imported_weights_give_torch_s_outputs(kind):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    size, more = (EMBEDDING, HIDDEN), dict(num_layers=2)
+    if kind == "projection":
+        theirs = torch.nn.LSTM(*size, proj_size=5, **more)
+        layers = [tbptt.LSTM(EMBEDDING, HIDDEN, projection_size=5, seed=tbptt.make_seed(0))]
+        layers.append(tbptt.LSTM(5, HIDDEN, projection_size=5, seed=tbptt.make_seed(1)))
+    else:
+        theirs, ours = getattr(torch.nn, kind)(*size, **more), getattr(tbptt, kind)
+        layers = [
+            ours(*size, seed=tbptt.make_seed(0)),
+            ours(HIDDEN, HIDDEN, seed=tbptt.make_seed(1)),
+        ]
+    core = tbptt.Stack(layers)
+    load_torch(core, theirs.state_dict())
+    inputs = np.random.default_rng(0).normal(size=[STEPS, ROWS, EMBEDDING]).astype(np.float32)
+    outputs, _ = core(tf.constant(inputs), core.initial_state(ROWS))
+    expected = theirs(torch.tensor(inputs))[0].detach().numpy()
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
 
 
 def in_torch(torch, model):

@@ -1,5 +1,7 @@
 """What a run is, on disk: parameters alone, or everything that going on needs."""
 
+from tbptt.checkpoint.from_torch import load_torch as load_torch
+from tbptt.checkpoint.parameters import assign_parameters as assign_parameters
 from tbptt.checkpoint.parameters import load_parameters as load_parameters
 from tbptt.checkpoint.parameters import named_parameters as named_parameters
 from tbptt.checkpoint.parameters import named_variables as named_variables

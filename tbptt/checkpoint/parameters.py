@@ -1,19 +1,40 @@
-"""Parameters on disk."""
+"""Parameters on disk, under names that say where in the model they are.
+
+A name is the path in the module: `embedding.table`, `core.cores.0.w_x` (the lowest layer of a
+`Stack`), `readout.w`. Shapes and gate order are those that each layer's docstring gives.
+"""
 
 import os
 import pathlib
+import types
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
+SUFFIXES = (".npz", ".safetensors")
+
 
 def save_parameters(path: str | os.PathLike[str], module: tf.Module) -> None:
-    """Writes every parameter under its name to an `.npz`: beside first, then in its place."""
+    """Writes every parameter under its name: beside first, then in its place.
+
+    Args:
+      path: an `.npz`, or a `.safetensors` (`pip install 'tbptt[safetensors]'`).
+      module: whose parameters.
+
+    Raises:
+      ValueError: another suffix, or safetensors is not installed.
+      OSError: it cannot be written; what was there is still there.
+    """
     path = pathlib.Path(path)
-    beside = path.with_name(path.name + ".partial")
+    safetensors = _check_suffix(path)
     values = {name: variable.numpy() for name, variable in named_parameters(module).items()}
+    beside = path.with_name(path.name + ".partial")
     with open(beside, "wb") as file:
-        np.savez(file, allow_pickle=False, **values)
+        if safetensors is None:
+            np.savez(file, allow_pickle=False, **values)
+        else:
+            file.write(safetensors.save(values))
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
@@ -23,21 +44,48 @@ def load_parameters(path: str | os.PathLike[str], module: tf.Module) -> None:
     """Gives `module` the parameters that `save_parameters` wrote, all of them or none.
 
     Raises:
-      ValueError: names or shapes differ (every one that does).
+      ValueError: names, shapes or kinds of number differ (every one that does), or the file is
+        damaged or of another suffix.
     """
-    with np.load(path, allow_pickle=False) as file:
-        values = {name: file[name] for name in file.files}
+    path = pathlib.Path(path)
+    safetensors = _check_suffix(path)
+    try:
+        if safetensors is None:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                values = {name: arrays[name] for name in arrays.files}
+        else:
+            values = safetensors.load(path.read_bytes())
+    except OSError:
+        raise
+    except Exception as error:  # each reader has its own
+        raise ValueError(f"{str(path)!r} cannot be read: {error}.") from None
+    assign_parameters(module, values, source=repr(str(path)))
+
+
+def assign_parameters(
+    module: tf.Module, values: Mapping[str, np.ndarray], *, source: str = "This"
+) -> None:
+    """Gives `module` all parameters by name, or none.
+
+    Args:
+      module: whose parameters.
+      values: one for every parameter; float64 may become float32, but no number an integer.
+      source: what they are from, for the message.
+
+    Raises:
+      ValueError: names, shapes or kinds of number differ (every one that does).
+    """
     parameters = named_parameters(module)
     wrong = [
         f"{name}: {_shape(values.get(name))} in the file, {_shape(parameters.get(name))} in "
         "the model"
         for name in sorted({*values, *parameters})
-        if _shape(values.get(name)) != _shape(parameters.get(name))
+        if not _fits(values.get(name), parameters.get(name))
     ]
     if wrong:
-        raise ValueError(f"{str(path)!r} is of another model. {'; '.join(wrong)}.")
+        raise ValueError(f"{source} is of another model. {'; '.join(wrong)}.")
     for name, variable in parameters.items():
-        variable.assign(values[name])
+        variable.assign(values[name].astype(variable.dtype.as_numpy_dtype))
 
 
 def named_parameters(module: tf.Module) -> dict[str, tf.Variable]:
@@ -53,5 +101,28 @@ def named_variables(module: tf.Module) -> dict[str, tf.Variable]:
     return {".".join(str(step) for step in path): variable for path, variable in flattened}
 
 
+def _check_suffix(path: pathlib.Path) -> types.ModuleType | None:
+    """None for an `.npz`; for a `.safetensors`, what reads and writes it."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"Parameters are written to and read from {' and '.join(SUFFIXES)}, not {path.name!r}."
+        )
+    if path.suffix == ".npz":
+        return None
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ValueError(
+            f"{path.name!r} needs pip install safetensors; an .npz needs nothing more."
+        ) from None
+    return safetensors.numpy
+
+
+def _fits(value: np.ndarray | None, parameter: tf.Variable | None) -> bool:
+    if value is None or parameter is None or value.shape != tuple(parameter.shape):
+        return False
+    return np.can_cast(value.dtype, parameter.dtype.as_numpy_dtype, "same_kind")
+
+
 def _shape(value: np.ndarray | tf.Variable | None) -> str:
-    return "nothing" if value is None else str(list(value.shape))
+    return "nothing" if value is None else f"{tf.as_dtype(value.dtype).name} {list(value.shape)}"

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers
+from tbptt.layers.dropout import dropout
 from tbptt.streams.pieces import Pieces
 from tests.conftest import make_core
 
@@ -187,31 +188,38 @@ def test_every_target_is_scored_once(stream, truncation):
             assert len(np.unique(scored)) == len(scored) > len(TOKENS) - (ROWS + 1) * STEPS
 
 
+class AnyModel(tf.Module):
+    """Takes whatever comes in."""
+
+    def __init__(self, dropout_rate=0.0):
+        super().__init__()
+        self.core = make_core("lstm")
+        self.dropout_rate = dropout_rate
+
+    def initial_state(self, batch_size):
+        return self.core.initial_state(batch_size)
+
+    def __call__(self, window, state, *, training, seed):
+        x = tf.cast(window.inputs, tf.float32)
+        x = x[..., None] if x.shape.rank == 2 else x
+        x = tf.reduce_mean(x, axis=-1, keepdims=True) * tf.ones([3]) / 100.0
+        x = dropout(x, self.dropout_rate if training else 0.0, seed)
+        return self.core(x, state, reset=window.reset, link=window.link, advance=window.advance)
+
+
+def any_loss(outputs, targets):
+    """How far the outputs are from the targets' mean, small numbers all."""
+    targets = tf.cast(targets, tf.float32) / 100.0
+    while targets.shape.rank > 2:
+        targets = tf.reduce_mean(targets, axis=-1)
+    return tf.reduce_sum((outputs - targets[..., None]) ** 2, axis=-1)
+
+
 @pytest.mark.parametrize("stream", STREAMS)
 def test_trainer_takes_every_stream(stream):
     """Law 11 in the loop, and law 12: one program, whatever the cut, the count and the epoch."""
-
-    class Any(tf.Module):
-        """One number from whatever comes in."""
-
-        def __init__(self):
-            super().__init__()
-            self.core = make_core("lstm")
-
-        def initial_state(self, batch_size):
-            return self.core.initial_state(batch_size)
-
-        def __call__(self, window, state, *, training, seed):
-            x = tf.cast(window.inputs, tf.float32)
-            x = x[..., None] if x.shape.rank == 2 else x
-            x = tf.reduce_mean(x, axis=-1, keepdims=True) * tf.ones([3]) / 100.0
-            return self.core(x, state, reset=window.reset, link=window.link, advance=window.advance)
-
-    def loss(outputs, targets):
-        return tf.reduce_sum(outputs**2, axis=-1)
-
     made = make(stream, "everything")
-    trainer = tbptt.Trainer(Any(), loss, optimizers.sgd(0.1), jit_compile=False)
+    trainer = tbptt.Trainer(AnyModel(), any_loss, optimizers.sgd(0.1), jit_compile=False)
     position = tbptt.Position(trainer.initial_carry(ROWS))
     windows = 2 * made.windows_per_epoch + 3
     position = tbptt.train(trainer, tbptt.PrefetchFeed(made, 7), position, windows=windows)

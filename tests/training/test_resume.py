@@ -11,7 +11,7 @@ from tbptt.streams.fingerprint import fingerprint
 from tbptt.training.average import NonMonotonic
 from tbptt.training.resume import restore, snapshot, variables_of
 from tests.conftest import assert_same_bits, make_core
-from tests.streams.test_streams import STREAMS, make
+from tests.streams.test_streams import STREAMS, AnyModel, any_loss, make
 
 VOCABULARY, ROWS, WINDOWS = 7, 2, 11  # an epoch has 6: the end lies in the second
 
@@ -82,15 +82,29 @@ def test_resumed_run_is_the_undisturbed_run(tmp_path, kind, jit):
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_every_stream_goes_on_where_it_was(stream):
-    """The windows themselves, under every truncation at once: all that a run reads of a stream."""
+    """Cut in an epoch, at its end and in the next one; all truncations at once, dropout, Adam."""
     made, again = make(stream, "everything"), make(stream, "everything")
-    for cut in (1, made.windows_per_epoch, made.windows_per_epoch + 2):
-        _, cursor = made.windows(tbptt.Cursor(), cut)
-        expected, _ = made.windows(cursor, 3)
-        actual, _ = again.windows(tbptt.Cursor(cursor.epoch, cursor.index), 3)
-        for a, b in zip(actual, expected, strict=True):
-            assert (a is None) == (b is None)
-            assert a is None or a.tobytes() == b.tobytes()
+    trainer = tbptt.Trainer(
+        AnyModel(dropout_rate=0.3), any_loss, optimizers.adam(0.01), jit_compile=False
+    )
+    start = begin(trainer, made.rows)
+    beginning, losses, seen = snapshot(trainer, start), {}, {}
+    windows = made.windows_per_epoch + 5
+    end = go_on(trainer, made, start, windows, losses)
+    whole = snapshot(trainer, end)
+    position = restore(beginning, trainer, start)
+    for cut in (2, made.windows_per_epoch, made.windows_per_epoch + 3, windows):
+        position = go_on(trainer, again, position, cut, seen)
+        taken = snapshot(trainer, position)
+        go_on(trainer, again, position, cut + 1, {})  # what comes after must not count
+        position = restore(taken, trainer, start)
+    assert seen == losses
+    # Where labels are of whole sequences, a window without an end of one has no loss.
+    assert np.isfinite([np.frombuffer(loss, np.float32) for loss in losses.values()]).mean() > 0.5
+    last = snapshot(trainer, position)
+    assert (last.step, last.facts) == (whole.step, whole.facts)
+    for name, array in whole.arrays.items():
+        assert_same_bits(last.arrays[name], array)
     assert fingerprint(made) == fingerprint(again)
     assert fingerprint(made) != fingerprint(make(stream, "plain"))
 
