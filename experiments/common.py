@@ -168,7 +168,7 @@ def fit(
         found = checkpoints.newest()
         if found is not None:
             start = resume.restore(found, trainer, start, parts=parts, facts=facts)
-    first = int(trainer.step)
+    first = trainer.windows_seen
     run.announce(logdir, trainer.model, first, windows)
     writer = tbptt.SummaryWriter(logdir, first_step=first)
     if not first:
@@ -189,7 +189,7 @@ def fit(
             summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
             summaries.GRAD_NORM_MAX: report.metrics.grad_norm_max,
             summaries.WINDOWS_SKIPPED: report.metrics.skipped,
-            summaries.LEARNING_RATE: float(schedule(trainer.step)),
+            summaries.LEARNING_RATE: float(schedule(report.step)),
             summaries.HIDDEN_RMS: summaries.state_rms(report.state),
             summaries.EPOCH: report.step / stream.windows_per_epoch,
         })  # fmt: skip
@@ -237,15 +237,15 @@ def fit(
             trainer, feed, start, windows=windows, actions=due,
             stop=lambda: stopped() or time.monotonic() > deadline,
         )  # fmt: skip
-        if int(trainer.step) < windows:
+        if trainer.windows_seen < windows:
             save.save(position)
         save.close()
-    if int(trainer.step) < windows:
+    if trainer.windows_seen < windows:
         writer.close()
         stopped.exit()
         raise run.UnfinishedError(
             f"{options.max_minutes:g} minutes are over; the run is saved at window "
-            f"{int(trainer.step)} of {windows}. The same command goes on."
+            f"{trainer.windows_seen} of {windows}. The same command goes on."
         )
     if validate is None:
         tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "losses": set(),
     "optimizers": set(),
     "checkpoint": set(),
+    "distribution": set(),
     "summaries": set(),
     "streams": set(),
     "unroll": {"precision", "state"},
@@ -27,7 +28,15 @@ MAY_IMPORT = {
     "readouts": {"layers"},
     "models": {"layers", "losses", "unroll", "state"},
     "serving": {"state"},
-    "training": {"losses", "optimizers", "state", "streams", "checkpoint", "summaries"},
+    "training": {
+        "losses",
+        "optimizers",
+        "state",
+        "streams",
+        "checkpoint",
+        "distribution",
+        "summaries",
+    },
 }
 FORBIDDEN = ("keras", "tensorflow.python", "tensorflow.compat.v1", "absl.flags", "pickle")
 

@@ -1,6 +1,7 @@
 """How windows reach the device: all of them once, or K at a time while others are computed."""
 
 import concurrent.futures
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -37,10 +38,19 @@ class Feed(Protocol):
         """`count <= windows_per_call` windows from the cursor on, and the cursor after them."""
 
 
+def to_device(windows: Window) -> Window:
+    """NumPy's arrays as tensors on this device."""
+    return tf.nest.map_structure(
+        lambda field: None if field is None else tf.constant(field), windows
+    )
+
+
 class ResidentFeed:
     """Keeps a whole epoch on the device: a call moves two integers."""
 
-    def __init__(self, stream: Stream, windows_per_call: int) -> None:
+    def __init__(
+        self, stream: Stream, windows_per_call: int, *, put: Callable[[Window], Window] = to_device
+    ) -> None:
         checks.check_at_least("windows_per_call", windows_per_call, 1)
         if not stream.epochs_alike:
             raise ValueError(
@@ -49,7 +59,7 @@ class ResidentFeed:
         self.stream = stream
         self.windows_per_call = windows_per_call
         windows, _ = stream.windows(Cursor(), stream.windows_per_epoch)
-        self._windows = _to_device(windows)
+        self._windows = put(windows)
 
     def take(self, cursor: Cursor, count: int) -> tuple[Chunk, Cursor]:
         """See `Feed`."""
@@ -61,8 +71,11 @@ class ResidentFeed:
 class PrefetchFeed:
     """Reads the next K windows in a thread, while the device works on these."""
 
-    def __init__(self, stream: Stream, windows_per_call: int) -> None:
+    def __init__(
+        self, stream: Stream, windows_per_call: int, *, put: Callable[[Window], Window] = to_device
+    ) -> None:
         checks.check_at_least("windows_per_call", windows_per_call, 1)
+        self._put = put
         self.stream = stream
         self.windows_per_call = windows_per_call
         self._reader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="feed")
@@ -81,13 +94,17 @@ class PrefetchFeed:
 
     def _read(self, cursor: Cursor) -> tuple[Cursor, "concurrent.futures.Future[Window]"]:
         def read() -> Window:
-            return _to_device(self.stream.windows(cursor, self.windows_per_call)[0])
+            return self._put(self.stream.windows(cursor, self.windows_per_call)[0])
 
         return cursor, self._reader.submit(read)
 
 
 def open_feed(
-    stream: Stream, windows_per_call: int, *, resident_bytes: int = RESIDENT_BYTES
+    stream: Stream,
+    windows_per_call: int,
+    *,
+    resident_bytes: int = RESIDENT_BYTES,
+    put: Callable[[Window], Window] = to_device,
 ) -> Feed:
     """A feed of `windows_per_call` windows at most: resident where an epoch is small.
 
@@ -95,23 +112,18 @@ def open_feed(
       stream: what to read.
       windows_per_call: K.
       resident_bytes: the largest epoch, as int32 inputs and targets, that stays on the device.
+      put: what brings windows there; of many devices, `Replicas.put`.
     """
     checks.check_at_least("windows_per_call", windows_per_call, 1)
     one, _ = stream.windows(Cursor(), 1)
     window_bytes = sum(part.nbytes for part in _arrays(one))
     if stream.epochs_alike and window_bytes * stream.windows_per_epoch <= resident_bytes:
-        return ResidentFeed(stream, windows_per_call)
-    return PrefetchFeed(stream, windows_per_call)
+        return ResidentFeed(stream, windows_per_call, put=put)
+    return PrefetchFeed(stream, windows_per_call, put=put)
 
 
 def _chunk(windows: Window, first: int, count: int) -> Chunk:
     return Chunk(windows, tf.constant(first, tf.int64), tf.constant(count, tf.int64))
-
-
-def _to_device(windows: Window) -> Window:
-    return tf.nest.map_structure(
-        lambda field: None if field is None else tf.constant(field), windows
-    )
 
 
 def _arrays(windows: Window) -> list[Any]:

@@ -25,6 +25,7 @@ class Report:
       metrics: `loop.Metrics` of the last call, as numbers.
       position: `loop.Position`: where the run stands.
       seconds: the last call took, feeding included.
+      local: what this process has of a carry, see `Trainer.local`.
     """
 
     step: int
@@ -32,11 +33,12 @@ class Report:
     metrics: Any
     position: Any
     seconds: float
+    local: Callable[[Any], Any] = lambda carry: carry
 
     @property
     def state(self) -> State:
-        """The rows' recurrent state, leaves `[B, ...]`."""
-        return self.position.carry.state
+        """The recurrent state of this process's rows, leaves `[B, ...]`."""
+        return self.local(self.position.carry).state
 
     @property
     def finished(self) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tbptt import checks
+from tbptt.distribution import Replicas
 from tbptt.losses import REDUCTIONS
 from tbptt.optimizers.transform import GradientTransform
 from tbptt.seeds import fold_in, make_seed
@@ -21,7 +22,8 @@ from tbptt.training.actions import Every, Report
 from tbptt.training.average import Average
 from tbptt.training.fold import fold, make_program
 from tbptt.training.loss_scale import LossScale
-from tbptt.training.step import Carry
+from tbptt.training.replicated import make_replicated_program
+from tbptt.training.step import Carry, WindowGradients
 from tbptt.types import Cursor, Loss, Model, Window
 
 
@@ -44,6 +46,12 @@ class Metrics(NamedTuple):
     grad_norm_max: tf.Tensor
     skipped: tf.Tensor
     broken: tf.Tensor
+
+    @classmethod
+    def none(cls) -> "Metrics":
+        """Before the first window."""
+        none, zero = tf.zeros([], tf.int64), tf.zeros([])
+        return cls(none, zero, zero, zero, zero, none, none - 1)
 
     @property
     def loss(self) -> float:
@@ -86,7 +94,7 @@ class Trainer(tf.Module):
       >>> carry = trainer.initial_carry(stream.rows)
       >>> chunk, cursor = ResidentFeed(stream, windows_per_call=3).take(Cursor(), 3)
       >>> carry, metrics = trainer(carry, chunk)
-      >>> metrics.read().windows, int(trainer.step), round(metrics.read().loss, 1)
+      >>> metrics.read().windows, trainer.windows_seen, round(metrics.read().loss, 1)
       (3, 3, 1.6)
     """
 
@@ -100,6 +108,7 @@ class Trainer(tf.Module):
         seed: int = 0,
         loss_scale: LossScale | None = None,
         average: Average | None = None,
+        replicas: Replicas | None = None,
         jit_compile: bool = True,
     ) -> None:
         """Args:
@@ -111,7 +120,12 @@ class Trainer(tf.Module):
         loss_scale: what the loss is multiplied by, for products in float16; its own for every
             trainer. None: by nothing.
         average: takes the parameters in after every window, once it is begun; of the same model.
-        jit_compile: whether XLA compiles the loop.
+        replicas: who trains, each its own rows; all that has variables is made in their
+          `scope()`, the trainer too. None: this device alone.
+        jit_compile: whether XLA compiles the loop; of replicas, what is between two sums.
+
+        Raises:
+          ValueError: the model was made outside the replicas' scope.
         """
         super().__init__(name="trainer")
         checks.check_choice("reduction", reduction, REDUCTIONS)
@@ -128,11 +142,36 @@ class Trainer(tf.Module):
         self._optimizer = optimizer
         self._reduction = reduction
         self._seed = make_seed(seed)
-        self._program = make_program(self._train, jit_compile=jit_compile)
+        self._replicas = replicas
+        if replicas is None:
+            self._program = make_program(self._train, jit_compile=jit_compile)
+        else:
+            replicas.check_copies(self.variables)
+            self._program = make_replicated_program(
+                replicas,
+                lambda *given: self._backward("sum_over_window", *given),
+                self._update,
+                Metrics.none,
+                reduction=reduction,
+                parameters=model.trainable_variables,
+                jit_compile=jit_compile,
+            )
 
     def initial_carry(self, rows: int) -> Carry:
-        """What is carried into the first window."""
-        return one.initial_carry(self.model, rows)
+        """What is carried into the first window; dealt, where there are replicas."""
+        return self.deal(one.initial_carry(self.model, rows))
+
+    def deal(self, carry: Carry) -> Carry:
+        """The carry of all rows, each on the device that trains it."""
+        return carry if self._replicas is None else self._replicas.deal(carry)
+
+    def local(self, carry: Carry) -> Carry:
+        """What this process has of a carry, as plain tensors."""
+        return carry if self._replicas is None else self._replicas.local(carry)
+
+    def gather(self, carry: Carry) -> Carry:
+        """The carry of all rows, in their order; every process asks at the same time."""
+        return carry if self._replicas is None else self._replicas.gather(carry)
 
     def __call__(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
         """Trains on the windows of `chunk`; returns without waiting where the device allows.
@@ -140,10 +179,22 @@ class Trainer(tf.Module):
         Raises:
           ValueError: the state in `carry` is not the model's for so many rows.
         """
-        rows = int(tf.nest.flatten(chunk.windows.inputs)[0].shape[2])
+        inputs = tf.nest.flatten(chunk.windows.inputs)[0]
+        if self._replicas is None:
+            rows, of_rows = int(inputs.shape[2]), carry
+        else:
+            rows = int(self._replicas.one(inputs).shape[2])
+            of_rows = self._replicas.one(carry)
+        like = one.initial_carry(self.model, rows)
         advice = f"Make it with initial_carry({rows}), of the same model."
-        checks.check_like("The carried state", carry, self.initial_carry(rows), advice)
-        return self._program(carry, chunk)
+        checks.check_like("The carried state", of_rows, like, advice)
+        carry, metrics = self._program(carry, chunk)
+        return carry, metrics if self._replicas is None else self._replicas.one(metrics)
+
+    @property
+    def windows_seen(self) -> int:
+        """`step` as a number."""
+        return int(self.step.numpy())
 
     @property
     def traces(self) -> int:
@@ -151,25 +202,36 @@ class Trainer(tf.Module):
         return int(self._program.experimental_get_tracing_count())
 
     def _train(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
-        none, zero = tf.zeros([], tf.int64), tf.zeros([])
-        metrics = Metrics(none, zero, zero, zero, zero, none, none - 1)
-        return fold(chunk, self._train_window, (carry, metrics))
+        return fold(chunk, self._train_window, (carry, Metrics.none()))
 
     def _train_window(
         self, window: Window, carried: tuple[Carry, Metrics]
     ) -> tuple[Carry, Metrics]:
         carry, metrics = carried
-        step = tf.convert_to_tensor(self.step)
-        broken = tf.where(
-            (metrics.broken < 0) & ~one.continues(window, carry.position),
-            metrics.windows,
-            metrics.broken,
-        )
-        seed = fold_in(self._seed, step)
+        result = self._backward(self._reduction, window, carry)
+        return self._update(window, carry, metrics, result, one.continues(window, carry.position))
+
+    def _backward(
+        self, reduction: str, window: Window, carry: Carry, replica: tf.Tensor | None = None
+    ) -> WindowGradients:
+        seed = fold_in(self._seed, tf.convert_to_tensor(self.step))
+        if replica is not None:
+            seed = fold_in(seed, replica)
         scale = None if self.loss_scale is None else tf.convert_to_tensor(self.loss_scale.scale)
-        result = one.window_gradients(
-            self.model, self._loss, self._reduction, window, carry.state, seed, scale
+        return one.window_gradients(
+            self.model, self._loss, reduction, window, carry.state, seed, scale
         )
+
+    def _update(
+        self,
+        window: Window,
+        carry: Carry,
+        metrics: Metrics,
+        result: WindowGradients,
+        continued: tf.Tensor,
+    ) -> tuple[Carry, Metrics]:
+        step = tf.convert_to_tensor(self.step)
+        broken = tf.where((metrics.broken < 0) & ~continued, metrics.windows, metrics.broken)
         finite, norm = one.is_finite(result)
         if self.loss_scale is not None:
             self.loss_scale.update(finite)
@@ -246,7 +308,7 @@ def train(
       NonFiniteError, ContinuityError: see there.
     """
     checks.check_at_least("windows", windows, 1)
-    step = int(trainer.step)
+    step = trainer.windows_seen
     while step < windows:
         count = min(feed.windows_per_call, windows - step)
         count = min([count, *(action.distance(step) for action in actions)])
@@ -257,14 +319,14 @@ def train(
         seconds = time.perf_counter() - began
         _check(
             metrics,
-            int(carry.skipped_in_a_row),
+            int(trainer.local(carry).skipped_in_a_row),
             position.cursor,
             step,
             max_skipped_in_a_row,
         )
         position = Position(carry, cursor)
         step += count
-        report = Report(step, windows, metrics, position, seconds)
+        report = Report(step, windows, metrics, position, seconds, trainer.local)
         for action in actions:
             if action.is_due(report):
                 action.act(report)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tbptt.checkpoint import Checkpoint, CheckpointError, named_parameters, named_variables
 from tbptt.state import named_leaves
 from tbptt.training.loop import Position, Trainer
+from tbptt.training.step import Carry
 from tbptt.types import Cursor
 
 
@@ -50,7 +51,8 @@ def snapshot(
       (7, Cursor(epoch=1, index=3))
     """
     arrays = {name: v.numpy() for name, v in variables_of(trainer).items()}
-    arrays |= {name: np.array(t) for name, t in _of_carry(position).items()}
+    carry = trainer.gather(position.carry)
+    arrays |= {name: np.array(t) for name, t in _of_carry(carry).items()}
     more: dict[str, Any] = {
         "cursor": [position.cursor.epoch, position.cursor.index],
         **(facts or {}),
@@ -59,7 +61,7 @@ def snapshot(
         own, told = part.snapshot()
         arrays |= {f"{part_name}.{name}": value for name, value in own.items()}
         more[part_name] = {"arrays": sorted(own), "facts": told}
-    return Checkpoint(int(trainer.step), arrays, more)
+    return Checkpoint(trainer.windows_seen, arrays, more)
 
 
 def restore(
@@ -96,7 +98,8 @@ def restore(
         for name in (parts or {})
         for array in checkpoint.facts.get(name, {}).get("arrays", ())
     }
-    variables, carried = variables_of(trainer), _of_carry(position)
+    like = trainer.gather(position.carry)
+    variables, carried = variables_of(trainer), _of_carry(like)
     there = {name: _kind(a) for name, a in checkpoint.arrays.items() if name not in of_parts}
     here = {name: _kind(value) for name, value in {**variables, **carried}.items()}
     wrong += [
@@ -112,8 +115,8 @@ def restore(
     for name, variable in variables.items():
         variable.assign(checkpoint.arrays[name])
     leaves = [tf.constant(checkpoint.arrays[name]) for name in carried]
-    carry = tf.nest.pack_sequence_as(position.carry, leaves)
-    return Position(carry, Cursor(*checkpoint.facts["cursor"]))
+    carry = tf.nest.pack_sequence_as(like, leaves)
+    return Position(trainer.deal(carry), Cursor(*checkpoint.facts["cursor"]))
 
 
 def _restore_parts(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
@@ -157,10 +160,10 @@ def variables_of(trainer: Trainer) -> dict[str, tf.Variable]:
     return found | {"step": trainer.step}
 
 
-def _of_carry(position: Position) -> dict[str, tf.Tensor]:
-    """The leaves of the carry by name, in the order of its structure."""
-    leaves = tf.nest.flatten(position.carry)
-    places = named_leaves(tf.nest.pack_sequence_as(position.carry, list(range(len(leaves)))))
+def _of_carry(carry: Carry) -> dict[str, tf.Tensor]:
+    """The leaves of a carry by name, in the order of its structure."""
+    leaves = tf.nest.flatten(carry)
+    places = named_leaves(tf.nest.pack_sequence_as(carry, list(range(len(leaves)))))
     ordered = sorted(places.items(), key=lambda item: int(item[1]))
     return {f"carry.{path.replace('/', '.')}": leaves[int(k)] for path, k in ordered}
 

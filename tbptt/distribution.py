@@ -1,0 +1,250 @@
+"""Replicas: several devices, each with its own rows and their state, on TensorFlow's strategies.
+
+Rows are dealt out contiguously, and a row stays where it is: replica r of R has rows r * B / R to
+(r + 1) * B / R, their windows and their state. Parameters are a copy on every replica; what the
+replicas tell each other is the sum of their gradients, once a window. Every replica then makes
+the same update, so the copies stay alike to the bit.
+"""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tbptt import checks
+from tbptt.types import Nest, Window
+
+# Where the rows are in `K` stacked windows; None: the field has no rows.
+ROW_AXES = Window(
+    inputs=2, targets=2, reset=2, weight=2, start=1, position=1, link=2, advance=None, rate=None
+)
+
+
+STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
+
+
+def open_replicas(
+    strategy: str = "auto", *, reduce_dtype: tf.DType | None = None
+) -> "Replicas | None":
+    """The replicas of this process's devices; None where there is one device and nothing to deal.
+
+    A process has one strategy of a kind, whoever asks for it: collectives of two would meet.
+
+    Args:
+      strategy: `one`: this device alone. `mirrored`: all GPUs of this machine, or all logical
+        CPU devices. `multi_worker`: this process is one of several, told by `TF_CONFIG` or by
+        Slurm; it must be asked for before TensorFlow does anything else. `tpu`: the TPU slice
+        that the environment names. `auto`: the one of these that the environment calls for.
+      reduce_dtype: see `Replicas`.
+
+    Raises:
+      ValueError: another name, or the environment does not say who the workers are.
+    """
+    checks.check_choice("strategy", strategy, STRATEGIES)
+    name = _called_for() if strategy == "auto" else strategy
+    return None if name == "one" else Replicas(_open(name), reduce_dtype=reduce_dtype)
+
+
+def _called_for() -> str:
+    if os.environ.get("TPU_NAME"):
+        return "tpu"
+    if len(_workers()) > 1 or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        return "multi_worker"
+    return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one"
+
+
+def _workers() -> list[str]:
+    """Addresses of the processes that `TF_CONFIG` names."""
+    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    return [*cluster.get("chief", []), *cluster.get("worker", [])]
+
+
+@functools.cache
+def _open(name: str) -> tf.distribute.Strategy:
+    if name == "tpu":
+        tpu = tf.distribute.cluster_resolver.TPUClusterResolver()
+        tf.config.experimental_connect_to_cluster(tpu)
+        tf.tpu.experimental.initialize_tpu_system(tpu)
+        return tf.distribute.TPUStrategy(tpu)
+    if name == "mirrored":
+        kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+        return tf.distribute.MirroredStrategy(
+            [d.name for d in tf.config.list_logical_devices(kind)]
+        )
+    resolver = None  # TF_CONFIG
+    if not _workers():
+        if "SLURM_PROCID" not in os.environ:
+            raise ValueError(
+                "strategy='multi_worker' needs TF_CONFIG, which names the workers, or Slurm. "
+                "python -m tools.launch sets it for processes on this machine."
+            )
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
+    return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+
+
+class Replicas:
+    """The replicas of a strategy, and what rows and their state need of it.
+
+    Attributes:
+      strategy: as given.
+      count: R, of all processes together.
+      here: which of them are of this process.
+      is_chief: whether this process writes what only one may write.
+
+    Example: two devices where there is one, each with two of four rows.
+      >>> replicas = open_replicas("mirrored")
+      >>> options = dict(replicas=replicas, jit_compile=False)
+      >>> with replicas.scope():
+      ...     model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
+      ...     trainer = Trainer(model, cross_entropy, sgd(0.1), **options)
+      >>> stream = ContiguousStream(np.arange(50) % 5, rows=4, window_length=4, vocabulary_size=5)
+      >>> feed = open_feed(stream, 2, put=replicas.put)
+      >>> position = train(trainer, feed, Position(trainer.initial_carry(4)), windows=2)
+      >>> trainer.gather(position.carry).state.hidden.shape.as_list()
+      [4, 4]
+    """
+
+    def __init__(
+        self, strategy: tf.distribute.Strategy, *, reduce_dtype: tf.DType | None = None
+    ) -> None:
+        """Args:
+        strategy: mirrored, of many workers, or of a TPU.
+        reduce_dtype: what gradients are sent and added up in, as bfloat16; None: as they are.
+        """
+        self.strategy = strategy
+        self.reduce_dtype = reduce_dtype
+        self.count = int(strategy.num_replicas_in_sync)
+        ids = strategy.experimental_distribute_values_from_function(
+            lambda context: context.replica_id_in_sync_group
+        )
+        self.here = tuple(int(each) for each in strategy.experimental_local_results(ids))
+        self._gather = tf.function(self._gather_dealt, autograph=False)  # traced once
+        self._devices = dict(zip(self.here, strategy.extended.worker_devices, strict=True))
+        resolver = strategy.cluster_resolver
+        self.is_chief = (
+            resolver is None
+            or resolver.task_type in (None, "chief")
+            or (resolver.task_type == "worker" and resolver.task_id == 0)
+        )
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Variables that are made in it are a copy on every replica, which no other one touches.
+
+        Model, average, loss scale and trainer are built in it.
+        """
+
+        def creator(make: Callable[..., tf.Variable], **options: Any) -> tf.Variable:
+            if options.get("trainable") is None:
+                options["trainable"] = True  # which a variable that is read here alone is not
+            options["synchronization"] = tf.VariableSynchronization.ON_READ
+            options["aggregation"] = tf.VariableAggregation.ONLY_FIRST_REPLICA
+            return make(**options)
+
+        with self.strategy.scope(), tf.variable_creator_scope(creator):
+            yield
+
+    def check_copies(self, variables: Sequence[tf.Variable]) -> None:
+        """Raises ValueError: some of them were not made in `scope()`."""
+        for variable in variables:
+            if len(self._parts(variable)) != len(self.here) or (
+                self.count > 1 and not isinstance(variable, tf.distribute.DistributedValues)
+            ):
+                raise ValueError(
+                    f"{variable.name} was made outside the scope of {self.count} replicas. Build "
+                    "model, average, loss scale and trainer in: with replicas.scope():"
+                )
+
+    def rows_of_each(self, rows: int) -> int:
+        """B / R.
+
+        Raises:
+          ValueError: R does not divide B.
+        """
+        if rows % self.count:
+            fitting = [n for n in (rows - rows % self.count, rows + -rows % self.count) if n]
+            raise ValueError(
+                f"rows ({rows}) must be a multiple of replicas ({self.count}), because a replica "
+                "carries the state of its own rows from window to window. Use rows="
+                f"{' or '.join(map(str, fitting))}."
+            )
+        return rows // self.count
+
+    def put(self, windows: Window) -> Window:
+        """`K` stacked windows of all rows, NumPy's: each replica's rows on its device."""
+        return Window(
+            *(
+                tf.nest.map_structure(functools.partial(self._deal, axis=axis), field)
+                for field, axis in zip(windows, ROW_AXES, strict=True)
+            )
+        )
+
+    def deal(self, nest: Nest) -> Nest:
+        """What is `[B, ...]`: each replica's rows on its device. Scalars go to all of them."""
+        return tf.nest.map_structure(
+            lambda leaf: self._deal(leaf, axis=0 if len(leaf.shape) else None), nest
+        )
+
+    def local(self, nest: Nest) -> Nest:
+        """The rows of this process, as plain tensors, out of what is dealt."""
+        return tf.nest.map_structure(lambda leaf: _joined(self._parts(leaf)), nest)
+
+    def one(self, nest: Nest) -> Nest:
+        """The part of this process's first replica."""
+        return tf.nest.map_structure(lambda leaf: self._parts(leaf)[0], nest)
+
+    def gather(self, nest: Nest) -> Nest:
+        """All rows, in their order, on every process: all of them must ask at the same time."""
+        if len(self.here) == self.count:
+            return self.local(nest)
+        flat = tf.nest.flatten(nest)
+        dealt = [leaf for leaf in flat if len(self._parts(leaf)[0].shape)]
+        whole = iter(self.one(self._gather(dealt)))
+        gathered = [next(whole) if len(part.shape) else part for part in self.one(flat)]
+        return tf.nest.pack_sequence_as(nest, gathered)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether any process says so, flag by flag: all of them must ask at the same time."""
+        if len(self.here) == self.count:
+            return flags
+        said = self.strategy.reduce(
+            tf.distribute.ReduceOp.SUM, tf.constant(flags, tf.float32), axis=None
+        )
+        return tuple(bool(each) for each in said.numpy() > 0)
+
+    def _gather_dealt(self, dealt: list[Any]) -> list[Any]:
+        if len(self.here) > 1:
+            return [self.strategy.gather(leaf, axis=0) for leaf in dealt]
+        with tf.device(self._devices[self.here[0]]):  # a gather goes by where its parts are
+            return [self.strategy.gather(tf.identity(leaf), axis=0) for leaf in dealt]
+
+    def _parts(self, leaf: Any) -> tuple[tf.Tensor, ...]:
+        return self.strategy.experimental_local_results(leaf)
+
+    def _deal(self, leaf: Any, axis: int | None) -> Any:
+        if leaf is None:
+            return None
+        if axis is None:
+            parts = [leaf] * self.count
+        else:
+            self.rows_of_each(leaf.shape[axis])
+            parts = np.split(np.asarray(leaf), self.count, axis)
+
+        def part(replica: int) -> tf.Tensor:
+            with tf.device(self._devices[replica]):
+                return tf.constant(parts[replica])
+
+        if len(self.here) == 1:  # as what comes out of a run: a tensor, and no PerReplica of one
+            return part(self.here[0])
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: part(int(context.replica_id_in_sync_group))
+        )
+
+
+def _joined(parts: tuple[tf.Tensor, ...]) -> tf.Tensor:
+    return tf.concat(parts, axis=0) if len(parts) > 1 and len(parts[0].shape) else parts[0]
