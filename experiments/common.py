@@ -159,18 +159,27 @@ def fit(
       UnfinishedError: --max_minutes are over; all is saved.
     """
     logdir, options, stream = claim.folder, claim.options, feed.stream
+    replicas = claim.replicas
+    replicas.any(True)  # all are here, and the folder is the chief's
     best = tbptt.KeepBest(trainer.model)
     parts = {"best": best, **(parts or {})}
     facts = {"settings": dataclasses.asdict(settings), "stream": fingerprint(stream)}
     start = tbptt.Position(trainer.initial_carry(stream.rows))
     with run.usage_errors():
-        checkpoints = Checkpoints(logdir / "checkpoints", keep=options.keep_checkpoints)
+        checkpoints = Checkpoints(
+            logdir / "checkpoints", keep=options.keep_checkpoints, read_only=not claim.writes
+        )
         found = checkpoints.newest()
         if found is not None:
             start = resume.restore(found, trainer, start, parts=parts, facts=facts)
     first = trainer.windows_seen
-    run.announce(logdir, trainer.model, first, windows)
-    writer = tbptt.SummaryWriter(logdir, first_step=first)
+    if replicas.differ(first):
+        raise run.UsageError(
+            f"The workers do not read the same checkpoint: this one goes on from window {first}. "
+            "All of them need the same --logdir, on a disk that they share."
+        )
+    run.announce(logdir, trainer.model, first, windows, replicas)
+    writer = tbptt.SummaryWriter(logdir if claim.writes else None, first_step=first)
     if not first:
         writer.table(0, summaries.SETTINGS, dataclasses.asdict(settings))
         names = {
@@ -198,7 +207,7 @@ def fit(
         with average.applied() if average else contextlib.nullcontext():
             loss, figure = judge()
             better = best.offer(figure, report.step)
-            if better:
+            if better and claim.writes:
                 tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
         writer.scalars(report.step, {summaries.LOSS_VALID: loss})
         progress.note(
@@ -221,7 +230,7 @@ def fit(
     if histogram_every:
         due.append(tbptt.Every(histogram_every, histograms))
     profile = profile_range(options.profile_windows)
-    if profile:
+    if profile and claim.writes:
         due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
 
     def take(position: tbptt.Position) -> Checkpoint:
@@ -229,13 +238,13 @@ def fit(
         return resume.snapshot(trainer, position, parts=parts, facts=facts)
 
     save_windows, save_minutes = save_interval(options.save_every)
-    save = Save(checkpoints, take, windows=save_windows, minutes=save_minutes)
+    save = Save(checkpoints, take, windows=save_windows, minutes=save_minutes, agree=replicas.any)
     due += [tbptt.Every(0, lambda _: claim.check()), tbptt.Every(0, save)]  # save comes last
     deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else math.inf
     with StopOnSignal() as stopped:
         position = tbptt.train(
             trainer, feed, start, windows=windows, actions=due,
-            stop=lambda: stopped() or time.monotonic() > deadline,
+            stop=lambda: replicas.any(stopped() or time.monotonic() > deadline)[0],
         )  # fmt: skip
         if trainer.windows_seen < windows:
             save.save(position)
@@ -243,12 +252,16 @@ def fit(
     if trainer.windows_seen < windows:
         writer.close()
         stopped.exit()
+        why = "another worker was told to stop"
+        if time.monotonic() > deadline:
+            why = f"{options.max_minutes:g} minutes are over"
         raise run.UnfinishedError(
-            f"{options.max_minutes:g} minutes are over; the run is saved at window "
-            f"{trainer.windows_seen} of {windows}. The same command goes on."
+            f"The run is saved at window {trainer.windows_seen} of {windows}, because {why}. The "
+            "same command goes on."
         )
     if validate is None:
-        tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
+        if claim.writes:
+            tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
         return Fit(writer, math.nan, windows, progress.tokens_per_second)
     best.apply()
     return Fit(writer, best.figure, windows, progress.tokens_per_second)

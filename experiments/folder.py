@@ -16,6 +16,7 @@ from absl import logging
 
 from experiments.errors import UsageError, usage_errors
 from experiments.settings import Options, Settings, digest
+from tbptt.distribution import Replicas
 
 SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
@@ -27,14 +28,24 @@ Result = dict[str, Any]
 class Claim:
     """The folder of a run, this process's alone until the run is through or the process ends.
 
+    Where several processes are one run, it is the chief's, and only the chief writes.
+
     Attributes:
       folder: holds the settings, and whatever an earlier process of this run has left.
-      options: as given.
+      options, replicas: as given.
+      writes: whether this process is the one that writes.
     """
 
-    def __init__(self, settings: Settings, options: Options) -> None:
+    def __init__(
+        self, settings: Settings, options: Options, replicas: Replicas | None = None
+    ) -> None:
         """Raises UsageError: the folder holds another run, a finished one, or another process's."""
         self.options, self.folder = options, options.folder
+        self.replicas = replicas or Replicas()
+        self.writes = self.replicas.is_chief
+        self._lock: Lock | None = None
+        if not self.writes:
+            return
         values = dataclasses.asdict(settings)
         with usage_errors():
             if (self.folder / SETTINGS_FILE).exists():
@@ -53,11 +64,13 @@ class Claim:
 
     def check(self) -> None:
         """Raises UsageError: the folder was removed or replaced under the run."""
-        self._lock.check()
+        if self._lock is not None:
+            self._lock.check()
 
     def release(self) -> None:
         """The run is through."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
 
 class Lock:
@@ -128,12 +141,17 @@ def refuse_other_settings(logdir: pathlib.Path, values: Mapping[str, Any]) -> No
 
 
 def write_result(settings: Settings, claim: Claim, **result: Any) -> Result:
-    """Writes `result.json` and the same line on standard output; returns it."""
+    """Writes `result.json` and the same line on standard output; returns it.
+
+    Waits for the other processes of the run: none may leave while another one still works.
+    """
     written = {**result, "settings": digest(settings)}
     for name, value in written.items():
         if isinstance(value, float) and not math.isfinite(value):
             written[name] = None  # JSON has no infinity
-    write_json(claim.folder / RESULT_FILE, written)
+    claim.replicas.any(True)
+    if claim.writes:
+        write_json(claim.folder / RESULT_FILE, written)
     claim.release()
     return written
 

@@ -167,6 +167,7 @@ def draw(truth: np.ndarray, forecasts: np.ndarray, name: str) -> bytes | None:
 def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests, draws."""
     began = time.monotonic()
+    replicas = run.replicas_of(options)
     with run.usage_errors():
         series = load(settings)
         train_end, valid_end, test_end = parts(settings, len(series))
@@ -185,20 +186,21 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             return stream(first - warm_up, last, rows=1, window_length=64, warm_up=warm_up)
 
         training = stream(0, train_end, rows=settings.rows, truncation=common.truncation(settings))
-        feed = tbptt.open_feed(training, settings.windows_per_call)
-        model = build_model(settings, training, len(series.names), len(names))
+        feed = tbptt.open_feed(training, settings.windows_per_call, put=replicas.put)
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
-        trainer = tbptt.Trainer(
-            model, tbptt.squared_error, optimizer,
-            seed=settings.seed, jit_compile=settings.jit_compile,
-        )  # fmt: skip
+        with replicas.scope():
+            model = build_model(settings, training, len(series.names), len(names))
+            trainer = tbptt.Trainer(
+                model, tbptt.squared_error, optimizer,
+                seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
+            )  # fmt: skip
         testing = held_out(valid_end, test_end)
         validate, test = (
             tbptt.Evaluator(model, tbptt.squared_error, part, jit_compile=settings.jit_compile)
             for part in (held_out(train_end, valid_end), testing)
         )
-        claim = run.Claim(settings, options)
+        claim = run.Claim(settings, options, replicas)
     fitted = common.fit(
         settings, claim, trainer, feed, schedule,
         windows=windows, metric="mse", validate=common.figure_of(validate),
@@ -211,7 +213,8 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     truth = series.values[valid_end : valid_end + len(forecasts), chosen[-1]]
     png = draw(truth, forecasts, names[-1])
     if png is not None:
-        (claim.folder / "forecast.png").write_bytes(png)
+        if claim.writes:
+            (claim.folder / "forecast.png").write_bytes(png)
         fitted.writer.picture(windows, summaries.FORECAST, png)
     return common.finish(
         fitted, settings, claim, began,

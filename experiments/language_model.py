@@ -152,7 +152,10 @@ def build_optimizer(
     }
     checks.check_choice("optimizer", settings.optimizer, list(descents))
     clip = [optimizers.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
-    return optimizers.chain(*clip, descents[settings.optimizer]()), schedule
+    optimizer = optimizers.chain(*clip, descents[settings.optimizer]())
+    if settings.accumulate > 1:
+        optimizer = optimizers.accumulate(settings.accumulate, optimizer)
+    return optimizer, schedule
 
 
 def figure(settings: Settings) -> tuple[str, Callable[[tbptt.Evaluation], float]]:
@@ -166,6 +169,7 @@ def figure(settings: Settings) -> tuple[str, Callable[[tbptt.Evaluation], float]
 def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests, samples."""
     began = time.monotonic()
+    replicas = run.replicas_of(options)
     with run.usage_errors():
         check_sampling(settings.sample_length, settings.temperature)
         metric, read = figure(settings)
@@ -176,20 +180,28 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             )
         vocabulary, parts = load(settings)
         training = open_stream(settings, vocabulary, parts[0], settings.rows, training=True)
-        feed = tbptt.open_feed(training, settings.windows_per_call)
-        model = build_model(settings, len(vocabulary))
+        replicas.rows_of_each(settings.rows)
+        if settings.dynamic_rate and replicas.count > 1:
+            raise ValueError(
+                f"--dynamic_rate learns on one replica, and there are {replicas.count}. Leave it "
+                "out, or use --strategy=one."
+            )
+        feed = tbptt.open_feed(training, settings.windows_per_call, put=replicas.put)
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = build_optimizer(settings, windows, training.windows_per_epoch)
-        average = tbptt.Average(model) if settings.average_patience else None
-        trainer = tbptt.Trainer(
-            model,
-            None,  # the model scores: not every readout makes logits
-            optimizer,
-            reduction=settings.reduction,
-            seed=settings.seed,
-            average=average,
-            jit_compile=settings.jit_compile,
-        )
+        with replicas.scope():
+            model = build_model(settings, len(vocabulary))
+            average = tbptt.Average(model) if settings.average_patience else None
+            trainer = tbptt.Trainer(
+                model,
+                None,  # the model scores: not every readout makes logits
+                optimizer,
+                reduction=settings.reduction,
+                seed=settings.seed,
+                average=average,
+                replicas=replicas,
+                jit_compile=settings.jit_compile,
+            )
         # Documents are whole whatever the rows; one text is read in one row for the test.
         test_rows = settings.valid_rows if isinstance(parts[2], tbptt.Pieces) else 1
         validating, testing = (
@@ -211,9 +223,10 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             for name, part in (("dynamic_valid", validating), ("dynamic_test", testing))
             if settings.dynamic_rate
         }
-        claim = run.Claim(settings, options)
+        claim = run.Claim(settings, options, replicas)
 
-    vocabulary.save(claim.folder / "vocabulary.json")
+    if claim.writes:
+        vocabulary.save(claim.folder / "vocabulary.json")
 
     trigger = NonMonotonic(settings.average_patience or 1)
 
@@ -246,7 +259,8 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     )
     text = f"{vocabulary.decode(prompt)}|{vocabulary.decode(sample)}"
     fitted.writer.text(windows, summaries.SAMPLE, text)
-    print(f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n")
+    if claim.writes:
+        print(f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n")
     of_documents = {}
     if isinstance(training, tbptt.DocumentStream):
         of_documents["utilisation"] = round(training.utilisation, 4)

@@ -107,6 +107,7 @@ class Settings(run.Settings):
         0.01, "Weight decay, with --optimizer=adamw or sgd_decay.", least=0
     )
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
+    accumulate: int = setting(1, "Windows whose mean gradient makes one update.", least=1)
     reduction: str = setting("mean", "Loss: mean, or sum_over_window averaged over rows.")
     average_patience: int = setting(
         0, "NT-ASGD: average parameters once no better for so many validations; 0: never.", least=0

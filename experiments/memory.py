@@ -138,6 +138,8 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         cuts = settings.cuts.split(",")
         for cut in cuts:
             parse(cut)
+        if run.replicas_of(options).count > 1:
+            raise ValueError("This compares windows on one device. Use --strategy=one.")
         claim = run.Claim(settings, options)
     name = "repeated wrongly" if settings.task == "copy" else "mean squared error"
     done = claim.folder / "figures.json"  # a run that was interrupted goes on with the next of them

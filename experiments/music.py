@@ -103,6 +103,7 @@ def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:
 def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests."""
     began = time.monotonic()
+    replicas = run.replicas_of(options)
     with run.usage_errors():
         pieces = load(settings.data, settings.keys)
 
@@ -116,22 +117,23 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             )
 
         training = stream("train", True)
-        feed = tbptt.open_feed(training, settings.windows_per_call)
+        feed = tbptt.open_feed(training, settings.windows_per_call, put=replicas.put)
         keys = pieces["train"].values.shape[1]
-        model = common.build_model(settings, keys, keys)
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
-        trainer = tbptt.Trainer(
-            model, binary_cross_entropy, optimizer,
-            seed=settings.seed, jit_compile=settings.jit_compile,
-        )  # fmt: skip
+        with replicas.scope():
+            model = common.build_model(settings, keys, keys)
+            trainer = tbptt.Trainer(
+                model, binary_cross_entropy, optimizer,
+                seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
+            )  # fmt: skip
         validate, test = (
             tbptt.Evaluator(
                 model, binary_cross_entropy, stream(part, False), jit_compile=settings.jit_compile
             )
             for part in ("valid", "test")
         )
-        claim = run.Claim(settings, options)
+        claim = run.Claim(settings, options, replicas)
     fitted = common.fit(
         settings, claim, trainer, feed, schedule,
         windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),

@@ -13,6 +13,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 import tbptt
+from experiments.devices import replicas_of as replicas_of
 from experiments.errors import UnfinishedError as UnfinishedError
 from experiments.errors import UsageError as UsageError
 from experiments.errors import usage_errors as usage_errors
@@ -28,11 +29,17 @@ from experiments.settings import Settings as Settings
 from experiments.settings import digest
 from experiments.settings import setting as setting
 from tbptt import checks
+from tbptt.distribution import Replicas
 
 # The flags made here are those of the experiment, and its --help shows them.
 flags.disclaim_key_flags()
 
 SEEDS_FILE = "seeds.json"
+# What TensorFlow raises where another process of the run has ended.
+LOST = (
+    tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.FailedPreconditionError,
+    tf.errors.DeadlineExceededError, tf.errors.CancelledError,
+)  # fmt: skip
 UNFINISHED = 75  # exit status, as of sysexits.h: try again
 
 Presets = Mapping[str, Mapping[str, Any]]
@@ -76,6 +83,11 @@ def launch(
             sys.exit(UNFINISHED)
         except (UsageError, tbptt.NonFiniteError, tbptt.ContinuityError) as error:
             sys.exit(f"error: {error}")
+        except LOST as error:
+            sys.exit(
+                f"error: another worker is gone ({error.message.splitlines()[0]}). Start all of "
+                "them again; they go on from the last checkpoint."
+            )
 
     logging.set_verbosity(logging.INFO)
     app.run(run)
@@ -107,7 +119,8 @@ def run_seeds(
                 )
             one = dataclasses.replace(one, max_minutes=left)
         results.append(_result_of(main, dataclasses.replace(settings, seed=seed), one))
-    write_json(options.folder / SEEDS_FILE, over_seeds(results))
+    if replicas_of(options).is_chief:
+        write_json(options.folder / SEEDS_FILE, over_seeds(results))
     return results
 
 
@@ -175,7 +188,9 @@ def settings_from_flags(
     return made, Options(**of_class[1])
 
 
-def announce(logdir: pathlib.Path, model: tf.Module, first: int, windows: int) -> None:
+def announce(
+    logdir: pathlib.Path, model: tf.Module, first: int, windows: int, replicas: Replicas
+) -> None:
     """Says what is about to happen, and where."""
     size = sum(int(tf.size(parameter)) for parameter in model.trainable_variables)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -184,6 +199,7 @@ def announce(logdir: pathlib.Path, model: tf.Module, first: int, windows: int) -
         f"{size:,}",
         f"{windows:,}",
         f", going on from {first:,}" if first else "",
-        devices[0].name.removeprefix("/device:"),
+        devices[0].name.rpartition("device:")[2]
+        + (f" and {replicas.count - 1} more" if replicas.count > 1 else ""),
         logdir,
     )

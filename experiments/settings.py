@@ -46,6 +46,12 @@ class Options:
     max_minutes: float = setting(
         0.0, "Minutes after which the run is saved and ends, with status 75; 0: none.", least=0
     )
+    strategy: str = setting(
+        "auto", "Who trains: one, mirrored, multi_worker, tpu; auto: as the environment calls for."
+    )
+    logical_devices: int = setting(
+        0, "Devices to make of this CPU, to try --strategy=mirrored; 0: as it is.", least=0
+    )
     profile_windows: str = setting("", "first:last window to trace, as 100:150; empty: none.")
 
     def __post_init__(self) -> None:

@@ -167,6 +167,7 @@ def wrong(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests."""
     began = time.monotonic()
+    replicas = run.replicas_of(options)
     with run.usage_errors():
         given, test_part = load(settings.data)
         names = np.unique(given[1])
@@ -192,15 +193,16 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             )
 
         training = stream(train_part, shuffle=True)
-        feed = tbptt.open_feed(training, settings.windows_per_call)
+        feed = tbptt.open_feed(training, settings.windows_per_call, put=replicas.put)
         width = train_part[0].values.shape[1] * (1 + len(LAGS) * settings.deltas)
-        model = build_model(settings, width, len(names))
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
-        trainer = tbptt.Trainer(
-            model, tbptt.cross_entropy, optimizer,
-            seed=settings.seed, jit_compile=settings.jit_compile,
-        )  # fmt: skip
+        with replicas.scope():
+            model = build_model(settings, width, len(names))
+            trainer = tbptt.Trainer(
+                model, tbptt.cross_entropy, optimizer,
+                seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
+            )  # fmt: skip
         validate = None
         if valid_part is not None:
             validate = common.figure_of(tbptt.Evaluator(
@@ -210,7 +212,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             share: tbptt.Evaluator(model, wrong, stream(test_part, share=share), jit_compile=False)
             for share in SHARES
         }
-        claim = run.Claim(settings, options)
+        claim = run.Claim(settings, options, replicas)
     fitted = common.fit(
         settings, claim, trainer, feed, schedule,
         windows=windows, metric="nats", validate=validate,

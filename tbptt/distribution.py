@@ -28,10 +28,8 @@ ROW_AXES = Window(
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 
-def open_replicas(
-    strategy: str = "auto", *, reduce_dtype: tf.DType | None = None
-) -> "Replicas | None":
-    """The replicas of this process's devices; None where there is one device and nothing to deal.
+def open_replicas(strategy: str = "auto", *, reduce_dtype: tf.DType | None = None) -> "Replicas":
+    """The replicas that this process is or is one of; of one device, one.
 
     A process has one strategy of a kind, whoever asks for it: collectives of two would meet.
 
@@ -47,7 +45,7 @@ def open_replicas(
     """
     checks.check_choice("strategy", strategy, STRATEGIES)
     name = _called_for() if strategy == "auto" else strategy
-    return None if name == "one" else Replicas(_open(name), reduce_dtype=reduce_dtype)
+    return Replicas(None if name == "one" else _open(name), reduce_dtype=reduce_dtype)
 
 
 def _called_for() -> str:
@@ -91,7 +89,7 @@ class Replicas:
     """The replicas of a strategy, and what rows and their state need of it.
 
     Attributes:
-      strategy: as given.
+      strategy: as given; None: this device alone, where every method is what it is of one.
       count: R, of all processes together.
       here: which of them are of this process.
       is_chief: whether this process writes what only one may write.
@@ -110,27 +108,33 @@ class Replicas:
     """
 
     def __init__(
-        self, strategy: tf.distribute.Strategy, *, reduce_dtype: tf.DType | None = None
+        self,
+        strategy: tf.distribute.Strategy | None = None,
+        *,
+        reduce_dtype: tf.DType | None = None,
     ) -> None:
         """Args:
-        strategy: mirrored, of many workers, or of a TPU.
+        strategy: mirrored, of many workers, or of a TPU. None: there is one replica.
         reduce_dtype: what gradients are sent and added up in, as bfloat16; None: as they are.
         """
-        self.strategy = strategy
+        self.strategy: Any = strategy
         self.reduce_dtype = reduce_dtype
+        self.count, self.is_chief = 1, True
+        self.here: tuple[int, ...] = (0,)
+        self._gather = tf.function(self._gather_dealt, autograph=False)  # traced once
+        if strategy is None:
+            return
         self.count = int(strategy.num_replicas_in_sync)
         ids = strategy.experimental_distribute_values_from_function(
             lambda context: context.replica_id_in_sync_group
         )
         self.here = tuple(int(each) for each in strategy.experimental_local_results(ids))
-        self._gather = tf.function(self._gather_dealt, autograph=False)  # traced once
         self._devices = dict(zip(self.here, strategy.extended.worker_devices, strict=True))
         resolver = strategy.cluster_resolver
-        self.is_chief = (
-            resolver is None
-            or resolver.task_type in (None, "chief")
-            or (resolver.task_type == "worker" and resolver.task_id == 0)
-        )
+        if resolver is not None and resolver.task_type == "worker":
+            self.is_chief = resolver.task_id == 0 and not resolver.cluster_spec().as_dict().get(
+                "chief"
+            )
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -138,6 +142,10 @@ class Replicas:
 
         Model, average, loss scale and trainer are built in it.
         """
+
+        if self.strategy is None:
+            yield
+            return
 
         def creator(make: Callable[..., tf.Variable], **options: Any) -> tf.Variable:
             if options.get("trainable") is None:
@@ -151,6 +159,8 @@ class Replicas:
 
     def check_copies(self, variables: Sequence[tf.Variable]) -> None:
         """Raises ValueError: some of them were not made in `scope()`."""
+        if self.strategy is None:
+            return
         for variable in variables:
             if len(self._parts(variable)) != len(self.here) or (
                 self.count > 1 and not isinstance(variable, tf.distribute.DistributedValues)
@@ -208,14 +218,23 @@ class Replicas:
         gathered = [next(whole) if len(part.shape) else part for part in self.one(flat)]
         return tf.nest.pack_sequence_as(nest, gathered)
 
+    def sum(self, *numbers: float) -> tuple[float, ...]:
+        """Sums over the processes, number by number: all of them must ask at the same time."""
+        if self.strategy is None or len(self.here) == self.count:
+            return numbers
+        total = self.strategy.reduce(
+            tf.distribute.ReduceOp.SUM, tf.constant(numbers, tf.float64), axis=None
+        )
+        return tuple(float(each) for each in total.numpy())
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Whether any process says so, flag by flag: all of them must ask at the same time."""
-        if len(self.here) == self.count:
-            return flags
-        said = self.strategy.reduce(
-            tf.distribute.ReduceOp.SUM, tf.constant(flags, tf.float32), axis=None
-        )
-        return tuple(bool(each) for each in said.numpy() > 0)
+        return tuple(total > 0 for total in self.sum(*map(float, flags)))
+
+    def differ(self, number: int) -> bool:
+        """Whether the processes have different ones: all of them must ask at the same time."""
+        total, processes = self.sum(float(number), 1.0)
+        return self.any(total != number * processes)[0]
 
     def _gather_dealt(self, dealt: list[Any]) -> list[Any]:
         if len(self.here) > 1:
@@ -224,11 +243,13 @@ class Replicas:
             return [self.strategy.gather(tf.identity(leaf), axis=0) for leaf in dealt]
 
     def _parts(self, leaf: Any) -> tuple[tf.Tensor, ...]:
-        return self.strategy.experimental_local_results(leaf)
+        return (leaf,) if self.strategy is None else self.strategy.experimental_local_results(leaf)
 
     def _deal(self, leaf: Any, axis: int | None) -> Any:
         if leaf is None:
             return None
+        if self.strategy is None:
+            return tf.convert_to_tensor(leaf)
         if axis is None:
             parts = [leaf] * self.count
         else:

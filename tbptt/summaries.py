@@ -31,12 +31,15 @@ STATE = "state"
 class SummaryWriter:
     """Writes one run's event file. Every method takes the step, in windows."""
 
-    def __init__(self, logdir: str | os.PathLike[str], *, first_step: int = 0) -> None:
+    def __init__(self, logdir: str | os.PathLike[str] | None, *, first_step: int = 0) -> None:
         """Args:
-        logdir: folder of the run.
+        logdir: folder of the run. None: nothing is written, as by all workers but the chief.
         first_step: where the run goes on. What an earlier process wrote for later steps was never
           saved, and TensorBoard is told to forget it, so that its lines are unbroken.
         """
+        if logdir is None:
+            self._writer = tf.summary.create_noop_writer()
+            return
         # The first marker of a run says that it began, each other one that it was restarted.
         marker = EventFileWriter(str(logdir))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

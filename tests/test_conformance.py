@@ -86,6 +86,7 @@ ITEMS = {
     "rmsprop": of_transform(optimizers.rmsprop(0.1)),
     "adam": of_transform(optimizers.adam(0.1)),
     "adamw": of_transform(optimizers.adamw(0.1, weight_decay=0.1)),
+    "accumulate": of_transform(optimizers.accumulate(2, optimizers.adam(0.1))),
     "add_weight_decay": of_transform(optimizers.add_weight_decay(0.1)),
     "clip_by_global_norm": of_transform(optimizers.clip_by_global_norm(1.0)),
     "clip_by_value": of_transform(optimizers.clip_by_value(1.0)),

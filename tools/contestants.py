@@ -71,6 +71,8 @@ SIZES = {
     "deep": Size(32, 128, 256, 256, 4, 256, windows_per_call=8),
     "long": Size(128, 512, 128, 256, 1, 256, windows_per_call=2),
     "words": Size(64, 32, 128, 128, 1, 100_000, windows_per_call=1),
+    "ptb_large": Size(20, 35, 1500, 1500, 2, 10_000, windows_per_call=8),
+    "huge": Size(64, 64, 2048, 2048, 4, 256, windows_per_call=8),
 }
 
 
@@ -83,7 +85,7 @@ def windows_of(size: Size) -> tuple[np.ndarray, np.ndarray]:
     return tokens[:-1].reshape(shape), tokens[1:].reshape(shape)
 
 
-def ours(
+def build_ours(
     size: Size,
     *,
     backend: str = "fused",
@@ -92,8 +94,8 @@ def ours(
     bfloat16: bool = False,
     readout: str | None = None,
     **options: Any,
-) -> Run:
-    """`tbptt.Trainer`, the windows on the device, many a call.
+) -> tuple[Any, Any, Any]:
+    """`tbptt.Trainer`, its first carry, and a chunk of windows on the device.
 
     Args:
       size: what is trained.
@@ -145,13 +147,19 @@ def ours(
         places = np.random.default_rng(1).integers(0, x.shape[1], [x.shape[0], x.shape[2]])
         reset = tf.constant(np.arange(x.shape[1])[None, :, None] == places[:, None, :])
     stacked = tbptt.Window(x, y, reset)
-    carry = trainer.initial_carry(size.rows)
+    first, count = (tf.constant(n, tf.int64) for n in (0, size.windows_per_call))
+    return trainer, trainer.initial_carry(size.rows), Chunk(stacked, first, count)
 
-    first = tf.constant(0, tf.int64)
+
+def ours(size: Size, **options: Any) -> Run:
+    """`tbptt.Trainer`, many windows a call; options as of `build_ours`."""
+    import tensorflow as tf
+
+    trainer, carry, chunk = build_ours(size, **options)
 
     def run(windows: int) -> float:
         nonlocal carry
-        carry, metrics = trainer(carry, Chunk(stacked, first, tf.constant(windows, tf.int64)))
+        carry, metrics = trainer(carry, chunk._replace(count=tf.constant(windows, tf.int64)))
         return metrics.read().loss
 
     return run

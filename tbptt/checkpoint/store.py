@@ -163,17 +163,22 @@ class Checkpoints:
       ([20], [1.0, 1.0, 1.0])
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, keep: int = 3, read_only: bool = False
+    ) -> None:
         """Args:
-        folder: where they are, or will be. One run at a time has it.
+        folder: where they are, or will be. One process at a time writes to it.
         keep: how many are kept.
+        read_only: leaves everything as it is: another process writes.
         """
         checks.check_at_least("keep", keep, 1)
         self.folder = pathlib.Path(folder)
         self._keep = keep
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
-        for left in self.folder.glob(f"*{PARTIAL}"):  # by a run that was killed
+        self._read_only = read_only
+        leftovers = [] if read_only else self.folder.glob(f"*{PARTIAL}")  # of a run that was killed
+        for left in leftovers:
             shutil.rmtree(left, ignore_errors=True)
 
     def steps(self) -> list[int]:
@@ -188,8 +193,11 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Begins to write; waits for the one before, so that there is one copy at a time.
 
-        The arrays are the writer's from now on. An error is told by the next `error`.
+        The arrays are the writer's from now on. An error is told by the next `error`. Read-only, it
+        does nothing.
         """
+        if self._read_only:
+            return
         self.wait()
         self._writer = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
         self._writer.start()
@@ -226,7 +234,7 @@ class Checkpoints:
                 logging.warning("The checkpoint of window %d cannot be used: %s", step, error)
                 problems.append((self.path(step), str(error)))
             else:
-                for path, _ in problems:
+                for path, _ in [] if self._read_only else problems:
                     shutil.rmtree(path.with_name(path.name + DAMAGED), ignore_errors=True)
                     path.rename(path.with_name(path.name + DAMAGED))
                 return found

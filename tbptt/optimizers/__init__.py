@@ -1,5 +1,6 @@
 """Optimizers as chains of pure functions over nests."""
 
+from tbptt.optimizers.accumulation import accumulate as accumulate
 from tbptt.optimizers.adam import adam as adam
 from tbptt.optimizers.adam import adamw as adamw
 from tbptt.optimizers.adam import add_weight_decay as add_weight_decay

@@ -142,13 +142,13 @@ class Trainer(tf.Module):
         self._optimizer = optimizer
         self._reduction = reduction
         self._seed = make_seed(seed)
-        self._replicas = replicas
-        if replicas is None:
+        self._replicas = replicas or Replicas()
+        if self._replicas.strategy is None:
             self._program = make_program(self._train, jit_compile=jit_compile)
         else:
-            replicas.check_copies(self.variables)
+            self._replicas.check_copies(self.variables)
             self._program = make_replicated_program(
-                replicas,
+                self._replicas,
                 lambda *given: self._backward("sum_over_window", *given),
                 self._update,
                 Metrics.none,
@@ -163,15 +163,15 @@ class Trainer(tf.Module):
 
     def deal(self, carry: Carry) -> Carry:
         """The carry of all rows, each on the device that trains it."""
-        return carry if self._replicas is None else self._replicas.deal(carry)
+        return self._replicas.deal(carry)
 
     def local(self, carry: Carry) -> Carry:
         """What this process has of a carry, as plain tensors."""
-        return carry if self._replicas is None else self._replicas.local(carry)
+        return self._replicas.local(carry)
 
     def gather(self, carry: Carry) -> Carry:
         """The carry of all rows, in their order; every process asks at the same time."""
-        return carry if self._replicas is None else self._replicas.gather(carry)
+        return self._replicas.gather(carry)
 
     def __call__(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
         """Trains on the windows of `chunk`; returns without waiting where the device allows.
@@ -179,17 +179,13 @@ class Trainer(tf.Module):
         Raises:
           ValueError: the state in `carry` is not the model's for so many rows.
         """
-        inputs = tf.nest.flatten(chunk.windows.inputs)[0]
-        if self._replicas is None:
-            rows, of_rows = int(inputs.shape[2]), carry
-        else:
-            rows = int(self._replicas.one(inputs).shape[2])
-            of_rows = self._replicas.one(carry)
+        inputs = self._replicas.one(tf.nest.flatten(chunk.windows.inputs)[0])
+        rows = int(inputs.shape[2])
+        advice = f"Make it with initial_carry({rows * self._replicas.count}), of the same model."
         like = one.initial_carry(self.model, rows)
-        advice = f"Make it with initial_carry({rows}), of the same model."
-        checks.check_like("The carried state", of_rows, like, advice)
+        checks.check_like("The carried state", self._replicas.one(carry), like, advice)
         carry, metrics = self._program(carry, chunk)
-        return carry, metrics if self._replicas is None else self._replicas.one(metrics)
+        return carry, self._replicas.one(metrics)
 
     @property
     def windows_seen(self) -> int:

@@ -29,10 +29,12 @@ class Save:
         *,
         windows: int = 0,
         minutes: float = 0.0,
+        agree: Callable[[bool], tuple[bool, ...]] = lambda due: (due,),
     ) -> None:
         """Args:
         checkpoints: where they go.
         take: makes one of a `Position`.
+        agree: whether any process of the run says that one is due, as `Replicas.any`.
         windows: at the first call's end after every so many; 0: not by windows.
         minutes: the same of minutes.
         """
@@ -42,6 +44,7 @@ class Save:
         self._take = take
         self._windows = windows
         self._seconds = 60.0 * minutes
+        self._agree = agree
         self._last_step: int | None = None
         self._last_time = time.monotonic()  # a wall clock may jump
 
@@ -53,7 +56,9 @@ class Save:
         by_windows = self._windows and report.step // self._windows > (
             self._last_step // self._windows
         )
-        by_time = self._seconds and time.monotonic() - self._last_time >= self._seconds
+        by_time = False
+        if self._seconds:  # clocks differ
+            (by_time,) = self._agree(time.monotonic() - self._last_time >= self._seconds)
         if by_windows or by_time or report.finished:
             self.save(report.position)
 

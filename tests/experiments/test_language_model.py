@@ -69,6 +69,7 @@ def test_larger_presets_differ_from_the_small_one_in_sizes_alone(config):
             optimizer="rmsprop",
             schedule="constant",
             clip_norm=0.0,
+            accumulate=2,
         ),
         dict(tokens="words", optimizer="momentum", embedding=4, tied=True, schedule="epoch_decay"),
         dict(optimizer="adam", backend="reference", jit_compile=True, reduction="sum_over_window"),

@@ -59,6 +59,10 @@ OPTIMIZERS = {
         optimizers.adamw(RATE, weight_decay=0.3),
         lambda p, g: numpy_adam(p, g, decay=0.3),
     ),
+    "accumulate": (  # of five windows the last one waits
+        optimizers.accumulate(2, optimizers.adam(RATE)),
+        lambda p, g: numpy_adam(p, [(g[0] + g[1]) / 2, (g[2] + g[3]) / 2]),
+    ),
 }
 
 
@@ -153,6 +157,7 @@ def test_schedule_goes_by_the_step_it_is_given():
         lambda: optimizers.warmup_cosine(1.0, 10, 5),
         lambda: optimizers.warmup_cosine(1.0, -1, 5),
         lambda: optimizers.epoch_decay(1.0, 0.5, 1, 0),
+        lambda: optimizers.accumulate(0, optimizers.sgd(0.1)),
     ],
 )
 def test_settings_out_of_range_are_refused(make):

@@ -118,7 +118,7 @@ def test_each_replica_reads_its_rows_and_keeps_their_state(two):
 CUT = 10
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def runs(two):
     """By name: replicas, trainer, what a run was at CUT and in the end, and its losses."""
     made = {}
@@ -131,10 +131,13 @@ def runs(two):
     return made
 
 
-@pytest.mark.parametrize("path", ["two to one", "one to two", "two to two"])
-def test_resumed_on_another_number_of_replicas(runs, path):
+def test_resumed_on_another_number_of_replicas(runs):
     """The same rows go on at the same place with the same state; on the same number, to the bit."""
-    before, after = path.split(" to ")
+    for before, after in (("two", "one"), ("one", "two"), ("two", "two")):
+        resume(runs, before, after)
+
+
+def resume(runs, before, after):
     _, _, cut, end, losses = runs[before]
     replicas, trainer, *_ = runs[after]
     assert cut.arrays["carry.state.hidden"].shape == (ROWS, 4)
@@ -158,52 +161,63 @@ def test_resumed_on_another_number_of_replicas(runs, path):
             np.testing.assert_allclose(again.arrays[name], array, rtol=1e-3, atol=1e-4)
 
 
-def test_dropout_is_another_one_on_every_replica(two):
-    trainer = build(two, dropout_rate=0.5)
+@pytest.fixture(scope="module")
+def dropping(two):
+    """With dropout; gradients are sent in bfloat16."""
+    return build(Replicas(two.strategy, reduce_dtype=tf.bfloat16), dropout_rate=0.5)
+
+
+def test_dropout_is_another_one_on_every_replica(two, dropping):
     same = np.tile(np.random.default_rng(0).integers(0, VOCABULARY, 60), ROWS + 1)
-    of = tbptt.ContiguousStream(same, rows=ROWS, window_length=60, vocabulary_size=VOCABULARY)
-    losses = {}
-    position = go_on(trainer, two, begin(trainer), 1, losses, of)
-    hidden = trainer.gather(position.carry).state.hidden
+    of = tbptt.ContiguousStream(same, rows=ROWS, window_length=LENGTH, vocabulary_size=VOCABULARY)
+    position = go_on(dropping, two, begin(dropping), 3, {}, of)
+    hidden = dropping.gather(position.carry).state.hidden
     assert not np.allclose(hidden[0], hidden[2])
 
 
-def test_windows_that_are_not_finite_on_one_replica_are_skipped_on_all(two):
-    trainer = build(two)
-    carry = tf.nest.map_structure(lambda leaf: leaf.numpy(), trainer.gather(begin(trainer).carry))
+def test_gradients_sent_in_bfloat16_are_near(two):
+    """All replicas get the same sum, of numbers that are a little off."""
+    results = {}
+    for name, dtype in (("exact", None), ("narrow", tf.bfloat16)):
+        replicas = Replicas(two.strategy, reduce_dtype=dtype)
+        trainer = build(replicas)
+        go_on(trainer, replicas, begin(trainer), 4, {})
+        copies = [two.strategy.experimental_local_results(v) for v in trainer.variables]
+        for copy in copies:
+            assert_same_bits(*copy)
+        results[name] = tbptt.named_parameters(trainer.model)
+    narrow, exact = ({n: v.numpy() for n, v in results[k].items()} for k in ("narrow", "exact"))
+    assert any((narrow[name] != exact[name]).any() for name in exact)
+    assert_close(narrow, exact, "bfloat16")
+
+
+def test_windows_that_are_not_finite_on_one_replica_are_skipped_on_all(two, dropping):
+    carry = tf.nest.map_structure(np.array, dropping.gather(begin(dropping).carry))
     carry.state.hidden[3] = np.nan
     plain = tbptt.ContiguousStream(
         np.arange(81) % VOCABULARY, rows=ROWS, window_length=LENGTH, vocabulary_size=VOCABULARY
     )
     chunk, _ = open_feed(two, plain).take(tbptt.Cursor(index=1), 1)
     carry = carry._replace(position=np.full([ROWS], LENGTH))
-    before = [variable.numpy() for variable in trainer.model.trainable_variables]
-    carry, metrics = trainer(trainer.deal(carry), chunk)
+    before = [variable.numpy() for variable in dropping.model.trainable_variables]
+    carry, metrics = dropping(dropping.deal(carry), chunk)
     assert metrics.read().skipped == 1
-    assert_same_bits(trainer.model.trainable_variables, before)
+    assert_same_bits(dropping.model.trainable_variables, before)
     for part in two.strategy.experimental_local_results(carry.skipped_in_a_row):
         assert int(part) == 1
 
 
-def test_a_break_on_one_replica_stops_updates_on_all(two):
-    trainer = build(two)
-    carry = trainer.gather(begin(trainer).carry)
-    chunk, _ = open_feed(two).take(tbptt.Cursor(index=1), 1)
-    windows, _ = stream().windows(tbptt.Cursor(index=1), 1)
-    wrong = windows.position[0] + np.array([0, 0, 0, 1])
-    before = [variable.numpy() for variable in trainer.model.trainable_variables]
-    _, metrics = trainer(trainer.deal(carry._replace(position=wrong)), chunk)
+def test_a_break_on_one_replica_stops_updates_on_all(two, dropping):
+    carry = dropping.gather(begin(dropping).carry)
+    of = tbptt.ContiguousStream(
+        np.arange(81) % VOCABULARY, rows=ROWS, window_length=LENGTH, vocabulary_size=VOCABULARY
+    )
+    chunk, _ = open_feed(two, of).take(tbptt.Cursor(index=1), 1)
+    wrong = np.array([LENGTH, LENGTH, LENGTH, LENGTH + 1])
+    before = [variable.numpy() for variable in dropping.model.trainable_variables]
+    _, metrics = dropping(dropping.deal(carry._replace(position=wrong)), chunk)
     assert metrics.read().broken == 0
-    assert_same_bits(trainer.model.trainable_variables, before)
-
-
-def test_gradients_sent_in_bfloat16_are_near(two, runs):
-    narrow, losses = Replicas(two.strategy, reduce_dtype=tf.bfloat16), {}
-    trainer = build(narrow)
-    go_on(trainer, narrow, begin(trainer), 8, losses)
-    exact = {step: runs["two"][-1][step] for step in losses}
-    assert losses != exact
-    assert_close(list(losses.values()), list(exact.values()), "bfloat16")
+    assert_same_bits(dropping.model.trainable_variables, before)
 
 
 def test_evaluation_and_generation_read_the_copies(two):

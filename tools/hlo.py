@@ -1,0 +1,59 @@
+"""The compiled hot loop as StableHLO, which any XLA compiler takes."""
+
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+import tbptt
+
+
+class Exported(NamedTuple):
+    """Attributes:
+    text: StableHLO: carry, chunk and all variables in; carry, metrics and variables out.
+    inputs: the tensors and variables that it takes, in order.
+    """
+
+    text: str
+    inputs: list[Any]
+
+
+def export(trainer: tbptt.Trainer, carry: Any, chunk: Any) -> Exported:
+    """One call of a trainer that XLA compiles; nothing is run."""
+    program = trainer._program
+    text = program.experimental_get_compiler_ir(carry, chunk)(stage="stablehlo")
+    captured = program.get_concrete_function(carry, chunk).captured_inputs
+    variables = {id(v.handle): v for v in trainer.variables}
+    given = [part for part in tf.nest.flatten((carry, chunk)) if part is not None]
+    return Exported(text, given + [variables.get(id(c), c) for c in captured])
+
+
+def operations_in_loops(hlo: str) -> Counter[str]:
+    """How many operations of each kind the bodies of all loops have, fusions counted as one.
+
+    Args:
+      hlo: the text of a compiled module.
+
+    Example:
+      >>> hlo = '''
+      ... %body (p: f32[2]) -> f32[2] {
+      ...   %p = f32[2] parameter(0)
+      ...   %a = f32[2] add(%p, %p)
+      ...   ROOT %b = f32[2] multiply(%a, %p)
+      ... }
+      ... ENTRY %main (x: f32[2]) -> f32[2] {
+      ...   ROOT %w = f32[2] while(%x), condition=%cond, body=%body
+      ... }
+      ... '''
+      >>> sorted(operations_in_loops(hlo).items())
+      [('add', 1), ('multiply', 1)]
+    """
+    bodies = set(re.findall(r"body=%?([\w.-]+)", hlo))
+    counted: Counter[str] = Counter()
+    for name, content in re.findall(r"^%?([\w.-]+)[^\n]*\{\n(.*?)^\}", hlo, re.M | re.S):
+        if name in bodies:
+            counted.update(re.findall(r"= \S+ ([a-z][\w-]*)\(", content))
+    for silent in ("parameter", "tuple", "get-tuple-element", "bitcast", "constant"):
+        del counted[silent]
+    return counted

@@ -1,0 +1,122 @@
+"""Compiles the hot loop for a TPU, without one, and says what it would need there.
+
+    pip install -e '.[tpu-check]'
+    python -m tools.tpu_compile --config=char --topology=v5e:2x2
+    python -m tools.tpu_compile --config=char,ptb_large,huge --topology=v5e:2x2,v6e:2x2
+
+One call of the trainer, many windows in one program, is exported as StableHLO and compiled for one
+core of the slice by the TPU compiler itself (libtpu). What is told is the compiler's word: memory,
+arithmetic, bytes moved, and the operations that remain in the loops; a fusion is one. The exit
+status is 1 if one does not compile, or does not fit into the core's memory. It says nothing
+of the speed, and nothing was run on a TPU.
+"""
+
+import os
+import sys
+from collections import Counter
+from typing import Any, NamedTuple
+
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}  # before jax is imported
+
+from absl import app, flags
+
+import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
+from tools import hlo
+from tools.contestants import SIZES, build_ours
+
+CONFIG = flags.DEFINE_list("config", ["char"], f"What to compile, of {', '.join(SIZES)}.")
+TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x2"], "For what: v5e:2x2, v5p:2x2x1, v6e:2x2.")
+
+# Memory of a core, GiB, as Google's documentation has it.
+MEMORY = {"v5e": 16, "v5p": 95, "v6e": 32}
+BFLOAT16 = ("huge",)  # sizes whose products are computed in it
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of a program.
+
+    Attributes:
+      memory_bytes: arguments, results that are not arguments too, and what it needs meanwhile.
+      flops, bytes_moved: of one pass through each loop, as the compiler counts them.
+      in_loops: kinds of operations in the bodies of loops, and how many.
+    """
+
+    memory_bytes: int
+    flops: float
+    bytes_moved: float
+    in_loops: Counter[str]
+
+
+def compile_for(text: str, topology: str) -> Compiled:
+    """Compiles StableHLO for one core of a slice.
+
+    Raises:
+      Exception: whatever the compiler has to say against it.
+    """
+    from jax._src import compiler, xla_bridge
+    from jax._src.interpreters import mlir
+    from jax._src.lib import xla_client
+    from jax._src.lib.mlir import ir
+
+    devices = xla_bridge.make_pjrt_tpu_topology(topology)._make_compile_only_devices()[:1]
+    with mlir.make_ir_context():
+        module = ir.Module.parse(text)
+        options = compiler.get_compile_options(
+            num_replicas=1, num_partitions=1, device_assignment=[[devices[0].id]]
+        )
+        executable: Any = compiler.backend_compile_and_load(
+            devices[0].client, module, xla_client.DeviceList(tuple(devices)), options, []
+        )
+    memory = executable.get_compiled_memory_stats()
+    costs = executable.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs
+    (optimised,) = executable.hlo_modules()
+    return Compiled(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes,
+        costs.get("flops", float("nan")),
+        costs.get("bytes accessed", float("nan")),
+        hlo.operations_in_loops(optimised.to_string()),
+    )
+
+
+def check(config: str, topology: str) -> bool:
+    """Compiles one, prints a row; whether it compiles and fits."""
+    generation = topology.partition(":")[0]
+    trainer, carry, chunk = build_ours(SIZES[config], bfloat16=config in BFLOAT16)
+    exported = hlo.export(trainer, carry, chunk)
+    try:
+        made = compile_for(exported.text, topology)
+    except Exception as error:
+        print(f"| {config} | {topology} | does not compile: {str(error).splitlines()[0]} |")
+        return False
+    gib = made.memory_bytes / 2**30
+    kinds = ", ".join(f"{count} {kind}" for kind, count in made.in_loops.most_common(6))
+    fits = gib <= MEMORY[generation]
+    print(
+        f"| {config} | {topology} | {gib:.2f} of {MEMORY[generation]} GiB"
+        f"{'' if fits else ': DOES NOT FIT'} | {made.flops / 1e9:,.1f} | "
+        f"{made.bytes_moved / 1e9:,.2f} | {made.in_loops.total()}: {kinds} |",
+        flush=True,
+    )
+    return fits
+
+
+def main(argv: list[str]) -> None:
+    """One row for each configuration and slice."""
+    del argv
+    for topology in TOPOLOGY.value:
+        if topology.partition(":")[0] not in MEMORY:
+            sys.exit(
+                f"error: --topology ({topology!r}) must begin with one of {', '.join(MEMORY)}."
+            )
+    print("| config | slice | memory of a core | GFLOP | GB moved | operations in loops |")
+    print("|---|---|---|---:|---:|---|")
+    fine = [check(config, topology) for config in CONFIG.value for topology in TOPOLOGY.value]
+    sys.exit(0 if all(fine) else 1)
+
+
+if __name__ == "__main__":
+    app.run(main)
