@@ -23,8 +23,6 @@ from tbptt.types import Nest, Window
 ROW_AXES = Window(
     inputs=2, targets=2, reset=2, weight=2, start=1, position=1, link=2, advance=None, rate=None
 )
-
-
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 
@@ -51,15 +49,22 @@ def open_replicas(strategy: str = "auto", *, reduce_dtype: tf.DType | None = Non
 def _called_for() -> str:
     if os.environ.get("TPU_NAME"):
         return "tpu"
-    if len(_workers()) > 1 or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+    if len(_workers()) > 1 or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return "multi_worker"
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one"
 
 
 def _workers() -> list[str]:
     """Addresses of the processes that `TF_CONFIG` names."""
-    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
-    return [*cluster.get("chief", []), *cluster.get("worker", [])]
+    text = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        cluster = json.loads(text).get("cluster", {})
+        return [*cluster.get("chief", []), *cluster.get("worker", [])]
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            f"TF_CONFIG ({text!r}) must be as "
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}.'
+        ) from None
 
 
 @functools.cache
@@ -76,7 +81,7 @@ def _open(name: str) -> tf.distribute.Strategy:
         )
     resolver = None  # TF_CONFIG
     if not _workers():
-        if "SLURM_PROCID" not in os.environ:
+        if "SLURM_STEP_NUM_TASKS" not in os.environ:
             raise ValueError(
                 "strategy='multi_worker' needs TF_CONFIG, which names the workers, or Slurm. "
                 "python -m tools.launch sets it for processes on this machine."
@@ -142,7 +147,6 @@ class Replicas:
 
         Model, average, loss scale and trainer are built in it.
         """
-
         if self.strategy is None:
             yield
             return

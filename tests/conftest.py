@@ -161,6 +161,12 @@ def run_with_gradients(
 
 
 BACKENDS = ("reference", "scan", "fused")
+# Every core and backend, compiled or not, for what is about the loop around them.
+LOOPS = [
+    ("lstm", "fused", True), ("lstm", "scan", True), ("lstm", "reference", False),
+    ("gru", "fused", False), ("stack", "fused", False), ("own", "scan", False),
+    ("own", "scan", True),
+]  # fmt: skip
 JIT = {"plain": False, "xla": True}
 
 

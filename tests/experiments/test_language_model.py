@@ -163,9 +163,7 @@ def test_best_parameters_by_validation_are_the_ones_tested(tmp_path, corpus_file
 
 
 def test_dynamic_evaluation_is_reported_beside_the_static_one(tmp_path, corpus_file):
-    plain = trained(tmp_path / "plain", corpus=corpus_file)
     result = trained(tmp_path / "dynamic", corpus=corpus_file, dynamic_rate=1e-2)
-    assert (result["valid"], result["test"]) == (plain["valid"], plain["test"])
     assert result["dynamic_test"] < result["test"]  # a text that repeats itself
     assert result["dynamic_valid"] != result["valid"]
 
@@ -204,7 +202,8 @@ def test_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, corpus_file):
     whole = trained(tmp_path / "whole", **more)
     logdir = tmp_path / "run"
     every = dict(save_every="4")
-    with pytest.raises(run.UnfinishedError, match=r"saved at window 2 of 10. The same command"):
+    message = r"saved at window 2 of 10, because 1e-09 minutes are over\. The same command goes on"
+    with pytest.raises(run.UnfinishedError, match=message):
         trained(logdir, options=dict(max_minutes=1e-9, **every), **more)
     with pytest.raises(run.UnfinishedError, match=r"saved at window 4 of 10"):
         trained(logdir, options=dict(max_minutes=1e-9, **every), **more)

@@ -125,7 +125,9 @@ def test_sampled_training_lowers_the_exact_loss(jit):
     assert evaluator().loss < 0.3
 
 
-@pytest.mark.parametrize("kind", READOUTS)
+@pytest.mark.parametrize(
+    ("kind", "jit"), [*((kind, False) for kind in READOUTS), ("adaptive", True), ("chunked", True)]
+)
 def test_evaluation_without_a_loss_is_that_with_cross_entropy(kind, jit):
     model, stream = make_model(kind), make_stream(tail="pad")
     by_model, by_loss = (

@@ -13,7 +13,7 @@ import tbptt
 from tbptt import optimizers
 from tbptt.streams.feed import Chunk
 from tbptt.training import step as one
-from tests.conftest import assert_close, assert_same_bits, make_core
+from tests.conftest import LOOPS, assert_close, assert_same_bits, make_core
 
 VOCABULARY, ROWS, STEPS = 7, 2, 4
 
@@ -49,6 +49,7 @@ def run(trainer, stream, windows, windows_per_call, feed=tbptt.ResidentFeed, **o
     return tbptt.train(trainer, reader, start, windows=windows, **options)
 
 
+@pytest.mark.parametrize(("kind", "backend", "jit"), LOOPS)
 def test_grouping_keeps_the_bits(kind, backend, jit):
     """Law 6, with dropout, Adam, an epoch's end inside: 12 windows as 12, as 5 + 5 + 2, as 1s."""
     trainer = make_trainer(kind, jit=jit, dropout=0.3, backend=backend)
