@@ -16,9 +16,12 @@ import sys
 from collections import Counter
 from typing import Any, NamedTuple
 
-os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}  # before jax is imported
+os.environ |= {  # before jax is imported
+    "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu",
+    "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
+}  # fmt: skip
 
-from absl import app, flags
+from absl import app, flags, logging
 
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 from tools import hlo
@@ -107,6 +110,7 @@ def check(config: str, topology: str) -> bool:
 def main(argv: list[str]) -> None:
     """One row for each configuration and slice."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     for topology in TOPOLOGY.value:
         if topology.partition(":")[0] not in MEMORY:
             sys.exit(
