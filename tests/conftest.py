@@ -183,7 +183,8 @@ def pytest_generate_tests(metafunc) -> None:
     asked = [name for name in choices if name in metafunc.fixturenames and name not in set_already]
     # A gradient of its own is for LSTM and GRU: a user's cell is differentiated by TensorFlow.
     # The reference compiled is as large as it is long; test_compiled_equals_plain has it. A stack
-    # is made of the others: what it adds is seen on two backends.
+    # is made of the others: what it adds is seen on two backends. That GRU compiled
+    # equals GRU plain is a test of its own.
     cases = [
         case
         for case in itertools.product(*(choices[name] for name in asked))
@@ -194,6 +195,7 @@ def pytest_generate_tests(metafunc) -> None:
                 {"reference", "xla"},
                 {"stack", "scan"},
                 {"stack", "xla"},
+                {"gru", "xla"},
             )
         )
     ]

@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from tbptt import optimizers
 from tbptt.layers.dropout import dropout
 from tbptt.streams.pieces import Pieces
 from tests.conftest import make_core
@@ -213,18 +212,6 @@ def any_loss(outputs, targets):
     while targets.shape.rank > 2:
         targets = tf.reduce_mean(targets, axis=-1)
     return tf.reduce_sum((outputs - targets[..., None]) ** 2, axis=-1)
-
-
-@pytest.mark.parametrize("stream", STREAMS)
-def test_trainer_takes_every_stream(stream):
-    """Law 11 in the loop, and law 12: one program, whatever the cut, the count and the epoch."""
-    made = make(stream, "everything")
-    trainer = tbptt.Trainer(AnyModel(), any_loss, optimizers.sgd(0.1), jit_compile=False)
-    position = tbptt.Position(trainer.initial_carry(ROWS))
-    windows = 2 * made.windows_per_epoch + 3
-    position = tbptt.train(trainer, tbptt.PrefetchFeed(made, 7), position, windows=windows)
-    assert trainer.traces == 1
-    assert position.cursor == tbptt.Cursor(2, 3)
 
 
 def test_rows_of_short_documents_are_full():

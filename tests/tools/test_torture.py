@@ -21,7 +21,7 @@ def test_a_run_is_like_itself_and_every_difference_is_seen(tmp_path):
     assert torture.compare(ours, whole) == []
     result = json.loads((ours / "result.json").read_text())
     (ours / "result.json").write_text(json.dumps(result | {"test": 7.0}))
-    next(ours.glob("events*")).unlink()
+    next(ours.glob("events*.v2")).unlink()
     path, checkpoint = torture.read_newest(ours)
     name = next(name for name in checkpoint.arrays if name.startswith("carry.state"))
     checkpoint.arrays[name] = checkpoint.arrays[name] + 1.0

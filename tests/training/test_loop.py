@@ -65,10 +65,10 @@ def test_grouping_keeps_the_bits(kind, backend, jit):
     assert_same_bits(results[0], results[2])
 
 
-def test_feeds_agree_to_the_bit(jit):
+def test_feeds_agree_to_the_bit():
     results = []
     for feed in (tbptt.ResidentFeed, tbptt.PrefetchFeed):
-        trainer = make_trainer(jit=jit)
+        trainer = make_trainer()
         results.append(everything(trainer, run(trainer, make_stream(), 23, 4, feed)))
     assert_same_bits(*results)
 

@@ -82,7 +82,10 @@ def test_resumed_run_is_the_undisturbed_run(tmp_path, kind, jit):
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_every_stream_goes_on_where_it_was(stream):
-    """Cut in an epoch, at its end and in the next one; all truncations at once, dropout, Adam."""
+    """Cut in an epoch, at its end and in the next one; all truncations at once, dropout, Adam.
+
+    Laws 11 and 12 too: windows continue, and it is one program whatever the cut and the epoch.
+    """
     made, again = make(stream, "everything"), make(stream, "everything")
     trainer = tbptt.Trainer(
         AnyModel(dropout_rate=0.3), any_loss, optimizers.adam(0.01), jit_compile=False
@@ -92,6 +95,7 @@ def test_every_stream_goes_on_where_it_was(stream):
     windows = made.windows_per_epoch + 5
     end = go_on(trainer, made, start, windows, losses)
     whole = snapshot(trainer, end)
+    assert end.cursor == tbptt.Cursor(1, 5)
     position = restore(beginning, trainer, start)
     for cut in (2, made.windows_per_epoch, made.windows_per_epoch + 3, windows):
         position = go_on(trainer, again, position, cut, seen)
@@ -99,6 +103,7 @@ def test_every_stream_goes_on_where_it_was(stream):
         go_on(trainer, again, position, cut + 1, {})  # what comes after must not count
         position = restore(taken, trainer, start)
     assert seen == losses
+    assert trainer.traces == 1
     # Where labels are of whole sequences, a window without an end of one has no loss.
     assert np.isfinite([np.frombuffer(loss, np.float32) for loss in losses.values()]).mean() > 0.5
     last = snapshot(trainer, position)

@@ -208,7 +208,7 @@ KEEPING = "fused, keeping states"
         if other == "scan" or kind != "own"  # TensorFlow differentiates a user's cell
         # What is kept is the cores' own business, and not that of each option.
         if other != KEEPING
-        or (kind in ("lstm", "gru", "lstm-everything") and case in ("one-step", "resets", "long"))
+        or (kind in ("lstm", "gru", "lstm-everything") and case in ("resets", "long"))
     ],
 )
 def test_backends_equal_reference(kind, case, other):
