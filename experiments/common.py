@@ -170,14 +170,14 @@ def fit(
             logdir / "checkpoints", keep=options.keep_checkpoints, read_only=not claim.writes
         )
         found = checkpoints.newest()
+        first = 0 if found is None else found.step
+        if replicas.differ(first):  # before they restore, which they do together
+            raise run.UsageError(
+                f"The workers do not read the same checkpoint: this one finds window {first}. All "
+                "of them need the same --logdir, on a disk that they share."
+            )
         if found is not None:
             start = resume.restore(found, trainer, start, parts=parts, facts=facts)
-    first = trainer.windows_seen
-    if replicas.differ(first):
-        raise run.UsageError(
-            f"The workers do not read the same checkpoint: this one goes on from window {first}. "
-            "All of them need the same --logdir, on a disk that they share."
-        )
     run.announce(logdir, trainer.model, first, windows, replicas)
     writer = tbptt.SummaryWriter(logdir if claim.writes else None, first_step=first)
     if not first:

@@ -37,7 +37,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What does not change what a run computes."""
+    """What does not change what a run computes; but every replica draws its own dropout."""
 
     logdir: str = setting("", "Folder of the run; empty: below runs/, named by the settings.")
     restart: bool = setting(False, "Start anew; what is in the folder is moved aside.")

@@ -166,9 +166,7 @@ class Replicas:
         if self.strategy is None:
             return
         for variable in variables:
-            if len(self._parts(variable)) != len(self.here) or (
-                self.count > 1 and not isinstance(variable, tf.distribute.DistributedValues)
-            ):
+            if not isinstance(variable, tf.distribute.DistributedValues):
                 raise ValueError(
                     f"{variable.name} was made outside the scope of {self.count} replicas. Build "
                     "model, average, loss scale and trainer in: with replicas.scope():"
@@ -224,7 +222,7 @@ class Replicas:
 
     def sum(self, *numbers: float) -> tuple[float, ...]:
         """Sums over the processes, number by number: all of them must ask at the same time."""
-        if self.strategy is None or len(self.here) == self.count:
+        if len(self.here) == self.count:
             return numbers
         total = self.strategy.reduce(
             tf.distribute.ReduceOp.SUM, tf.constant(numbers, tf.float64), axis=None

@@ -11,6 +11,7 @@ status is 1 if one does not compile, or does not fit into the core's memory. It 
 of the speed, and nothing was run on a TPU.
 """
 
+import importlib.util
 import os
 import sys
 from collections import Counter
@@ -111,11 +112,16 @@ def main(argv: list[str]) -> None:
     """One row for each configuration and slice."""
     del argv
     logging.set_verbosity(logging.WARNING)
+    for config in CONFIG.value:
+        if config not in SIZES:
+            sys.exit(f"error: --config ({config!r}) must be of {', '.join(SIZES)}.")
     for topology in TOPOLOGY.value:
         if topology.partition(":")[0] not in MEMORY:
             sys.exit(
                 f"error: --topology ({topology!r}) must begin with one of {', '.join(MEMORY)}."
             )
+    if not all(importlib.util.find_spec(package) for package in ("jax", "libtpu")):
+        sys.exit("error: the compiler for TPUs is not installed: pip install -e '.[tpu-check]'")
     print("| config | slice | memory of a core | GFLOP | GB moved | operations in loops |")
     print("|---|---|---|---:|---:|---|")
     fine = [check(config, topology) for config in CONFIG.value for topology in TOPOLOGY.value]

@@ -91,14 +91,15 @@ class Evaluator:
         self._stream = stream
         self._feed = open_feed(stream, min(windows_per_call, stream.windows_per_epoch))
         self._optimizer = optimizer
-        values = [tf.convert_to_tensor(parameter) for parameter in model.trainable_variables]
-        self._slots = tf.nest.map_structure(
-            lambda value: tf.Variable(value, trainable=False),
-            optimizer.init(values) if optimizer else (),
-        )
-        self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        slots = tf.nest.flatten(self._slots)
-        self._learned = [self._step, *slots, *model.trainable_variables] if optimizer else []
+        self._learned: list[tf.Variable] = []
+        if optimizer is not None:
+            values = [tf.convert_to_tensor(parameter) for parameter in model.trainable_variables]
+            self._slots = tf.nest.map_structure(
+                lambda value: tf.Variable(value, trainable=False), optimizer.init(values)
+            )
+            self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+            slots = tf.nest.flatten(self._slots)
+            self._learned = [self._step, *slots, *model.trainable_variables]
         self._program = make_program(self._score, jit_compile=jit_compile)
 
     def __call__(self) -> Evaluation:

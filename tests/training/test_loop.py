@@ -49,15 +49,23 @@ def run(trainer, stream, windows, windows_per_call, feed=tbptt.ResidentFeed, **o
     return tbptt.train(trainer, reader, start, windows=windows, **options)
 
 
+def values_of(trainer):
+    return [variable.numpy() for variable in trainer.variables]
+
+
+def put_back(trainer, values):
+    """A trainer that begins again is as good as a new one, and is compiled already."""
+    for variable, value in zip(trainer.variables, values, strict=True):
+        variable.assign(value)
+
+
 @pytest.mark.parametrize(("kind", "backend", "jit"), LOOPS)
 def test_grouping_keeps_the_bits(kind, backend, jit):
     """Law 6, with dropout, Adam, an epoch's end inside: 12 windows as 12, as 5 + 5 + 2, as 1s."""
     trainer = make_trainer(kind, jit=jit, dropout=0.3, backend=backend)
-    first_values = [variable.numpy() for variable in trainer.variables]
-    results = []
+    first_values, results = values_of(trainer), []
     for windows_per_call in (12, 5, 1):
-        for variable, value in zip(trainer.variables, first_values, strict=True):
-            variable.assign(value)
+        put_back(trainer, first_values)
         position = run(trainer, make_stream(), 12, windows_per_call)
         results.append([part.numpy() for part in everything(trainer, position)])
     assert trainer.traces == 1  # law 12: a shorter call is the same program
@@ -208,9 +216,10 @@ def test_permuting_rows_permutes_the_carried_state(jit):
     stream = make_stream()
     windows, _ = stream.windows(tbptt.Cursor(), 4)
     order = [1, 0]
-    results = []
+    trainer, results = make_trainer(jit=jit), []
+    first_values = values_of(trainer)
     for rows in ([0, 1], order):
-        trainer = make_trainer(jit=jit)
+        put_back(trainer, first_values)
         moved = tf.nest.map_structure(
             lambda f, rows=rows: None if f is None else tf.constant(f[..., rows]), windows
         )
@@ -335,9 +344,11 @@ def test_too_many_windows_in_a_row_that_are_not_finite_end_the_run():
 
 def test_metrics_are_sums_over_the_call(jit):
     """Loss, weight and the norm before clipping, against one window at a time."""
-    reports, single = [], []
-    run(make_trainer(jit=jit), make_stream(), 4, 4, actions=[tbptt.Every(0, reports.append)])
-    run(make_trainer(jit=jit), make_stream(), 4, 1, actions=[tbptt.Every(0, single.append)])
+    trainer, reports, single = make_trainer(jit=jit), [], []
+    first_values = values_of(trainer)
+    run(trainer, make_stream(), 4, 4, actions=[tbptt.Every(0, reports.append)])
+    put_back(trainer, first_values)
+    run(trainer, make_stream(), 4, 1, actions=[tbptt.Every(0, single.append)])
     norms = [report.metrics.grad_norm_max for report in single]
     assert max(norms) > 0.3  # clipping was at work
     assert reports[0].metrics.grad_norm_max == max(norms)
