@@ -13,7 +13,9 @@ from tests.training.test_loop import (
     make_model,
     make_stream,
     nan_in_features,
+    put_back,
     run,
+    values_of,
 )
 
 
@@ -40,18 +42,26 @@ def as_written():
 @pytest.mark.usefixtures("as_written")
 def test_scale_keeps_the_bits(jit):
     """None, 1 and 2**15; clipping and Adam see the gradients themselves. It doubles on the way."""
-    results = []
-    for initial in (None, 1.0, 2.0**15):
-        trainer = tbptt.Trainer(
-            make_model("lstm"),
-            tbptt.cross_entropy,
-            optimizers.chain(optimizers.clip_by_global_norm(0.3), optimizers.adam(0.01)),
-            loss_scale=None if initial is None else LossScale(initial, growth_interval=2),
-            jit_compile=jit,
+    trainers, results = [], []
+    for loss_scale in (None, LossScale(1.0, growth_interval=2)):
+        trainers.append(
+            tbptt.Trainer(
+                make_model("lstm"),
+                tbptt.cross_entropy,
+                optimizers.chain(optimizers.clip_by_global_norm(0.3), optimizers.adam(0.01)),
+                loss_scale=loss_scale,
+                jit_compile=jit,
+            )
         )
+    first_values = values_of(trainers[1])
+    for trainer, initial in ((trainers[0], None), (trainers[1], 1.0), (trainers[1], 2.0**15)):
+        if initial:
+            put_back(trainer, first_values)
+            trainer.loss_scale.scale.assign(initial)
         reports = []
         run(trainer, make_stream(), 5, 5, actions=[tbptt.Every(0, reports.append)])
-        results.append([trainer.model.trainable_variables, trainer.slots, reports[0].metrics.loss])
+        after = [*trainer.model.trainable_variables, *tf.nest.flatten(trainer.slots)]
+        results.append([*(v.numpy() for v in after), reports[0].metrics.loss])
         assert initial is None or float(trainer.loss_scale.scale) == 4 * initial
     assert_same_bits(results[1], results[0])
     assert_same_bits(results[2], results[0])
@@ -98,12 +108,12 @@ def test_scale_doubles_after_so_many_good_windows_in_a_row(jit):
 
 def test_grouping_keeps_the_scale(jit):
     """Law 6: it moves inside the call as it moves between calls."""
-    results = []
+    trainer, results = make_scaled(LossScale(8.0, growth_interval=2), jit=jit, model=Features()), []
+    first_values = values_of(trainer)
     for windows_per_call in (8, 1):
-        loss_scale = LossScale(8.0, growth_interval=2)
-        trainer = make_scaled(loss_scale, jit=jit, model=Features())
+        put_back(trainer, first_values)
         run(trainer, nan_in_features(make_stream(), 4), 8, windows_per_call)
-        results.append([*loss_scale.variables, *trainer.model.variables])
+        results.append(values_of(trainer))
     assert_same_bits(*results)
 
 
