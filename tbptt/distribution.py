@@ -69,6 +69,9 @@ def _workers() -> list[str]:
 
 @functools.cache
 def _open(name: str) -> tf.distribute.Strategy:
+    # Of a CPU's memory: what a window needs is kept for the next one, and not given back to the
+    # system, which would clear every page of it again. Heard until TensorFlow first allocates.
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
     if name == "tpu":
         tpu = tf.distribute.cluster_resolver.TPUClusterResolver()
         tf.config.experimental_connect_to_cluster(tpu)

@@ -122,7 +122,7 @@ def measure(
     try:
         for name in tracked(names, f"{label}: building"):
             workers[name] = Worker(name, size, timeout=timeout)
-            answer = attempt(name, Worker.first)
+            answer = attempt(name, Worker.answer)
             entries[name].first_step_s = answer.get("first_step_s", math.nan)
             entries[name].loss = answer.get("loss", math.nan)
         for turn in tracked(range(rounds + 1), f"{label}: round"):  # the first is not counted

@@ -63,6 +63,13 @@ class Size:
         weights += self.hidden * self.vocabulary
         return 3.0 * 2.0 * weights * self.tokens
 
+    @property
+    def parameters(self) -> int:
+        """Numbers that are trained, and that replicas add up the gradients of."""
+        inputs = [self.embedding] + [self.hidden] * (self.layers - 1)
+        layers = sum(4 * self.hidden * (size + self.hidden + 1) for size in inputs)
+        return self.vocabulary * self.embedding + layers + (self.hidden + 1) * self.vocabulary
+
 
 SIZES = {
     "char": Size(64, 64, 128, 512, 1, 256, windows_per_call=8),
@@ -93,6 +100,7 @@ def build_ours(
     resets: bool = False,
     bfloat16: bool = False,
     readout: str | None = None,
+    strategy: str = "one",
     **options: Any,
 ) -> tuple[Any, Any, Any]:
     """`tbptt.Trainer`, its first carry, and a chunk of windows on the device.
@@ -103,21 +111,20 @@ def build_ours(
       resets: every row starts anew somewhere in every window.
       bfloat16: of the products.
       readout: "chunked", "adaptive" or "sampled"; None: all logits at once.
+      strategy: of `tbptt.distribution.open_replicas`; each replica has the rows of `size`.
       options: of `tbptt.LSTM`.
     """
     import tensorflow as tf
 
     import tbptt
     from tbptt import optimizers
+    from tbptt.distribution import open_replicas
     from tbptt.streams.feed import Chunk
 
+    replicas = open_replicas(strategy)  # before TensorFlow does anything else
     narrow: dict[str, Any] = dict(compute_dtype=tf.bfloat16) if bfloat16 else {}
     seeds = tbptt.split_seed(tbptt.make_seed(0), size.layers + 1)
     inputs = [size.embedding] + [size.hidden] * (size.layers - 1)
-    layers = [
-        tbptt.LSTM(inputs[i], size.hidden, seed=seeds[i], backend=backend, **narrow, **options)
-        for i in range(size.layers)
-    ]
     readouts: dict[str, Callable[[], tbptt.types.Readout]] = {
         "chunked": lambda: tbptt.ChunkedSoftmax(size.hidden, size.vocabulary, seed=seeds[-1]),
         "adaptive": lambda: tbptt.AdaptiveSoftmax(
@@ -128,25 +135,31 @@ def build_ours(
             size.hidden, size.vocabulary, seed=seeds[-1], samples=size.vocabulary // 50
         ),
     }  # fmt: skip
-    model = tbptt.LanguageModel(
-        size.vocabulary,
-        size.embedding,
-        tbptt.Stack(layers),
-        seed=seeds[-1],
-        readout=readouts[readout]() if readout else None,
-        **narrow,
-    )
-    optimizer = optimizers.chain(
-        optimizers.clip_by_global_norm(CLIP_NORM), optimizers.sgd(LEARNING_RATE)
-    )
-    loss = None if readout else tbptt.cross_entropy
-    trainer = tbptt.Trainer(model, loss, optimizer, jit_compile=jit_compile)
-    x, y = (tf.constant(part) for part in windows_of(size))
+    with replicas.scope():
+        layers = [
+            tbptt.LSTM(inputs[i], size.hidden, seed=seeds[i], backend=backend, **narrow, **options)
+            for i in range(size.layers)
+        ]
+        model = tbptt.LanguageModel(
+            size.vocabulary,
+            size.embedding,
+            tbptt.Stack(layers),
+            seed=seeds[-1],
+            readout=readouts[readout]() if readout else None,
+            **narrow,
+        )
+        optimizer = optimizers.chain(
+            optimizers.clip_by_global_norm(CLIP_NORM), optimizers.sgd(LEARNING_RATE)
+        )
+        loss = None if readout else tbptt.cross_entropy
+        trainer = tbptt.Trainer(model, loss, optimizer, replicas=replicas, jit_compile=jit_compile)
+    size = dataclasses.replace(size, rows=size.rows * replicas.count)
+    x, y = windows_of(size)
     reset = None
     if resets:
         places = np.random.default_rng(1).integers(0, x.shape[1], [x.shape[0], x.shape[2]])
-        reset = tf.constant(np.arange(x.shape[1])[None, :, None] == places[:, None, :])
-    stacked = tbptt.Window(x, y, reset)
+        reset = np.arange(x.shape[1])[None, :, None] == places[:, None, :]
+    stacked = replicas.put(tbptt.Window(x, y, reset))
     first, count = (tf.constant(n, tf.int64) for n in (0, size.windows_per_call))
     return trainer, trainer.initial_carry(size.rows), Chunk(stacked, first, count)
 
@@ -166,11 +179,15 @@ def ours(size: Size, **options: Any) -> Run:
 
 
 def torch_lstm(size: Size, *, bfloat16: bool = False, threads: int | None = None) -> Run:
-    """`torch.nn.LSTM`, the state detached between windows; on all cores where `threads` is None."""
+    """`torch.nn.LSTM`, the state detached between windows; on a GPU if there is one.
+
+    Else on all cores, or so many threads.
+    """
     import torch
 
     torch.manual_seed(0)
     torch.set_num_threads(threads or os.cpu_count() or 1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:
@@ -183,15 +200,15 @@ def torch_lstm(size: Size, *, bfloat16: bool = False, threads: int | None = None
             h, state = self.lstm(self.embedding(x), state)
             return self.readout(h), state
 
-    model = Model()
+    model = Model().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, fused=True)
-    xs, ys = (torch.from_numpy(part).long() for part in windows_of(size))
+    xs, ys = (torch.from_numpy(part).long().to(device) for part in windows_of(size))
     state: Any = None
 
     def step(x: Any, y: Any) -> Any:
         nonlocal state
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
             logits, state = model(x, state)
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
         loss.backward()
@@ -305,6 +322,35 @@ def jax_scan(size: Size) -> Run:
     return run
 
 
+def reduce(size: Size, *, numbers: int | None = None) -> Run:
+    """The sum over all workers of so many float32 numbers, else of as many as are trained."""
+    import tensorflow as tf
+
+    from tbptt.distribution import open_replicas
+
+    strategy = open_replicas("multi_worker").strategy
+    vector = tf.zeros([numbers or size.parameters])
+
+    def one(vector: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        here = tf.identity(vector)  # a sum goes by where its parts are
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, here)
+
+    @tf.function(autograph=False)
+    def add_up(times: Any) -> Any:
+        return tf.while_loop(
+            lambda k, _: k < times,
+            lambda k, total: (k + 1, strategy.run(one, [total])),
+            (0, vector),
+            parallel_iterations=1,
+        )[1]
+
+    def run(windows: int) -> float:
+        return float(add_up(tf.constant(windows))[0])
+
+    return run
+
+
 def product(_: Size, *, package: str, shape: tuple[int, int, int]) -> Run:
     """A float32 matrix product `[m, k] @ [k, n]`, so many times; there is no loss."""
     m, k, n = shape
@@ -368,6 +414,15 @@ EXTRAS: dict[str, Contestant] = {
 } | {
     f"ours-{readout}": Contestant(OURS, functools.partial(ours, readout=readout))
     for readout in ("chunked", "adaptive", "sampled")
+}
+
+# Processes that train together, and such that train beside each other, each by itself, with the
+# program of many replicas.
+TOGETHER: dict[str, Contestant] = {
+    "worker": Contestant(OURS, functools.partial(ours, strategy="multi_worker")),
+    "alone": Contestant(OURS, functools.partial(ours, strategy="mirrored")),
+    "reduce": Contestant(OURS, reduce),
+    "reduce-nothing": Contestant(OURS, functools.partial(reduce, numbers=1)),
 }
 
 # What the machine can do: whose product is fastest differs from processor to processor.

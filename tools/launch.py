@@ -12,11 +12,9 @@ The exit status is 0 if all workers end well, else that of the first one that di
 """
 
 import contextlib
-import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +24,8 @@ from types import FrameType
 from typing import IO
 
 from absl import app, flags, logging
+
+from tools.cluster import free_addresses, tf_config
 
 WORKERS = flags.DEFINE_integer("workers", 2, "Processes on this machine.", lower_bound=1)
 HOSTS = flags.DEFINE_list("hosts", [], "host:port of each worker; prints commands, starts nothing.")
@@ -42,26 +42,10 @@ GRACE = flags.DEFINE_float(
 UNFINISHED = 75  # a run that saved and ended in time: nothing went wrong
 
 
-def free_addresses(count: int) -> list[str]:
-    """Of loopback, with ports that nobody uses now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-
-
-def config(addresses: Sequence[str], index: int) -> str:
-    """TF_CONFIG of a worker."""
-    return json.dumps(
-        {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}}
-    )
-
-
 def start(command: Sequence[str], addresses: Sequence[str], index: int) -> subprocess.Popen:
     """One worker; what it says is shown line by line behind its number."""
     threads = THREADS.value or max(1, (os.cpu_count() or 1) // len(addresses))
-    more = {"TF_CONFIG": config(addresses, index), "TF_NUM_INTRAOP_THREADS": str(threads)}
+    more = {"TF_CONFIG": tf_config(addresses, index), "TF_NUM_INTRAOP_THREADS": str(threads)}
     process = subprocess.Popen(
         command, env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -136,7 +120,8 @@ def main(argv: list[str]) -> None:
     if HOSTS.value:
         for index, host in enumerate(HOSTS.value):
             print(
-                f"{host}: TF_CONFIG={shlex.quote(config(HOSTS.value, index))}", shlex.join(command)
+                f"{host}: TF_CONFIG={shlex.quote(tf_config(HOSTS.value, index))}",
+                shlex.join(command),
             )
         return
     for left in range(RESTART.value, -1, -1):

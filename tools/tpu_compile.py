@@ -15,18 +15,16 @@ import importlib.util
 import os
 import sys
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-os.environ |= {  # before jax is imported
-    "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu",
-    "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
-}  # fmt: skip
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}  # before jax is imported
 
 from absl import app, flags, logging
 
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 from tools import hlo
 from tools.contestants import SIZES, build_ours
+from tools.pjrt import compile_text
 
 CONFIG = flags.DEFINE_list("config", ["char"], f"What to compile, of {', '.join(SIZES)}.")
 TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x2"], "For what: v5e:2x2, v5p:2x2x1, v6e:2x2.")
@@ -57,20 +55,10 @@ def compile_for(text: str, topology: str) -> Compiled:
     Raises:
       Exception: whatever the compiler has to say against it.
     """
-    from jax._src import compiler, xla_bridge
-    from jax._src.interpreters import mlir
-    from jax._src.lib import xla_client
-    from jax._src.lib.mlir import ir
+    from jax._src import xla_bridge
 
-    devices = xla_bridge.make_pjrt_tpu_topology(topology)._make_compile_only_devices()[:1]
-    with mlir.make_ir_context():
-        module = ir.Module.parse(text)
-        options = compiler.get_compile_options(
-            num_replicas=1, num_partitions=1, device_assignment=[[devices[0].id]]
-        )
-        executable: Any = compiler.backend_compile_and_load(
-            devices[0].client, module, xla_client.DeviceList(tuple(devices)), options, []
-        )
+    topologies = xla_bridge.make_pjrt_tpu_topology(topology)
+    executable = compile_text(text, topologies._make_compile_only_devices()[0])
     memory = executable.get_compiled_memory_stats()
     costs = executable.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs

@@ -20,9 +20,10 @@ import tempfile
 import textwrap
 import time
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
-from tools.contestants import CEILINGS, CONTESTANTS, EXTRAS, Size
+from tools.contestants import CEILINGS, CONTESTANTS, EXTRAS, TOGETHER, Size
 
 
 class WorkerError(RuntimeError):
@@ -48,9 +49,12 @@ class Worker:
       name: of the contestant.
       size: what it trains.
       timeout: seconds that an answer may take.
+      environment: what its environment has beside this one's.
     """
 
-    def __init__(self, name: str, size: Size, *, timeout: float) -> None:
+    def __init__(
+        self, name: str, size: Size, *, timeout: float, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._timeout = timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         self._process = subprocess.Popen(
@@ -59,21 +63,22 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             bufsize=0,
+            env=os.environ | dict(environment or {}),
             start_new_session=True,  # Ctrl-C is for the one who started it, who closes it
         )
 
-    def first(self) -> dict[str, Any]:
-        """Waits for the first window: `first_step_s` and `loss`."""
-        return self._answer()
-
     def turn(self, windows: int) -> dict[str, Any]:
         """Trains so many windows: `seconds`, `loss` and `peak_mb`."""
+        self.ask(windows)
+        return self.answer()
+
+    def ask(self, windows: int) -> None:
+        """Lets it train so many windows; `answer` waits for it."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{windows}\n".encode())
         except BrokenPipeError:
             raise WorkerError(self._last_words()) from None
-        return self._answer()
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
@@ -83,7 +88,12 @@ class Worker:
             assert pipe is not None
             pipe.close()
 
-    def _answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
+        """Waits for what it says next.
+
+        Once its first window is trained `first_step_s` and `loss`, then for every `ask`
+        `seconds`, `loss` and `peak_mb`.
+        """
         pipe = self._process.stdout
         assert pipe is not None
         if not select.select([pipe], [], [], self._timeout)[0]:
@@ -117,7 +127,7 @@ def serve(name: str, size: Size) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     try:
-        contestant = {**CONTESTANTS, **EXTRAS, **CEILINGS}[name]
+        contestant = {**CONTESTANTS, **EXTRAS, **CEILINGS, **TOGETHER}[name]
         for package in contestant.packages:
             importlib.import_module(package)
         before, began = peak_mb(), time.perf_counter()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tools import hlo
+from tools import hlo, recorded
 from tools.contestants import Size, build_ours
+from tools.pjrt import Program
 
 TINY = Size(4, 6, 5, 8, layers=2, vocabulary=11, windows_per_call=3)
 
@@ -43,3 +44,45 @@ def test_its_arguments_are_carry_chunk_and_every_variable(exported):
     for variable in trainer.variables:
         assert any(given is variable for given in found.inputs)
     assert np.isfinite(trainer(carry, chunk)[1].read().loss)  # exporting has spoiled nothing
+
+
+def test_a_step_is_the_same_after_it_was_written(tmp_path):
+    """And says which result goes where: a state and a variable become what they were."""
+    step = recorded.record(TINY)
+    recorded.write(step, tmp_path / "new" / "step")
+    again = recorded.read(tmp_path / "new" / "step")
+    assert again.text == step.text
+    assert (again.size, again.carried) == (TINY, step.carried)
+    for a, b in zip(again.arguments + again.results, step.arguments + step.results, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    for result, argument in step.carried.items():
+        before, after = step.arguments[argument], step.results[result]
+        assert (before.shape, before.dtype) == (after.shape, after.dtype)
+    assert len(set(step.carried.values())) == len(step.carried)
+
+
+def test_differences_are_seen():
+    expected = [np.array([1.0, 100.0]), np.array(3)]
+    assert recorded.difference([np.array([1.0, 99.0]), np.array(3)], expected) == 0.01
+    assert recorded.difference([np.array([np.nan, 100.0]), np.array(3)], expected) == np.inf
+    with pytest.raises(
+        ValueError, match=r"A result is float64\(1,\), but TensorFlow's float64\(2,\)"
+    ):
+        recorded.difference([np.array([1.0]), np.array(3)], expected)
+
+
+@pytest.mark.torch
+def test_jax_runs_what_was_exported():
+    """Twice: the second call goes on from the first, as TensorFlow's would."""
+    pytest.importorskip("jax")
+    step = recorded.record(TINY)
+    program = Program(step.text, step.arguments, step.carried)
+    assert recorded.difference(program(), step.results) < 1e-5
+    trainer, carry, chunk = build_ours(TINY)
+    for _ in range(2):
+        carry, _ = trainer(carry, chunk)
+    assert (
+        recorded.difference(program()[:4], [part.numpy() for part in tf.nest.flatten(carry)][:4])
+        < 1e-5
+    )

@@ -154,7 +154,7 @@ def test_contestant_starts_at_log_v_and_learns(name):
         pytest.importorskip(package)
     worker = Worker(name, dataclasses.replace(TINY, vocabulary=5), timeout=200)
     try:
-        losses = [worker.first()["loss"], *(worker.turn(3)["loss"] for _ in range(200))]
+        losses = [worker.answer()["loss"], *(worker.turn(3)["loss"] for _ in range(200))]
     except WorkerError as error:
         if name == "torch-bfloat16":  # not every processor has it
             pytest.skip(str(error))
@@ -175,14 +175,14 @@ def test_contestant_that_raises_is_shown_with_its_reason():
 
 def test_worker_that_dies_or_hangs_is_told():
     worker = Worker("product-numpy-512", TINY, timeout=100)
-    worker.first()
+    worker.answer()
     worker._process.kill()
     with pytest.raises(WorkerError, match="died with status -9: no message"):
         worker.turn(1)
     worker.close()
     worker = Worker("product-numpy-512", TINY, timeout=0.001)
     with pytest.raises(WorkerError, match="no answer in"):
-        worker.first()
+        worker.answer()
     worker.close()
     assert worker._process.returncode is not None
 

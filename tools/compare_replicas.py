@@ -1,0 +1,100 @@
+"""Whether many replicas do what one does: the same training, on one device and on several.
+
+    python -m tools.compare_replicas --windows=200
+
+An LSTM on documents, so that rows start anew inside windows, with clipping by the global norm and
+Adam: on one device, on two and four logical devices of this CPU, and in two processes over
+loopback. What is told is by how much the loss of any window differs from that of one device, in
+units of it. The exit status is 1 if that is more than --tolerance.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import tqdm
+from absl import app, flags, logging
+
+import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
+import tbptt
+from experiments.devices import replicas_of
+from experiments.settings import Options
+from tbptt import optimizers
+
+WINDOWS = flags.DEFINE_integer("windows", 200, "Windows to train.", lower_bound=1)
+TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference of a loss, relative.")
+LOSSES = flags.DEFINE_string("losses", None, "Trains, and writes the losses to this file.")
+DEVICES = flags.DEFINE_integer("logical_devices", 0, "Of the one who writes; 0: one device.")
+
+ROWS, WINDOW_LENGTH, VOCABULARY = 8, 16, 50
+TRAIN = [sys.executable, "-m", "tools.compare_replicas"]
+LAUNCH = [sys.executable, "-m", "tools.launch", "--workers=2", "--"]
+SETUPS = {
+    "one device": TRAIN,
+    "2 logical devices": [*TRAIN, "--logical_devices=2"],
+    "4 logical devices": [*TRAIN, "--logical_devices=4"],
+    "2 processes": [*LAUNCH, *TRAIN],
+}
+
+
+def losses(windows: int, devices: int) -> tuple[list[float], bool]:
+    """Of every window; and whether this process is to write them."""
+    replicas = replicas_of(Options(logical_devices=devices))
+    rng = np.random.default_rng(0)
+    texts = [  # each counts on from somewhere, with misprints
+        np.where(rng.random(length) < 0.2, rng.integers(VOCABULARY), np.arange(length))
+        for length in rng.integers(5, 60, 400)
+    ]
+    documents = tbptt.Pieces.of([(text + rng.integers(9)) % VOCABULARY for text in texts])
+    stream = tbptt.DocumentStream(
+        documents, rows=ROWS, window_length=WINDOW_LENGTH, vocabulary_size=VOCABULARY
+    )
+    with replicas.scope():
+        seeds = tbptt.split_seed(tbptt.make_seed(0), 2)
+        model = tbptt.LanguageModel(
+            VOCABULARY, 16, tbptt.LSTM(16, 32, seed=seeds[0]), seed=seeds[1]
+        )
+        optimizer = optimizers.chain(optimizers.clip_by_global_norm(0.3), optimizers.adam(0.01))
+        trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizer, replicas=replicas)
+    found: list[float] = []
+    tbptt.train(
+        trainer,
+        tbptt.open_feed(stream, 1, put=replicas.put),
+        tbptt.Position(trainer.initial_carry(ROWS)),
+        windows=windows,
+        actions=[tbptt.Every(1, lambda report: found.append(report.metrics.loss))],
+    )
+    return found, replicas.is_chief
+
+
+def main(argv: list[str]) -> None:
+    """Trains, or starts all who train and compares."""
+    del argv
+    if LOSSES.value:
+        logging.set_verbosity(logging.WARNING)
+        found, writes = losses(WINDOWS.value, DEVICES.value)
+        if writes:
+            pathlib.Path(LOSSES.value).write_text(json.dumps(found))
+        return
+    results: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, command in tqdm.tqdm(SETUPS.items(), disable=not sys.stderr.isatty()):
+            file = pathlib.Path(folder, f"{len(results)}.json")
+            flags_of = [f"--losses={file}", f"--windows={WINDOWS.value}"]
+            ended = subprocess.run([*command, *flags_of], capture_output=True, text=True)
+            if ended.returncode:
+                sys.exit(f"error: {name}: {(ended.stdout + ended.stderr)[-2000:]}")
+            results[name] = np.array(json.loads(file.read_text()))
+    one = results.pop("one device")
+    print(f"{len(one)} windows: loss {one[0]:.4f} at first, {one[-1]:.4f} at last, on one device.")
+    worst = {name: np.max(np.abs(of_many / one - 1)) for name, of_many in results.items()}
+    for name, difference in worst.items():
+        print(f"{name}: largest relative difference of a loss {difference:.1e}")
+    sys.exit(0 if max(worst.values()) <= TOLERANCE.value else 1)
+
+
+if __name__ == "__main__":
+    app.run(main)

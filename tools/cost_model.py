@@ -1,0 +1,245 @@
+"""What a window of training costs on many devices: a model, and measurements to hold it against.
+
+Every replica has the rows of the size (weak scaling). A window costs what it computes, what it
+takes to start its pieces one by one, and the sum of the gradients:
+
+    compute  = product flops / (peak * share) + 2 * window_length * layers * step
+    reduce   = sum over levels of 2 (m - 1) (latency + bytes / m / bandwidth),  bytes <- bytes / m
+    window   = compute + dispatch + reduce
+
+which is a ring inside each level, as on a host, then one among them for each member's share
+(Patarasuk & Yuan, 2009).
+"""
+
+import contextlib
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tqdm
+
+from tools.cluster import free_addresses, tf_config
+from tools.contestants import SIZES, Size
+from tools.workers import Worker
+
+# For all alike: one thread, and the memory that `open_replicas` asks for.
+ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1", "TF_CPU_ALLOCATOR_USE_BFC": "true"}
+
+
+class Level(NamedTuple):
+    """Members that exchange over links of one kind.
+
+    Attributes:
+      members: how many take part in one ring.
+      bandwidth: bytes a second out of a member, with as many into it.
+      latency: seconds of one exchange.
+    """
+
+    members: int
+    bandwidth: float
+    latency: float
+
+
+class Machine(NamedTuple):
+    """Attributes:
+    flops: a device's peak, a second.
+    share: of the peak that thin products reach.
+    step: seconds that a step of a layer takes at least, forward or backward.
+    dispatch: seconds to start the pieces of a window.
+    levels: of links, the innermost first.
+    """
+
+    flops: float
+    share: float
+    step: float
+    dispatch: float
+    levels: tuple[Level, ...]
+
+    @property
+    def replicas(self) -> int:
+        """Of all levels together."""
+        count = 1
+        for level in self.levels:
+            count *= level.members
+        return count
+
+
+# Peaks and links are the vendors' figures; share, step and dispatch are assumed, not measured:
+# docs/scaling.md says why these.
+GPU = dict(flops=495e12, share=0.3, step=15e-6, dispatch=500e-6)  # H100 SXM, TF32
+TPU = dict(flops=197e12, share=0.3, step=4e-6, dispatch=500e-6)  # v5e, bfloat16
+NVLINK, NETWORK, TORUS = (450e9, 3e-6), (50e9, 10e-6), (100e9, 1e-6)
+MACHINES = {
+    "8 GPUs": Machine(**GPU, levels=(Level(8, *NVLINK),)),
+    "32 hosts of 8 GPUs": Machine(**GPU, levels=(Level(8, *NVLINK), Level(32, *NETWORK))),
+    "TPU pod, 16 x 16": Machine(**TPU, levels=(Level(16, *TORUS), Level(16, *TORUS))),
+}
+
+
+class Cost(NamedTuple):
+    """Seconds of a window.
+
+    Example: what the sum of 4 MB costs on two devices over a link of 1 GB/s.
+      >>> round(reduce_seconds([Level(2, 1e9, 1e-6)], 4e6), 6)
+      0.004002
+    """
+
+    compute: float
+    dispatch: float
+    reduce: float
+
+    @property
+    def window(self) -> float:
+        """All of them."""
+        return sum(self)
+
+    @property
+    def efficiency(self) -> float:
+        """Of R replicas: R times the work in a window's time, over that of one device."""
+        return self.compute / self.window
+
+
+def reduce_seconds(levels: Sequence[Level], size_bytes: float) -> float:
+    """Of a sum over all members: a ring inside, then one among the holders of each share."""
+    seconds = 0.0
+    for members, bandwidth, latency in levels:
+        seconds += 2 * (members - 1) * (latency + size_bytes / members / bandwidth)
+        size_bytes /= members
+    return seconds
+
+
+def cost(size: Size, machine: Machine, wire_bytes: int = 4) -> Cost:
+    """Of a window of which every replica has the rows of `size`."""
+    products = size.product_flops / (machine.flops * machine.share)
+    steps = 2 * size.window_length * size.layers * machine.step
+    reduce = reduce_seconds(machine.levels, wire_bytes * size.parameters)
+    return Cost(products + steps, machine.dispatch, reduce)
+
+
+def predictions(sizes: Sequence[str], machines: dict[str, Machine], wire_bytes: int) -> str:
+    """The table of what the model says."""
+    lines = [
+        "| size | machine | replicas | compute, ms | dispatch, ms | reduce, ms | efficiency "
+        "| tokens/s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in sizes:
+        for label, machine in machines.items():
+            size = SIZES[name]
+            told = cost(size, machine, wire_bytes)
+            lines.append(
+                f"| {name} | {label} | {machine.replicas} | {told.compute * 1e3:.2f} | "
+                f"{told.dispatch * 1e3:.2f} | {told.reduce * 1e3:.3f} | {told.efficiency:.2f} | "
+                f"{size.tokens * machine.replicas / told.window:,.0f} |"
+            )
+    return "\n".join(lines)
+
+
+class Measured(NamedTuple):
+    """Seconds, one a round.
+
+    Attributes:
+      one: a window of the one-device program, in a process by itself.
+      apart: by P: of the many-replica program, in P processes that do not know of each other.
+      together: by P >= 2: the same, trained together.
+      reduce, nothing: a sum of all gradients over two processes, and of one number.
+    """
+
+    one: list[float]
+    apart: dict[int, list[float]]
+    together: dict[int, list[float]]
+    reduce: list[float]
+    nothing: list[float]
+
+
+def measure(size: Size, most: int, rounds: int, windows: int, timeout: float) -> Measured:
+    """All of them in turn, in another order every round.
+
+    Raises:
+      WorkerError: a process cannot go on.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def group(name: str, count: int) -> list[Worker]:
+            """So many processes that know each other, if they are to train together."""
+            addresses = free_addresses(count)
+            together = name in ("worker", "reduce", "reduce-nothing")
+            workers = []
+            for index in range(count):
+                more = {"TF_CONFIG": tf_config(addresses, index)} if together else {}
+                workers.append(Worker(name, size, timeout=timeout, environment=ENVIRONMENT | more))
+                stack.callback(workers[-1].close)
+            for worker in workers:
+                worker.answer()
+            return workers
+
+        found = Measured([], {}, {}, [], [])
+        turns: list[tuple[list[Worker], list[float]]] = [(group("ours-fused-xla", 1), found.one)]
+        alone = group("alone", most)
+        for count in range(1, most + 1):
+            turns.append((alone[:count], found.apart.setdefault(count, [])))
+            if count > 1:
+                turns.append((group("worker", count), found.together.setdefault(count, [])))
+        turns += [(group("reduce", 2), found.reduce), (group("reduce-nothing", 2), found.nothing)]
+        for _ in tqdm.tqdm(range(rounds + 1), "round", disable=not sys.stderr.isatty()):
+            for workers, times in random.sample(turns, len(turns)):
+                for worker in workers:
+                    worker.ask(windows)
+                times.append(max(worker.answer()["seconds"] for worker in workers) / windows)
+    for _, times in turns:
+        del times[0]  # what was put off until it was first used
+    return found
+
+
+def link(found: Measured, size_bytes: int) -> tuple[float, float]:
+    """Bandwidth and latency of two processes, from the sums alone."""
+    nothing, reduce = statistics.median(found.nothing), statistics.median(found.reduce)
+    return size_bytes / (reduce - nothing), nothing / 2
+
+
+def comparison(found: Measured, size_bytes: int, cores: int) -> str:
+    """The table of model and measurement; and where the time goes."""
+    bandwidth, latency = link(found, size_bytes)
+    one, alone = statistics.median(found.one), statistics.median(found.apart[1])
+    median = statistics.median
+    lines = [
+        f"One process, one thread: {one * 1e3:.1f} ms a window; by the program of many replicas "
+        f"{alone / one:.3f} of it.",
+        f"A sum over two processes: {latency * 2e3:.2f} ms, and {bandwidth / 1e9:.2f} GB/s.",
+        "",
+        "| processes | ms a window | model | model / measured | efficiency | apart, ms "
+        "| reduce's share |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for count, times in found.together.items():
+        crowded = max(1.0, count / cores)
+        reduce = reduce_seconds([Level(count, bandwidth, latency)], size_bytes)
+        model = crowded * Cost(one, alone - one, reduce).window
+        efficiency = median(a / b for a, b in zip(found.one, times, strict=True))
+        share = median(1 - a / b for a, b in zip(found.apart[count], times, strict=True))
+        lines.append(
+            f"| {count} | {median(times) * 1e3:.1f} | {model * 1e3:.1f} | "
+            f"{model / median(times):.2f} | {efficiency:.2f} | "
+            f"{median(found.apart[count]) * 1e3:.1f} | {share:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def own_machine(levels: Sequence[str], flops: float) -> Machine:
+    """From the flags.
+
+    Raises:
+      ValueError: a level is not three positive numbers.
+    """
+    made = []
+    for level in levels:
+        try:
+            members, gigabytes, microseconds = map(float, level.split(":"))
+        except ValueError:
+            members = gigabytes = microseconds = 0.0
+        if members < 1 or members % 1 or gigabytes <= 0 or microseconds < 0:
+            raise ValueError(f"--levels ({level!r}) must be members:GB/s:microseconds, as 8:450:3.")
+        made.append(Level(int(members), gigabytes * 1e9, microseconds * 1e-6))
+    return Machine(**GPU | dict(flops=flops), levels=tuple(made))

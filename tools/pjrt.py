@@ -1,0 +1,67 @@
+"""Compiling and running StableHLO by JAX's PJRT client, without a line of JAX in the program."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+for _level in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL"):
+    os.environ.setdefault(_level, "3")  # or libtpu tells at length that there is no TPU
+
+
+def compile_text(text: str, device: Any) -> Any:
+    """The loaded executable of a StableHLO module for one device of JAX's.
+
+    Raises:
+      Exception: whatever the compiler has to say against it.
+    """
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+    from jax._src.lib import xla_client
+    from jax._src.lib.mlir import ir
+
+    with mlir.make_ir_context():
+        options = compiler.get_compile_options(
+            num_replicas=1, num_partitions=1, device_assignment=[[device.id]]
+        )
+        return compiler.backend_compile_and_load(
+            device.client, ir.Module.parse(text), xla_client.DeviceList((device,)), options, []
+        )
+
+
+class Program:
+    """A compiled module, and its arguments on the device.
+
+    Attributes:
+      device: JAX's first one.
+    """
+
+    def __init__(
+        self, text: str, arguments: Sequence[np.ndarray], carried: Mapping[int, int]
+    ) -> None:
+        """Args:
+        text: StableHLO.
+        arguments: of the first call.
+        carried: which result is which argument of the next call.
+        """
+        import jax
+
+        jax.config.update("jax_enable_x64", True)  # the step counts in int64
+        self._carried = carried
+        self.device = jax.devices()[0]
+        self._executable = compile_text(text, self.device)
+        self._arguments = [jax.device_put(argument, self.device) for argument in arguments]
+
+    def __call__(self) -> list[Any]:
+        """Runs it, on from the last call; its results, once they are there.
+
+        What is carried on is given away by the next call: read it before.
+        """
+        results = self._executable.execute_sharded(self._arguments)
+        found = [parts[0] for parts in results.disassemble_into_single_device_arrays()]
+        for each in found:
+            each.block_until_ready()
+        for result, argument in self._carried.items():
+            self._arguments[argument] = found[result]
+        return found
