@@ -14,11 +14,12 @@ from experiments.run import setting
 from experiments.settings import profile_range, save_interval
 from tbptt import checks, optimizers, summaries
 from tbptt.checkpoint import Checkpoint, Checkpoints
+from tbptt.distribution import Replicas
 from tbptt.state import named_leaves
 from tbptt.streams.fingerprint import fingerprint
 from tbptt.training import resume
 from tbptt.training.saving import Save, StopOnSignal
-from tbptt.types import Core, Seed
+from tbptt.types import Core, Loss, Seed, Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +300,14 @@ def finish(
         seconds=round(time.monotonic() - began, 1),
         **result,
     )
+
+
+def evaluator(
+    jit_compile: bool, model: Any, loss: Loss | None, stream: Stream, replicas: Replicas
+) -> tbptt.Evaluator:
+    """On all replicas, if the rows can be dealt to them; else every process scores all rows."""
+    who = None if stream.rows % replicas.count else replicas
+    return tbptt.Evaluator(model, loss, stream, replicas=who, jit_compile=jit_compile)
 
 
 def figure_of(evaluator: tbptt.Evaluator) -> Callable[[], tuple[float, float]]:

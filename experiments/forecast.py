@@ -186,7 +186,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             return stream(first - warm_up, last, rows=1, window_length=64, warm_up=warm_up)
 
         training = stream(0, train_end, rows=settings.rows, truncation=common.truncation(settings))
-        feed = tbptt.open_feed(training, settings.windows_per_call, put=replicas.put)
+        feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
         with replicas.scope():
@@ -197,7 +197,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             )  # fmt: skip
         testing = held_out(valid_end, test_end)
         validate, test = (
-            tbptt.Evaluator(model, tbptt.squared_error, part, jit_compile=settings.jit_compile)
+            common.evaluator(settings.jit_compile, model, tbptt.squared_error, part, replicas)
             for part in (held_out(train_end, valid_end), testing)
         )
         claim = run.Claim(settings, options, replicas)

@@ -186,7 +186,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                 f"--dynamic_rate learns on one replica, and there are {replicas.count}. Leave it "
                 "out, or use --strategy=one."
             )
-        feed = tbptt.open_feed(training, settings.windows_per_call, put=replicas.put)
+        feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = build_optimizer(settings, windows, training.windows_per_epoch)
         with replicas.scope():
@@ -209,7 +209,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             for part, rows in zip(parts[1:], (settings.valid_rows, test_rows), strict=True)
         )
         validate, test = (
-            tbptt.Evaluator(model, None, part, jit_compile=settings.jit_compile)
+            common.evaluator(settings.jit_compile, model, None, part, replicas)
             for part in (validating, testing)
         )
         adapting = {
@@ -249,7 +249,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         histogram_every=settings.histogram_every,
         parts={"trigger": trigger},
     )
-    prompt = testing.read(0, 0, min(PROMPT, testing.row_length)).inputs[0]
+    prompt = testing.read(0, 0, min(PROMPT, testing.row_length), slice(1)).inputs[0]
     sample = tbptt.generate(
         model,
         prompt,

@@ -117,7 +117,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             )
 
         training = stream("train", True)
-        feed = tbptt.open_feed(training, settings.windows_per_call, put=replicas.put)
+        feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
         keys = pieces["train"].values.shape[1]
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
@@ -128,8 +128,8 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                 seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
             )  # fmt: skip
         validate, test = (
-            tbptt.Evaluator(
-                model, binary_cross_entropy, stream(part, False), jit_compile=settings.jit_compile
+            common.evaluator(
+                settings.jit_compile, model, binary_cross_entropy, stream(part, False), replicas
             )
             for part in ("valid", "test")
         )

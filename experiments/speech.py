@@ -193,7 +193,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             )
 
         training = stream(train_part, shuffle=True)
-        feed = tbptt.open_feed(training, settings.windows_per_call, put=replicas.put)
+        feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
         width = train_part[0].values.shape[1] * (1 + len(LAGS) * settings.deltas)
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
@@ -205,9 +205,11 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             )  # fmt: skip
         validate = None
         if valid_part is not None:
-            validate = common.figure_of(tbptt.Evaluator(
-                model, tbptt.cross_entropy, stream(valid_part), jit_compile=settings.jit_compile
-            ))  # fmt: skip
+            validate = common.figure_of(
+                common.evaluator(
+                    settings.jit_compile, model, tbptt.cross_entropy, stream(valid_part), replicas
+                )
+            )
         tests = {
             share: tbptt.Evaluator(model, wrong, stream(test_part, share=share), jit_compile=False)
             for share in SHARES

@@ -17,12 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from tbptt import checks
-from tbptt.types import Nest, Window
+from tbptt.types import ROW_AXES, Nest, Window
 
-# Where the rows are in `K` stacked windows; None: the field has no rows.
-ROW_AXES = Window(
-    inputs=2, targets=2, reset=2, weight=2, start=1, position=1, link=2, advance=None, rate=None
-)
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 
@@ -109,7 +105,7 @@ class Replicas:
       ...     model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
       ...     trainer = Trainer(model, cross_entropy, sgd(0.1), **options)
       >>> stream = ContiguousStream(np.arange(50) % 5, rows=4, window_length=4, vocabulary_size=5)
-      >>> feed = open_feed(stream, 2, put=replicas.put)
+      >>> feed = open_feed(stream, 2, replicas=replicas)
       >>> position = train(trainer, feed, Position(trainer.initial_carry(4)), windows=2)
       >>> trainer.gather(position.carry).state.hidden.shape.as_list()
       [4, 4]
@@ -190,20 +186,34 @@ class Replicas:
             )
         return rows // self.count
 
+    def rows_here(self, rows: int) -> slice:
+        """Which of so many rows are this process's.
+
+        Raises:
+          ValueError: R does not divide B.
+        """
+        each = self.rows_of_each(rows)
+        return slice(self.here[0] * each, (self.here[-1] + 1) * each)
+
     def put(self, windows: Window) -> Window:
-        """`K` stacked windows of all rows, NumPy's: each replica's rows on its device."""
+        """`K` stacked windows of this process's rows, NumPy's: each replica's on its device."""
         return Window(
             *(
-                tf.nest.map_structure(functools.partial(self._deal, axis=axis), field)
+                tf.nest.map_structure(functools.partial(self._put, axis=axis), field)
                 for field, axis in zip(windows, ROW_AXES, strict=True)
             )
         )
 
     def deal(self, nest: Nest) -> Nest:
         """What is `[B, ...]`: each replica's rows on its device. Scalars go to all of them."""
-        return tf.nest.map_structure(
-            lambda leaf: self._deal(leaf, axis=0 if len(leaf.shape) else None), nest
-        )
+
+        def deal(leaf: Any) -> Any:
+            if not len(leaf.shape):
+                return self._put(leaf, axis=None)
+            here = self.rows_here(int(leaf.shape[0]))
+            return self._put(leaf if self.strategy is None else leaf[here], axis=0)
+
+        return tf.nest.map_structure(deal, nest)
 
     def local(self, nest: Nest) -> Nest:
         """The rows of this process, as plain tensors, out of what is dealt."""
@@ -250,20 +260,20 @@ class Replicas:
     def _parts(self, leaf: Any) -> tuple[tf.Tensor, ...]:
         return (leaf,) if self.strategy is None else self.strategy.experimental_local_results(leaf)
 
-    def _deal(self, leaf: Any, axis: int | None) -> Any:
+    def _put(self, leaf: Any, axis: int | None) -> Any:
+        """What is of the rows of this process, dealt to its replicas; or the same to all."""
         if leaf is None:
             return None
         if self.strategy is None:
             return tf.convert_to_tensor(leaf)
-        if axis is None:
-            parts = [leaf] * self.count
-        else:
-            self.rows_of_each(leaf.shape[axis])
-            parts = np.split(np.asarray(leaf), self.count, axis)
+        parts = [leaf] * len(self.here)
+        if axis is not None:
+            parts = np.split(np.asarray(leaf), len(self.here), axis)
+        of = dict(zip(self.here, parts, strict=True))
 
         def part(replica: int) -> tf.Tensor:
             with tf.device(self._devices[replica]):
-                return tf.constant(parts[replica])
+                return tf.constant(of[replica])
 
         if len(self.here) == 1:  # as what comes out of a run: a tensor, and no PerReplica of one
             return part(self.here[0])

@@ -69,6 +69,25 @@ class Window(NamedTuple):
             lambda field: None if field is None else tf.gather(field, index), self
         )
 
+    def of_rows(self, rows: slice) -> "Window":
+        """The same of some rows, out of `[K, ...]` stacked arrays."""
+        return Window(
+            *(
+                field
+                if axis is None or field is None
+                else tf.nest.map_structure(
+                    lambda f, axis=axis: f[(slice(None),) * axis + (rows,)], field
+                )
+                for field, axis in zip(self, ROW_AXES, strict=True)
+            )
+        )
+
+
+# Where the rows are in `K` stacked windows; None: the field has no rows.
+ROW_AXES = Window(
+    inputs=2, targets=2, reset=2, weight=2, start=1, position=1, link=2, advance=None, rate=None
+)
+
 
 class Stream(Protocol):
     """Windows by random access. A stream is a pure function of the cursor."""

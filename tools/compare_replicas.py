@@ -62,7 +62,7 @@ def losses(windows: int, devices: int) -> tuple[list[float], bool]:
     found: list[float] = []
     tbptt.train(
         trainer,
-        tbptt.open_feed(stream, 1, put=replicas.put),
+        tbptt.open_feed(stream, 1, replicas=replicas),
         tbptt.Position(trainer.initial_carry(ROWS)),
         windows=windows,
         actions=[tbptt.Every(1, lambda report: found.append(report.metrics.loss))],

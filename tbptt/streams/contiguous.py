@@ -87,12 +87,12 @@ class ContiguousStream(RowStream):
             return self._starts
         return self._starts + self.random(2, epoch).integers(self.window_length)
 
-    def read(self, epoch: int, first: int, count: int) -> Span:
+    def read(self, epoch: int, first: int, count: int, rows: slice) -> Span:
         """See `RowStream`. Raises ValueError if a token is out of range."""
-        starts, tokens = self.row_starts(epoch), fresh(self._tokens)
+        starts, tokens = self.row_starts(epoch)[rows], fresh(self._tokens)
         if self._shuffle == "rotate":
-            return self._read_rotated(tokens, epoch, first, count)
-        ids = np.zeros([self.rows, count + 1], tokens.dtype)
+            return self._read_rotated(tokens, epoch, first, count, rows)
+        ids = np.zeros([len(starts), count + 1], tokens.dtype)
         for row, start in enumerate(starts + first):
             found = tokens[start : start + count + 1]
             ids[row, : len(found)] = found
@@ -105,12 +105,15 @@ class ContiguousStream(RowStream):
             weight = inside.astype(np.float32)
         return Span(ids[:, :-1], ids[:, 1:], None, weight)
 
-    def _read_rotated(self, tokens: np.ndarray, epoch: int, first: int, count: int) -> Span:
-        turns = self.random(3, epoch).integers(self.row_length, size=[self.rows, 1])
+    def _read_rotated(
+        self, tokens: np.ndarray, epoch: int, first: int, count: int, rows: slice
+    ) -> Span:
+        turns = self.random(3, epoch).integers(self.row_length, size=[self.rows, 1])[rows]
+        starts = self._starts[rows, None]
         steps = first + np.arange(count)
         at = (turns + steps) % self.row_length
-        inside = (steps < self.row_length) & (self._starts[:, None] + at < self.targets)
-        sources = np.minimum(self._starts[:, None] + at, self.targets - 1)
+        inside = (steps < self.row_length) & (starts + at < self.targets)
+        sources = np.minimum(starts + at, self.targets - 1)
         sources = np.stack([sources, sources + 1])
         ids = tokens[sources]
         check_ids(ids, sources, self.vocabulary_size)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tbptt import checks
+from tbptt.streams.rows import RowStream
 from tbptt.types import Cursor, Stream, Window, advance
 
 RESIDENT_BYTES = 256 << 20
@@ -38,18 +39,33 @@ class Feed(Protocol):
         """`count <= windows_per_call` windows from the cursor on, and the cursor after them."""
 
 
-def to_device(windows: Window) -> Window:
-    """NumPy's arrays as tensors on this device."""
-    return tf.nest.map_structure(
-        lambda field: None if field is None else tf.constant(field), windows
-    )
+class Placement(Protocol):
+    """Which rows are read here, and where they go: `distribution.Replicas`."""
+
+    def rows_here(self, rows: int) -> slice:
+        """Which of so many rows are this process's."""
+
+    def put(self, windows: Window) -> Window:
+        """Its rows of stacked windows, NumPy's, on its devices."""
+
+
+class _Here:
+    """All rows, on the device of this process."""
+
+    def rows_here(self, rows: int) -> slice:
+        return slice(0, rows)
+
+    def put(self, windows: Window) -> Window:
+        return tf.nest.map_structure(
+            lambda field: None if field is None else tf.constant(field), windows
+        )
 
 
 class ResidentFeed:
     """Keeps a whole epoch on the device: a call moves two integers."""
 
     def __init__(
-        self, stream: Stream, windows_per_call: int, *, put: Callable[[Window], Window] = to_device
+        self, stream: Stream, windows_per_call: int, *, replicas: Placement | None = None
     ) -> None:
         checks.check_at_least("windows_per_call", windows_per_call, 1)
         if not stream.epochs_alike:
@@ -58,8 +74,7 @@ class ResidentFeed:
             )
         self.stream = stream
         self.windows_per_call = windows_per_call
-        windows, _ = stream.windows(Cursor(), stream.windows_per_epoch)
-        self._windows = put(windows)
+        self._windows = _reader(stream, replicas)(Cursor(), stream.windows_per_epoch)
 
     def take(self, cursor: Cursor, count: int) -> tuple[Chunk, Cursor]:
         """See `Feed`."""
@@ -72,13 +87,13 @@ class PrefetchFeed:
     """Reads the next K windows in a thread, while the device works on these."""
 
     def __init__(
-        self, stream: Stream, windows_per_call: int, *, put: Callable[[Window], Window] = to_device
+        self, stream: Stream, windows_per_call: int, *, replicas: Placement | None = None
     ) -> None:
         checks.check_at_least("windows_per_call", windows_per_call, 1)
-        self._put = put
         self.stream = stream
         self.windows_per_call = windows_per_call
-        self._reader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._read = _reader(stream, replicas)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: tuple[Cursor, concurrent.futures.Future[Window]] | None = None
 
     def take(self, cursor: Cursor, count: int) -> tuple[Chunk, Cursor]:
@@ -86,17 +101,14 @@ class PrefetchFeed:
         checks.check_between("count", count, 1, self.windows_per_call + 1)
         ahead = self._ahead
         if ahead is None or ahead[0] != cursor:
-            ahead = self._read(cursor)
+            ahead = self._begin(cursor)
         windows = ahead[1].result()
         following = advance(cursor, count, self.stream.windows_per_epoch)
-        self._ahead = self._read(following)
+        self._ahead = self._begin(following)
         return _chunk(windows, 0, count), following
 
-    def _read(self, cursor: Cursor) -> tuple[Cursor, "concurrent.futures.Future[Window]"]:
-        def read() -> Window:
-            return self._put(self.stream.windows(cursor, self.windows_per_call)[0])
-
-        return cursor, self._reader.submit(read)
+    def _begin(self, cursor: Cursor) -> tuple[Cursor, "concurrent.futures.Future[Window]"]:
+        return cursor, self._thread.submit(self._read, cursor, self.windows_per_call)
 
 
 def open_feed(
@@ -104,7 +116,7 @@ def open_feed(
     windows_per_call: int,
     *,
     resident_bytes: int = RESIDENT_BYTES,
-    put: Callable[[Window], Window] = to_device,
+    replicas: Placement | None = None,
 ) -> Feed:
     """A feed of `windows_per_call` windows at most: resident where an epoch is small.
 
@@ -112,14 +124,30 @@ def open_feed(
       stream: what to read.
       windows_per_call: K.
       resident_bytes: the largest epoch, as int32 inputs and targets, that stays on the device.
-      put: what brings windows there; of many devices, `Replicas.put`.
+      replicas: who trains; each process reads its own rows of them. None: this device alone.
+
+    Raises:
+      ValueError: the rows cannot be dealt to so many replicas.
     """
     checks.check_at_least("windows_per_call", windows_per_call, 1)
     one, _ = stream.windows(Cursor(), 1)
     window_bytes = sum(part.nbytes for part in _arrays(one))
     if stream.epochs_alike and window_bytes * stream.windows_per_epoch <= resident_bytes:
-        return ResidentFeed(stream, windows_per_call, put=put)
-    return PrefetchFeed(stream, windows_per_call, put=put)
+        return ResidentFeed(stream, windows_per_call, replicas=replicas)
+    return PrefetchFeed(stream, windows_per_call, replicas=replicas)
+
+
+def _reader(stream: Stream, replicas: Placement | None) -> Callable[[Cursor, int], Window]:
+    """`(cursor, count) -> windows`, of the rows of this process, on its devices."""
+    where = replicas or _Here()
+    rows = where.rows_here(stream.rows)
+
+    def read(cursor: Cursor, count: int) -> Window:
+        if isinstance(stream, RowStream):
+            return where.put(stream.windows(cursor, count, rows)[0])
+        return where.put(stream.windows(cursor, count)[0].of_rows(rows))  # it reads all or none
+
+    return read
 
 
 def _chunk(windows: Window, first: int, count: int) -> Chunk:

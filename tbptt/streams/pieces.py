@@ -171,12 +171,12 @@ class PieceStream(RowStream):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Inputs, targets and weight at these steps of these pieces, `[B, N]` each."""
 
-    def read(self, epoch: int, first: int, count: int) -> Span:
+    def read(self, epoch: int, first: int, count: int, rows: slice) -> Span:
         """See `RowStream`."""
         deal = self._deal(epoch)
         steps = first + np.arange(count)
-        inside = steps < self._row_steps[:, None]  # [B, count]
-        at = np.where(inside, deal.begins[:, None] + steps, 0)
+        inside = steps < self._row_steps[rows, None]  # [B, count]
+        at = np.where(inside, deal.begins[rows, None] + steps, 0)
         place = np.searchsorted(deal.ends, at, side="right")
         piece = deal.order[place]
         step = at - (deal.ends[place] - self._steps[piece])

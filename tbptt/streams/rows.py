@@ -11,13 +11,14 @@ from tbptt.streams.truncation import Truncation
 from tbptt.types import Cursor, Window, advance
 
 TAILS = ("drop", "pad")
+ALL = slice(None)
 
 
 class Span(NamedTuple):
-    """Some steps of all rows.
+    """Some steps of some rows.
 
     Attributes:
-      inputs, targets: `[B, N, ...]`.
+      inputs, targets: `[B, N, ...]`, of B rows that were asked for.
       reset: `[B, N]` bool: the row starts anew at this step. None: nowhere.
       weight: `[B, N]` float32, 0 where there is nothing to score. None: 1.
     """
@@ -66,8 +67,8 @@ class RowStream(abc.ABC):
         self._ends = functools.lru_cache(maxsize=2)(self._jittered_ends)  # an epoch and the next
 
     @abc.abstractmethod
-    def read(self, epoch: int, first: int, count: int) -> Span:
-        """Steps `first` to `first + count` of every row, `first >= 0`.
+    def read(self, epoch: int, first: int, count: int, rows: slice) -> Span:
+        """Steps `first` to `first + count` of these rows, `first >= 0`.
 
         A pure function. Steps from `row_length` on may be asked for: they have weight 0.
         """
@@ -77,11 +78,11 @@ class RowStream(abc.ABC):
         del epoch
         return np.zeros([self.rows], np.int64)
 
-    def windows(self, cursor: Cursor, count: int) -> tuple[Window, Cursor]:
+    def windows(self, cursor: Cursor, count: int, rows: slice = ALL) -> tuple[Window, Cursor]:
         """`count` windows from the cursor on, stacked, and the cursor after them.
 
         A pure function: the same cursor gives the same windows, in whatever order they are asked
-        for, and in any process.
+        for, and in any process. Of `rows` alone nothing else is read, as by one of many processes.
 
         Returns:
           inputs, targets `[count, T, B, ...]`; start `[count, B]` bool; position `[count, B]`
@@ -99,7 +100,7 @@ class RowStream(abc.ABC):
         left = count
         while left > 0:
             piece = min(left, self.windows_per_epoch - cursor.index)
-            pieces.append(self._piece(cursor.epoch, cursor.index, piece))
+            pieces.append(self._piece(cursor.epoch, cursor.index, piece, rows))
             cursor = advance(cursor, piece, self.windows_per_epoch)
             left -= piece
         return Window(*map(_join, zip(*pieces, strict=True))), cursor
@@ -123,30 +124,31 @@ class RowStream(abc.ABC):
         ends = np.concatenate([[0], self._ends(epoch)])[index : index + count + 1]
         return ends[:-1], np.diff(ends)
 
-    def _piece(self, epoch: int, index: int, count: int) -> Window:
+    def _piece(self, epoch: int, index: int, count: int, rows: slice) -> Window:
         """Windows `index` to `index + count` of one epoch."""
         cut, length = self.truncation, self.window_length
         begins, lengths = self._new_steps(epoch, index, count)
         firsts = begins - cut.look_back
         low = max(0, int(firsts[0]))
-        span = self.read(epoch, low, int(firsts[-1]) + length - low)
+        span = self.read(epoch, low, int(firsts[-1]) + length - low, rows)
+        some = len(span.inputs)
         steps = np.arange(length)
         at = firsts[:, None] + steps  # [count, T], step of the row
         inputs, targets, reset, weight = (_take(part, np.maximum(at - low, 0)) for part in span)
         if cut.look_back or cut.jitter:
             new = (steps >= cut.look_back) & (steps < cut.look_back + lengths[:, None])
-            weight = _broadcast(new.astype(np.float32), weight, self.rows, np.multiply)
+            weight = _broadcast(new.astype(np.float32), weight, some, np.multiply)
         if cut.look_back:  # before the first step of the epoch there is nothing to look back to
             reset = None if reset is None else reset & (at >= 0)[..., None]
-            reset = _broadcast(at == 0, reset, self.rows, np.logical_or)
-        start = np.zeros([count, self.rows], bool)
+            reset = _broadcast(at == 0, reset, some, np.logical_or)
+        start = np.zeros([count, some], bool)
         start[begins == 0] = True
-        link = np.ones([count, length, self.rows], np.float32) if cut.burn_in or cut.cut else None
+        link = np.ones([count, length, some], np.float32) if cut.burn_in or cut.cut else None
         for k in range(count if cut.cut or cut.drop_state else 0):
             rng = self.random(1, epoch, index + k)
-            start[k] |= rng.random(self.rows) < cut.drop_state
+            start[k] |= (rng.random(self.rows) < cut.drop_state)[rows]
             if link is not None:
-                kept = rng.random([length, self.rows]) >= cut.cut
+                kept = rng.random([length, self.rows])[:, rows] >= cut.cut
                 link[k] = kept / np.float32(1.0 - cut.cut)
         if link is not None and cut.burn_in:
             link[:, cut.burn_in] = 0.0
@@ -157,7 +159,7 @@ class RowStream(abc.ABC):
             reset=reset,
             weight=weight,
             start=start,
-            position=self.row_starts(epoch) + firsts[:, None],
+            position=self.row_starts(epoch)[rows] + firsts[:, None],
             link=link,
             advance=lengths.astype(np.int32) if moves else None,
             rate=(lengths / cut.nominal_length).astype(np.float32) if cut.jitter else None,

@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tbptt import losses
+from tbptt.distribution import Replicas
 from tbptt.optimizers.transform import GradientTransform
 from tbptt.streams.feed import Chunk, open_feed
 from tbptt.training import step as one
@@ -16,7 +18,7 @@ from tbptt.training.loop import ContinuityError
 from tbptt.training.step import Carry
 from tbptt.types import Cursor, Loss, Model, State, Stream, Window
 
-Sums = tuple[tf.Tensor, tf.Tensor]  # loss, weight
+TOLD = ("loss", "weight", "broken")  # what a call adds up, in the order of a row of it
 
 
 class Evaluation(NamedTuple):
@@ -62,6 +64,8 @@ class Evaluator:
       stream: with `tail="pad"`, or it leaves targets out.
       windows_per_call: as in training.
       optimizer: what to learn with on the way; None: nothing is learned.
+      replicas: who scores, each its own rows, in whose `scope()` the model was made; all their
+        processes ask at the same time. None: this device scores all rows.
       jit_compile: whether XLA compiles the loop.
 
     Example:
@@ -83,13 +87,17 @@ class Evaluator:
         *,
         windows_per_call: int = 64,
         optimizer: GradientTransform | None = None,
+        replicas: Replicas | None = None,
         jit_compile: bool = True,
     ) -> None:
         one.check_scores(model, loss)
         self._model = model
         self._loss = loss
         self._stream = stream
-        self._feed = open_feed(stream, min(windows_per_call, stream.windows_per_epoch))
+        self._replicas = replicas or Replicas()
+        self._feed = open_feed(
+            stream, min(windows_per_call, stream.windows_per_epoch), replicas=self._replicas
+        )
         self._optimizer = optimizer
         self._learned: list[tf.Variable] = []
         if optimizer is not None:
@@ -100,7 +108,18 @@ class Evaluator:
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
             slots = tf.nest.flatten(self._slots)
             self._learned = [self._step, *slots, *model.trainable_variables]
-        self._program = make_program(self._score, jit_compile=jit_compile)
+        score = make_program(self._score, jit_compile=jit_compile)
+        strategy = self._replicas.strategy
+        self._program = score
+        if strategy is not None:
+            if optimizer is not None:
+                raise ValueError("One device evaluates dynamically: leave out replicas.")
+            self._replicas.check_copies(model.trainable_variables)
+            self._program = tf.function(
+                # Not of `score` itself: of a tf.function it makes one trace for all replicas.
+                lambda *given: strategy.run(lambda *its: score(*its), given),
+                autograph=False,
+            )
 
     def __call__(self) -> Evaluation:
         """The figures of one epoch of the stream.
@@ -112,24 +131,24 @@ class Evaluator:
             return self._evaluate()
 
     def _evaluate(self) -> Evaluation:
-        carry = one.initial_carry(self._model, self._stream.rows)
+        carry = self._replicas.deal(one.initial_carry(self._model, self._stream.rows))
         cursor, left = Cursor(), self._stream.windows_per_epoch
-        loss_sum = weight_sum = 0.0
+        sums = np.zeros([len(TOLD)])
         bar = progress_bar(left, label="evaluation", delay=2.0)
         while left > 0:
             count = min(self._feed.windows_per_call, left)
             chunk, following = self._feed.take(cursor, count)
-            carry, sums, continued = self._program(carry, chunk)
-            if not continued:
+            carry, told = self._program(carry, chunk)
+            sums += np.asarray(self._replicas.local(told), np.float64).sum(axis=0)
+            if sums[TOLD.index("broken")]:
                 raise ContinuityError(
                     f"The evaluation stream does not continue somewhere in the {count} windows "
                     f"from {cursor} on. Give each row the tokens that follow its last ones."
                 )
-            loss_sum += float(sums[0])
-            weight_sum += float(sums[1])
             cursor, left = following, left - count
             bar.update(count)
         bar.close()
+        loss_sum, weight_sum, _ = self._replicas.sum(*map(float, sums))
         return Evaluation(loss_sum, weight_sum)
 
     @property
@@ -137,15 +156,14 @@ class Evaluator:
         """How often the program was traced."""
         return int(self._program.experimental_get_tracing_count())
 
-    def _score(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Sums, tf.Tensor]:
-        zero = tf.zeros([])
-        return fold(chunk, self._score_window, (carry, (zero, zero), tf.constant(True)))
+    def _score(self, carry: Carry, chunk: Chunk) -> tuple[Carry, tf.Tensor]:
+        return fold(chunk, self._score_window, (carry, tf.zeros([1, len(TOLD)])))
 
     def _score_window(
-        self, window: Window, carried: tuple[Carry, Sums, tf.Tensor]
-    ) -> tuple[Carry, Sums, tf.Tensor]:
-        carry, sums, continued = carried
-        continued &= one.continues(window, carry.position)
+        self, window: Window, carried: tuple[Carry, tf.Tensor]
+    ) -> tuple[Carry, tf.Tensor]:
+        carry, told = carried
+        broken = ~one.continues(window, carry.position)
         if self._optimizer is None:
             state = one.begin(self._model, window, carry.state)
             step_losses, state = one.score(
@@ -154,12 +172,9 @@ class Evaluator:
             loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)
         else:
             state, loss_sum, weight_sum = self._learn(self._optimizer, window, carry.state)
-        sums = (
-            sums[0] + tf.cast(loss_sum, tf.float32),
-            sums[1] + tf.cast(weight_sum, tf.float32),
-        )
+        of_window = [tf.cast(part, tf.float32) for part in (loss_sum, weight_sum, broken)]
         position = one.position_after(window, carry.position)
-        return Carry(state, position, carry.skipped_in_a_row), sums, continued
+        return Carry(state, position, carry.skipped_in_a_row), told + tf.stack(of_window)
 
     def _learn(
         self, optimizer: GradientTransform, window: Window, state: State

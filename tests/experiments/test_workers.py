@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,32 +56,77 @@ def whole(tmp_path_factory):
     return logdir
 
 
-def test_two_workers_follow_one_device(whole, tmp_path):
+@pytest.fixture(scope="module")
+def one(whole):
+    """The folder of the same run on one device."""
+    logdir = whole.with_name("one")
+    experiment(music, logdir, options=dict(save_every="20", keep_checkpoints=9), **SETTINGS)
+    return logdir
+
+
+def test_two_workers_follow_one_device(whole, one):
     """Law 8, and one file of each kind: only the chief writes."""
-    result = json.loads((whole / "result.json").read_text())
-    one = experiment(music, tmp_path / "one", **SETTINGS)
-    for name in ("valid", "test"):
-        assert result[name] == pytest.approx(one[name], rel=1e-4)
+    assert_follows(whole, one)
     assert len(list(whole.glob("events*.v2"))) == 1
     log = pathlib.Path(f"{whole}.log").read_text()
     assert log.count("window 40: valid nats_per_frame") == 1
-    # Law 7 over another number of replicas: the rows of two workers go on with one.
-    _, checkpoint = read_newest(whole)
-    assert checkpoint.arrays["carry.position"].shape == (4,)
-    np.testing.assert_allclose(
-        checkpoint.arrays["carry.state.0.hidden"],
-        read_newest(tmp_path / "one")[1].arrays["carry.state.0.hidden"],
-        rtol=1e-3,
-        atol=1e-4,
-    )
+
+
+def wait_for_a_checkpoint(logdir, process):
+    deadline = time.monotonic() + 100
+    while not list(logdir.glob("checkpoints/step-*[0-9]")):
+        assert process.poll() is None, pathlib.Path(f"{logdir}.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def assert_follows(logdir, whole):
+    """Within tolerance: the same rows at the same place with the same state, the same figures."""
+    ours, theirs = (read_newest(folder)[1] for folder in (logdir, whole))
+    assert ours.facts["cursor"] == theirs.facts["cursor"]
+    assert set(ours.arrays) == set(theirs.arrays)
+    for name, array in theirs.arrays.items():
+        if name.startswith("carry."):
+            np.testing.assert_allclose(ours.arrays[name], array, rtol=1e-3, atol=1e-4)
+    results = [json.loads((folder / run.RESULT_FILE).read_text()) for folder in (logdir, whole)]
+    for name in ("valid", "test"):
+        assert results[0][name] == pytest.approx(results[1][name], rel=1e-4)
+
+
+def test_one_signalled_worker_stops_all_and_one_device_goes_on(whole):
+    """All stop at the same window, and save; law 7 from two workers to one."""
+    logdir = whole.with_name("signalled")
+    process = launched(logdir)
+    wait_for_a_checkpoint(logdir, process)
+    os.kill(worker(logdir, 1), signal.SIGTERM)
+    process.wait(60)
+    log = pathlib.Path(f"{logdir}.log").read_text()
+    _, checkpoint = read_newest(logdir)
+    assert 4 <= checkpoint.step < 40
+    told = f"The run is saved at window {checkpoint.step} of 40, because another worker was told to"
+    assert told in log.replace("\n[0] ", " "), log
+    assert not (logdir / run.RESULT_FILE).exists()
+    experiment(music, logdir, **SETTINGS)
+    assert_follows(logdir, whole)
+
+
+def test_workers_go_on_from_one_device(whole, one):
+    """Law 7 from one to two workers: from window 20 of a run on one device."""
+    logdir = whole.with_name("taken-up")
+    shutil.copytree(one, logdir)
+    (logdir / run.RESULT_FILE).unlink()
+    for path in logdir.glob("checkpoints/step-*"):
+        if int(path.name.rpartition("-")[2]) > 20:
+            shutil.rmtree(path)
+    assert launched(logdir).wait(120) == 0
+    assert "going on from 20," in pathlib.Path(f"{logdir}.log").read_text()
+    assert_follows(logdir, whole)
 
 
 def test_a_killed_worker_ends_all_and_restarted_they_come_to_the_same_bits(whole):
     logdir = whole.with_name("killed")
     process = launched(logdir, "--restart=1")
-    deadline = time.monotonic() + 100
-    while not list(logdir.glob("checkpoints/step-*[0-9]")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_a_checkpoint(logdir, process)
     other = worker(logdir, 0)
     os.kill(worker(logdir, 1), 9)
     began = time.monotonic()

@@ -111,6 +111,19 @@ def test_windows_are_a_pure_function_of_the_cursor(stream, truncation):
         assert_equal_windows(alone, [None if f is None else f[k : k + 1] for f in together])
 
 
+@every_stream
+@pytest.mark.parametrize("truncation", ["plain", "jitter", "everything"])
+def test_some_rows_alone_are_those_of_all(stream, truncation):
+    """What one process of many reads, random cuts and dropped states included."""
+    made = make(stream, truncation)
+    start, count = tbptt.Cursor(1, made.windows_per_epoch - 1), made.windows_per_epoch + 1
+    windows, end = made.windows(start, count)
+    for rows in (slice(0, 1), slice(1, ROWS)):
+        some, same_end = made.windows(start, count, rows)
+        assert same_end == end
+        assert_equal_windows(some, windows.of_rows(rows))
+
+
 def test_windows_are_the_same_in_another_process():
     program = (
         "import experiments, zlib\n"

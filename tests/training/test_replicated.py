@@ -49,8 +49,7 @@ def build(replicas, *, kind="lstm", jit=False, reduction="mean", learned=False, 
 
 
 def open_feed(replicas, of=None):
-    put = dict(put=replicas.put) if replicas else {}
-    return tbptt.open_feed(of or stream(), 4, **put)
+    return tbptt.open_feed(of or stream(), 4, replicas=replicas)
 
 
 def go_on(trainer, replicas, position, windows, losses, of=None):
@@ -220,6 +219,33 @@ def test_a_break_on_one_replica_stops_updates_on_all(two, dropping):
     assert_same_bits(dropping.model.trainable_variables, before)
 
 
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "compiled"])
+def test_evaluation_on_replicas_scores_every_target_once(two, jit):
+    """Over several calls; and an evaluation reads what training has made of the copies."""
+    model = build(two).model
+    options = dict(windows_per_call=4, jit_compile=jit)
+    one = tbptt.Evaluator(model, tbptt.cross_entropy, stream(), **options)
+    many = tbptt.Evaluator(model, tbptt.cross_entropy, stream(), replicas=two, **options)
+    for factor in (1.0, 2.0):
+        for parameter in model.trainable_variables:
+            parameter.assign(parameter * factor)
+        expected, found = one(), many()
+        assert found.weight_sum == expected.weight_sum == LENGTHS.sum() - len(LENGTHS)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert many.traces == 1
+
+
+def test_evaluation_on_replicas_is_refused_where_it_cannot_be(two):
+    model = build(two).model
+    with pytest.raises(ValueError, match=r"rows \(3\) must be a multiple of replicas \(2\)"):
+        tbptt.Evaluator(model, tbptt.cross_entropy, stream(3), replicas=two)
+    options = dict(replicas=two, optimizer=optimizers.sgd(0.1))
+    with pytest.raises(ValueError, match="One device evaluates dynamically: leave out replicas"):
+        tbptt.Evaluator(model, tbptt.cross_entropy, stream(), **options)
+    with pytest.raises(ValueError, match="was made outside the scope of 2 replicas"):
+        tbptt.Evaluator(build(None).model, tbptt.cross_entropy, stream(), replicas=two)
+
+
 def test_evaluation_and_generation_read_the_copies(two):
     """The plain programs, on the first device: the figures of one replica."""
     figures = []
@@ -236,7 +262,7 @@ def test_evaluation_and_generation_read_the_copies(two):
 def test_rows_that_cannot_be_dealt_are_refused_with_those_that_can(two):
     message = r"rows \(5\) must be a multiple of replicas \(2\), because .* Use rows=4 or 6\."
     with pytest.raises(ValueError, match=message):
-        open_feed(two, stream(5)).take(tbptt.Cursor(), 1)
+        open_feed(two, stream(5))
     with pytest.raises(ValueError, match=r"rows \(1\) .* Use rows=2\."):
         build(two).initial_carry(1)
 
