@@ -127,6 +127,38 @@ class Fit:
     tokens_per_second: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What TensorBoard is told of the training itself."""
+
+    writer: tbptt.SummaryWriter
+    trainer: tbptt.Trainer
+    schedule: optimizers.Schedule
+    progress: tbptt.Progress
+    windows_per_epoch: int
+
+    def scalars(self, report: tbptt.Report) -> None:
+        """After every call."""
+        speed = self.progress.tokens_per_second
+        if speed:  # not of the first call, which compiles
+            self.writer.scalars(report.step, {summaries.TOKENS_PER_SECOND: speed})
+        self.writer.scalars(report.step, {
+            summaries.LOSS_TRAIN: report.metrics.loss,
+            summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
+            summaries.GRAD_NORM_MAX: report.metrics.grad_norm_max,
+            summaries.WINDOWS_SKIPPED: report.metrics.skipped,
+            summaries.LEARNING_RATE: float(self.schedule(report.step)),
+            summaries.HIDDEN_RMS: summaries.state_rms(report.state),
+            summaries.EPOCH: report.step / self.windows_per_epoch,
+        })  # fmt: skip
+
+    def histograms(self, report: tbptt.Report) -> None:
+        """Of parameters and state."""
+        parameters = tbptt.named_parameters(self.trainer.model)
+        self.writer.histograms(report.step, summaries.PARAMETERS, parameters)
+        self.writer.histograms(report.step, summaries.STATE, named_leaves(report.state))
+
+
 def fit(
     settings: Any,
     claim: run.Claim,
@@ -165,20 +197,8 @@ def fit(
     best = tbptt.KeepBest(trainer.model)
     parts = {"best": best, **(parts or {})}
     facts = {"settings": dataclasses.asdict(settings), "stream": fingerprint(stream)}
-    start = tbptt.Position(trainer.initial_carry(stream.rows))
-    with run.usage_errors():
-        checkpoints = Checkpoints(
-            logdir / "checkpoints", keep=options.keep_checkpoints, read_only=not claim.writes
-        )
-        found = checkpoints.newest()
-        first = 0 if found is None else found.step
-        if replicas.differ(first):  # before they restore, which they do together
-            raise run.UsageError(
-                f"The workers do not read the same checkpoint: this one finds window {first}. All "
-                "of them need the same --logdir, on a disk that they share."
-            )
-        if found is not None:
-            start = resume.restore(found, trainer, start, parts=parts, facts=facts)
+    checkpoints, start = take_up(claim, trainer, stream, parts, facts)
+    first = trainer.windows_seen
     run.announce(logdir, trainer.model, first, windows, replicas)
     writer = tbptt.SummaryWriter(logdir if claim.writes else None, first_step=first)
     if not first:
@@ -190,19 +210,7 @@ def fit(
         writer.hparams(dataclasses.asdict(settings), names)
     new_steps = stream.truncation.nominal_length
     progress = tbptt.Progress(stream.rows * new_steps)
-
-    def log(report: tbptt.Report) -> None:
-        if progress.tokens_per_second:  # not of the first call, which compiles
-            writer.scalars(report.step, {summaries.TOKENS_PER_SECOND: progress.tokens_per_second})
-        writer.scalars(report.step, {
-            summaries.LOSS_TRAIN: report.metrics.loss,
-            summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
-            summaries.GRAD_NORM_MAX: report.metrics.grad_norm_max,
-            summaries.WINDOWS_SKIPPED: report.metrics.skipped,
-            summaries.LEARNING_RATE: float(schedule(report.step)),
-            summaries.HIDDEN_RMS: summaries.state_rms(report.state),
-            summaries.EPOCH: report.step / stream.windows_per_epoch,
-        })  # fmt: skip
+    told = Told(writer, trainer, schedule, progress, stream.windows_per_epoch)
 
     def evaluate(judge: Callable[[], tuple[float, float]], report: tbptt.Report) -> None:
         with average.applied() if average else contextlib.nullcontext():
@@ -216,20 +224,12 @@ def fit(
             + (", the best so far" if better else f"; best was {best.figure:.4f}")
         )
 
-    def histograms(report: tbptt.Report) -> None:
-        parameters = tbptt.named_parameters(trainer.model)
-        writer.histograms(report.step, summaries.PARAMETERS, parameters)
-        writer.histograms(report.step, summaries.STATE, named_leaves(report.state))
-
-    due = [
-        tbptt.Every(0, progress),
-        tbptt.Every(0, log),
-    ]
+    due = [tbptt.Every(0, progress), tbptt.Every(0, told.scalars)]
     if validate is not None:
         every = settings.eval_every or stream.windows_per_epoch
         due.append(tbptt.Every(every, functools.partial(evaluate, validate)))
     if histogram_every:
-        due.append(tbptt.Every(histogram_every, histograms))
+        due.append(tbptt.Every(histogram_every, told.histograms))
     profile = profile_range(options.profile_windows)
     if profile and claim.writes:
         due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
@@ -266,6 +266,37 @@ def fit(
         return Fit(writer, math.nan, windows, progress.tokens_per_second)
     best.apply()
     return Fit(writer, best.figure, windows, progress.tokens_per_second)
+
+
+def take_up(
+    claim: run.Claim,
+    trainer: tbptt.Trainer,
+    stream: Stream,
+    parts: Mapping[str, resume.Part],
+    facts: Mapping[str, Any],
+) -> tuple[Checkpoints, tbptt.Position]:
+    """The folder's checkpoints, and where the run goes on: `trainer` and `parts` are as they were.
+
+    Raises:
+      UsageError: none of them can be used, it is of other data, or the workers find different ones.
+    """
+    start = tbptt.Position(trainer.initial_carry(stream.rows))
+    with run.usage_errors():
+        checkpoints = Checkpoints(
+            claim.folder / "checkpoints",
+            keep=claim.options.keep_checkpoints,
+            read_only=not claim.writes,
+        )
+        found = checkpoints.newest()
+        window = 0 if found is None else found.step
+        if claim.replicas.differ(window):  # before they restore, which they do together
+            raise run.UsageError(
+                f"The workers do not read the same checkpoint: this one finds window {window}. All "
+                "of them need the same --logdir, on a disk that they share."
+            )
+        if found is not None:
+            start = resume.restore(found, trainer, start, parts=parts, facts=facts)
+    return checkpoints, start
 
 
 def finish(

@@ -22,7 +22,9 @@ from tbptt.types import ROW_AXES, Nest, Window
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 
-def open_replicas(strategy: str = "auto", *, reduce_dtype: tf.DType | None = None) -> "Replicas":
+def open_replicas(
+    strategy: str = "auto", *, resolver: Any = None, reduce_dtype: tf.DType | None = None
+) -> "Replicas":
     """The replicas that this process is or is one of; of one device, one.
 
     A process has one strategy of a kind, whoever asks for it: collectives of two would meet.
@@ -32,14 +34,26 @@ def open_replicas(strategy: str = "auto", *, reduce_dtype: tf.DType | None = Non
         CPU devices. `multi_worker`: this process is one of several, told by `TF_CONFIG` or by
         Slurm; it must be asked for before TensorFlow does anything else. `tpu`: the TPU slice
         that the environment names. `auto`: the one of these that the environment calls for.
+      resolver: for `multi_worker`, one of `tf.distribute.cluster_resolver`, with `task_type` and
+        `task_id` set: of Kubernetes, of GCE. None: what the environment says.
       reduce_dtype: see `Replicas`.
 
     Raises:
-      ValueError: another name, or the environment does not say who the workers are.
+      ValueError: another name, or the environment does not say who the workers are, or the
+        resolver does not say which of them this process is.
     """
     checks.check_choice("strategy", strategy, STRATEGIES)
     name = _called_for() if strategy == "auto" else strategy
-    return Replicas(None if name == "one" else _open(name), reduce_dtype=reduce_dtype)
+    if resolver is not None and name != "multi_worker":
+        raise ValueError(f"A resolver is for strategy='multi_worker', not for {name!r}.")
+    if resolver is not None and (resolver.task_type is None or resolver.task_id is None):
+        raise ValueError(
+            f"The resolver says task_type={resolver.task_type!r}, task_id={resolver.task_id!r}, "
+            "but must say which worker this process is. Set them, as: resolver.task_type, "
+            "resolver.task_id = 'worker', 0."
+        )
+    opened = None if name == "one" else _open(name, resolver)
+    return Replicas(opened, reduce_dtype=reduce_dtype)
 
 
 def _called_for() -> str:
@@ -64,7 +78,7 @@ def _workers() -> list[str]:
 
 
 @functools.cache
-def _open(name: str) -> tf.distribute.Strategy:
+def _open(name: str, resolver: Any) -> tf.distribute.Strategy:
     # Of a CPU's memory: what a window needs is kept for the next one, and not given back to the
     # system, which would clear every page of it again. Heard until TensorFlow first allocates.
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
@@ -78,8 +92,7 @@ def _open(name: str) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy(
             [d.name for d in tf.config.list_logical_devices(kind)]
         )
-    resolver = None  # TF_CONFIG
-    if not _workers():
+    if resolver is None and not _workers():
         if "SLURM_STEP_NUM_TASKS" not in os.environ:
             raise ValueError(
                 "strategy='multi_worker' needs TF_CONFIG, which names the workers, or Slurm. "

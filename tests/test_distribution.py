@@ -35,7 +35,7 @@ def test_auto_is_what_the_environment_calls_for(monkeypatch, environment, expect
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     opened = []
-    monkeypatch.setattr(distribution, "_open", lambda name: opened.append(name))
+    monkeypatch.setattr(distribution, "_open", lambda name, _: opened.append(name))
     open_replicas()
     assert (opened or ["one"]) == [expected]
 
@@ -54,6 +54,27 @@ def test_what_is_missing_is_told(monkeypatch):
         open_replicas("multi_worker")
     with pytest.raises(ValueError, match=r"strategy \('two'\) must be one of"):
         open_replicas("two")
+
+
+def test_a_resolver_names_the_workers(monkeypatch):
+    """As those of Kubernetes and GCE do, which cannot know which of them this process is."""
+    spec = tf.train.ClusterSpec({"worker": ["a:1", "b:1"]})
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec)
+    resolver.task_type = resolver.task_id = None
+    with pytest.raises(ValueError, match=r"says task_type=None, .* must say which worker this pro"):
+        open_replicas("multi_worker", resolver=resolver)
+    with pytest.raises(ValueError, match="is for strategy='multi_worker', not for 'mirrored'"):
+        open_replicas("mirrored", resolver=resolver)
+    resolver.task_type, resolver.task_id = "worker", 1
+    handed = []
+
+    def make(cluster_resolver):
+        handed.append(cluster_resolver)
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", make)
+    monkeypatch.setattr(distribution, "_open", distribution._open.__wrapped__)  # keeps nothing
+    open_replicas("multi_worker", resolver=resolver)
+    assert handed == [resolver]
 
 
 def test_one_replica_leaves_everything_as_it_is():

@@ -60,6 +60,7 @@ def test_dropout_only_in_training(jit):
             0
         ],
         jit_compile=jit,
+        autograph=False,
     )
     seed, other = tbptt.make_seed(5), tbptt.make_seed(6)
     assert_same_bits(run(False, seed), run(False, other))
@@ -71,7 +72,9 @@ def test_dropout_only_in_training(jit):
 @pytest.mark.parametrize("per", ["step", "window"])
 def test_dropout_masks(per, jit):
     ones = tf.ones([50, 4, 30])
-    run = tf.function(lambda seed: tbptt.dropout(ones, 0.25, seed, per=per), jit_compile=jit)
+    run = tf.function(
+        lambda seed: tbptt.dropout(ones, 0.25, seed, per=per), jit_compile=jit, autograph=False
+    )
     dropped = run(tbptt.make_seed(1)).numpy()
     assert set(np.unique(dropped)) == {np.float32(0), np.float32(1) / np.float32(0.75)}
     same_at_every_step = (dropped == dropped[:1]).all()
@@ -83,7 +86,9 @@ def test_dropout_masks(per, jit):
 def test_dropout_is_the_same_compiled_or_not():
     x = tf.random.stateless_normal([6, 2, 8], tbptt.make_seed(2))
     plain = tbptt.dropout(x, 0.5, tbptt.make_seed(3))
-    compiled = tf.function(tbptt.dropout, jit_compile=True)(x, 0.5, tbptt.make_seed(3))
+    compiled = tf.function(tbptt.dropout, jit_compile=True, autograph=False)(
+        x, 0.5, tbptt.make_seed(3)
+    )
     assert_close(plain, compiled)
 
 
@@ -176,6 +181,7 @@ def test_embedding_dropout_drops_ids_for_a_whole_window(jit):
     run = tf.function(
         lambda seed: model(window, model.initial_state(3), training=True, seed=seed)[0],
         jit_compile=jit,
+        autograph=False,
     )
     logits = run(tbptt.make_seed(3)).numpy()
     dropped = [bool((logits[ids == k] == 0).all()) for k in range(9)]

@@ -12,6 +12,8 @@ which is a ring inside each level, as on a host, then one among them for each me
 """
 
 import contextlib
+import functools
+import math
 import random
 import statistics
 import sys
@@ -60,10 +62,7 @@ class Machine(NamedTuple):
     @property
     def replicas(self) -> int:
         """Of all levels together."""
-        count = 1
-        for level in self.levels:
-            count *= level.members
-        return count
+        return math.prod(level.members for level in self.levels)
 
 
 # Peaks and links are the vendors' figures; share, step and dispatch are assumed, not measured:
@@ -79,12 +78,7 @@ MACHINES = {
 
 
 class Cost(NamedTuple):
-    """Seconds of a window.
-
-    Example: what the sum of 4 MB costs on two devices over a link of 1 GB/s.
-      >>> round(reduce_seconds([Level(2, 1e9, 1e-6)], 4e6), 6)
-      0.004002
-    """
+    """Seconds of a window."""
 
     compute: float
     dispatch: float
@@ -102,7 +96,12 @@ class Cost(NamedTuple):
 
 
 def reduce_seconds(levels: Sequence[Level], size_bytes: float) -> float:
-    """Of a sum over all members: a ring inside, then one among the holders of each share."""
+    """Of a sum over all members: a ring inside, then one among the holders of each share.
+
+    Example: 4 MB on two devices, over a link of 1 GB/s.
+      >>> round(reduce_seconds([Level(2, 1e9, 1e-6)], 4e6), 6)
+      0.004002
+    """
     seconds = 0.0
     for members, bandwidth, latency in levels:
         seconds += 2 * (members - 1) * (latency + size_bytes / members / bandwidth)
@@ -160,6 +159,7 @@ def measure(size: Size, most: int, rounds: int, windows: int, timeout: float) ->
     Raises:
       WorkerError: a process cannot go on.
     """
+    progress = functools.partial(tqdm.tqdm, disable=not sys.stderr.isatty())
     with contextlib.ExitStack() as stack:
 
         def group(name: str, count: int) -> list[Worker]:
@@ -176,14 +176,16 @@ def measure(size: Size, most: int, rounds: int, windows: int, timeout: float) ->
             return workers
 
         found = Measured([], {}, {}, [], [])
-        turns: list[tuple[list[Worker], list[float]]] = [(group("ours-fused-xla", 1), found.one)]
+        wanted = [("ours-fused-xla", 1, found.one), ("reduce", 2, found.reduce)]
+        wanted += [("reduce-nothing", 2, found.nothing)]
+        counts = range(2, most + 1)
+        wanted += [("worker", n, found.together.setdefault(n, [])) for n in counts]
+        turns = [
+            (group(name, count), times) for name, count, times in progress(wanted, "processes")
+        ]
         alone = group("alone", most)
-        for count in range(1, most + 1):
-            turns.append((alone[:count], found.apart.setdefault(count, [])))
-            if count > 1:
-                turns.append((group("worker", count), found.together.setdefault(count, [])))
-        turns += [(group("reduce", 2), found.reduce), (group("reduce-nothing", 2), found.nothing)]
-        for _ in tqdm.tqdm(range(rounds + 1), "round", disable=not sys.stderr.isatty()):
+        turns += [(alone[:n], found.apart.setdefault(n, [])) for n in range(1, most + 1)]
+        for _ in progress(range(rounds + 1), "round"):
             for workers, times in random.sample(turns, len(turns)):
                 for worker in workers:
                     worker.ask(windows)

@@ -28,7 +28,7 @@ LEVELS = flags.DEFINE_list(
 TFLOPS = flags.DEFINE_float("tflops", 100.0, "Peak of a device of your own, 10^12 a second.")
 WIRE_BYTES = flags.DEFINE_integer("wire_bytes", 4, "Of a number that is sent; bfloat16: 2.")
 MEASURE = flags.DEFINE_integer(
-    "measure", 0, "Compare with up to so many processes here, of the first size.", lower_bound=0
+    "measure", 0, "Compare with 2 to so many processes here, of the first size.", lower_bound=0
 )
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1)
 WINDOWS = flags.DEFINE_integer("windows", 2, "Windows of a turn.", lower_bound=1)
@@ -50,6 +50,8 @@ def main(argv: list[str]) -> None:
                 sys.exit(f"error: {error}")
         print(predictions(SIZE_NAMES.value, machines, WIRE_BYTES.value))
         return
+    if MEASURE.value == 1:
+        sys.exit("error: --measure (1) must be 2 processes or more: one has nothing to sum with.")
     size = SIZES[SIZE_NAMES.value[0]]
     try:
         found = measure(size, MEASURE.value, ROUNDS.value, WINDOWS.value, TIMEOUT.value)

@@ -28,6 +28,11 @@ class Chunk(NamedTuple):
     first: tf.Tensor
     count: tf.Tensor
 
+    def place(self, k: tf.Tensor) -> tf.Tensor:
+        """Where window k of the call is among the M. int32: a TPU divides int64 bit by bit."""
+        held = tf.nest.flatten(self.windows.inputs)[0].shape[0]  # M
+        return tf.cast(self.first + k, tf.int32) % held
+
 
 class Feed(Protocol):
     """Chunks of a stream, by cursor."""

@@ -39,10 +39,9 @@ def fold(chunk: Chunk, body: Callable[[Window, Nest], Nest], carry: Nest) -> Nes
       body: traced once. May assign variables.
       carry: a nest of tensors.
     """
-    held = tf.nest.flatten(chunk.windows.inputs)[0].shape[0]  # M
 
     def turn(k: tf.Tensor, carry: Nest) -> tuple[tf.Tensor, Nest]:
-        return k + 1, body(chunk.windows.at((chunk.first + k) % held), carry)
+        return k + 1, body(chunk.windows.at(chunk.place(k)), carry)
 
     _, carry = tf.while_loop(
         lambda k, _: k < chunk.count,

@@ -76,9 +76,8 @@ def make_replicated_program(
         result = WindowGradients(gradients, state, loss_sum, weight_sum)
         return update(window, carry, metrics, result, tf.equal(broken, 0.0))
 
-    def replica(
-        windows: Window, index: tf.Tensor, carry: Carry, metrics: Nest
-    ) -> tuple[Carry, Nest]:
+    def replica(chunk: Chunk, k: tf.Tensor, carry: Carry, metrics: Nest) -> tuple[Carry, Nest]:
+        windows, index = chunk.windows, chunk.place(k)
         context = tf.distribute.get_replica_context()
         number = tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)
         packed, sums, state = before(windows, index, carry, number)
@@ -91,11 +90,8 @@ def make_replicated_program(
 
     @tf.function(autograph=False)
     def program(carry: Carry, chunk: Chunk) -> tuple[Carry, Nest]:
-        inputs = tf.nest.flatten(chunk.windows.inputs)[0]
-        held = strategy.experimental_local_results(inputs)[0].shape[0]  # M
-
         def turn(k: tf.Tensor, carry: Carry, metrics: Nest) -> tuple[tf.Tensor, Carry, Nest]:
-            arguments = (chunk.windows, (chunk.first + k) % held, carry, metrics)
+            arguments = (chunk, k, carry, metrics)
             return k + 1, *strategy.run(replica, arguments)
 
         _, carry, told = tf.while_loop(

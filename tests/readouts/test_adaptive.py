@@ -67,7 +67,7 @@ def test_sizes():
 
 def test_log_probabilities_are_normalised(jit):
     hidden, _ = window()
-    logits = tf.function(make().logits, jit_compile=jit)(hidden)
+    logits = tf.function(make().logits, jit_compile=jit, autograph=False)(hidden)
     assert logits.shape == [35, 2, VOCABULARY]
     assert_close(tf.reduce_logsumexp(logits, axis=-1), tf.zeros([35, 2]))
 
@@ -87,7 +87,7 @@ def test_score_and_gradients_are_those_of_the_definition(chunk, jit):
 
 def test_float64(jit):
     readout, (hidden, targets) = make(tf.float64), window(dtype=tf.float64)
-    loss = tf.function(readout.score, jit_compile=jit)(hidden, targets)
+    loss = tf.function(readout.score, jit_compile=jit, autograph=False)(hidden, targets)
     assert loss.dtype == tf.float64
     assert_close(loss, dense(readout, hidden, targets))
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers
-from tests.conftest import LOOPS, assert_same_bits, make_core
+from tests.conftest import LOOPS, assert_same_bits, make_core, put_back, values_of
 
 VOCABULARY = 7
 TOKENS = np.random.default_rng(2).integers(0, VOCABULARY, [54])
@@ -62,15 +62,14 @@ def test_rows_with_ragged_ends_score_every_target_once(rows):
 @pytest.mark.parametrize(("kind", "jit"), [("lstm", True), ("stack", False), ("own", False)])
 def test_evaluation_changes_nothing_in_training(kind, jit):
     """A run with an evaluation after every call ends with the bits of one without."""
-    results = []
+    model, results = make_model(kind), []
+    trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizers.adam(0.01), jit_compile=jit)
+    evaluator = evaluate(model, 2, 4, jit)
+    training = tbptt.ContiguousStream(TOKENS, rows=2, window_length=4, vocabulary_size=VOCABULARY)
+    first_values = values_of(trainer)
     for with_evaluation in (False, True):
-        model = make_model(kind)
-        trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizers.adam(0.01), jit_compile=jit)
-        evaluator = evaluate(model, 2, 4, jit)
-        actions = [tbptt.Every(0, lambda report, e=evaluator: e())] if with_evaluation else []
-        training = tbptt.ContiguousStream(
-            TOKENS, rows=2, window_length=4, vocabulary_size=VOCABULARY
-        )
+        put_back(trainer, first_values)
+        actions = [tbptt.Every(0, lambda report: evaluator())] if with_evaluation else []
         position = tbptt.train(
             trainer,
             tbptt.ResidentFeed(training, 2),
@@ -79,7 +78,7 @@ def test_evaluation_changes_nothing_in_training(kind, jit):
             actions=actions,
         )
         assert evaluator.traces == int(with_evaluation)
-        results.append([*trainer.variables, *tf.nest.flatten(position.carry)])
+        results.append([*values_of(trainer), *tf.nest.flatten(position.carry)])
     assert_same_bits(*results)
 
 

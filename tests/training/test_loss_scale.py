@@ -7,15 +7,13 @@ import tensorflow as tf
 import tbptt
 from tbptt import checks, optimizers
 from tbptt.training.loss_scale import LARGEST, LossScale, divide
-from tests.conftest import assert_same_bits
+from tests.conftest import assert_same_bits, put_back, values_of
 from tests.training.test_loop import (
     Features,
     make_model,
     make_stream,
     nan_in_features,
-    put_back,
     run,
-    values_of,
 )
 
 
