@@ -159,7 +159,7 @@ def build_ours(
     if resets:
         places = np.random.default_rng(1).integers(0, x.shape[1], [x.shape[0], x.shape[2]])
         reset = np.arange(x.shape[1])[None, :, None] == places[:, None, :]
-    stacked = replicas.put(tbptt.Window(x, y, reset))
+    stacked = replicas.put(tbptt.Window(x, y, reset).of_rows(replicas.rows_here(size.rows)))
     first, count = (tf.constant(n, tf.int64) for n in (0, size.windows_per_call))
     return trainer, trainer.initial_carry(size.rows), Chunk(stacked, first, count)
 

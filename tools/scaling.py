@@ -31,7 +31,9 @@ MEASURE = flags.DEFINE_integer(
     "measure", 0, "Compare with 2 to so many processes here, of the first size.", lower_bound=0
 )
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1)
-WINDOWS = flags.DEFINE_integer("windows", 2, "Windows of a turn.", lower_bound=1)
+WINDOWS = flags.DEFINE_integer(
+    "windows", 8, "Windows of a turn; the first one wakes what slept.", lower_bound=1
+)
 TIMEOUT = flags.DEFINE_float("timeout", 600.0, "Seconds that a process may take to answer.")
 
 

@@ -48,13 +48,12 @@ def make_replicated_program(
     @tf.function(autograph=False, jit_compile=jit_compile)
     def before(
         windows: Window, index: tf.Tensor, carry: Carry, replica: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, Nest]:
+    ) -> tuple[list[tf.Tensor], Nest]:
         window = windows.at(index)
         result = backward(window, carry, replica)
         broken = ~one.continues(window, carry.position)
         sums = [result.loss_sum, result.weight_sum, broken]
-        packed = _pack(result.gradients, replicas.reduce_dtype)
-        return packed, tf.stack([tf.cast(part, tf.float32) for part in sums]), result.state
+        return _pack(result.gradients, sums, replicas.reduce_dtype), result.state
 
     @tf.function(autograph=False, jit_compile=jit_compile)
     def after(
@@ -62,17 +61,16 @@ def make_replicated_program(
         index: tf.Tensor,
         carry: Carry,
         metrics: Nest,
-        packed: tf.Tensor,
-        sums: tf.Tensor,
+        packed: list[tf.Tensor],
         state: Nest,
     ) -> tuple[Carry, Nest]:
         window = windows.at(index)
-        loss_sum, weight_sum, broken = tf.unstack(sums)
+        gradients, (loss_sum, weight_sum, broken) = _unpack(packed, parameters)
         # Each replica's part was averaged over its own rows.
         share = 1.0 / tf.constant(replicas.count, tf.float32)
         if reduction == "mean":
             share = tf.math.divide_no_nan(tf.constant(one.rows(window), tf.float32), weight_sum)
-        gradients = _unpack(packed, share, parameters)
+        gradients = [gradient * tf.cast(share, gradient.dtype) for gradient in gradients]
         result = WindowGradients(gradients, state, loss_sum, weight_sum)
         return update(window, carry, metrics, result, tf.equal(broken, 0.0))
 
@@ -80,13 +78,9 @@ def make_replicated_program(
         windows, index = chunk.windows, chunk.place(k)
         context = tf.distribute.get_replica_context()
         number = tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)
-        packed, sums, state = before(windows, index, carry, number)
-        if packed.dtype == sums.dtype:  # TensorFlow makes one vector of a list
-            packed, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [packed, sums])
-        else:
-            packed = context.all_reduce(tf.distribute.ReduceOp.SUM, packed)
-            sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
-        return after(windows, index, carry, metrics, packed, sums, state)
+        packed, state = before(windows, index, carry, number)
+        packed = [context.all_reduce(tf.distribute.ReduceOp.SUM, part) for part in packed]
+        return after(windows, index, carry, metrics, packed, state)
 
     @tf.function(autograph=False)
     def program(carry: Carry, chunk: Chunk) -> tuple[Carry, Nest]:
@@ -105,19 +99,27 @@ def make_replicated_program(
     return program
 
 
-def _pack(gradients: Sequence[tf.Tensor], dtype: tf.DType | None) -> tf.Tensor:
-    """All numbers as one vector, so that one sum takes them all."""
-    flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
-    return flat if dtype is None else tf.cast(flat, dtype)
+def _pack(
+    gradients: Sequence[tf.Tensor], sums: Sequence[tf.Tensor], dtype: tf.DType | None
+) -> list[tf.Tensor]:
+    """All numbers as one vector, so that one sum takes them all; as two, if they differ in type."""
+    vector = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
+    vector = vector if dtype is None else tf.cast(vector, dtype)
+    rest = tf.stack([tf.cast(each, tf.float32) for each in sums])
+    same = vector.dtype == rest.dtype
+    return [tf.concat([vector, rest], axis=0)] if same else [vector, rest]
 
 
 def _unpack(
-    packed: tf.Tensor, factor: tf.Tensor, parameters: Sequence[tf.Variable]
-) -> list[tf.Tensor]:
-    """The numbers times `factor`, shaped like the parameters."""
+    packed: Sequence[tf.Tensor], parameters: Sequence[tf.Variable]
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """The gradients, shaped and typed like the parameters, and the sums."""
     sizes = [parameter.shape.num_elements() for parameter in parameters]
-    parts = []
-    for part, parameter in zip(tf.split(packed, sizes), parameters, strict=True):
-        wide = tf.cast(part, parameter.dtype)
-        parts.append(tf.reshape(wide * tf.cast(factor, parameter.dtype), parameter.shape))
-    return parts
+    if len(packed) == 1:
+        packed = tf.split(packed[0], [sum(sizes), packed[0].shape[0] - sum(sizes)])
+    vector, rest = packed
+    gradients = [
+        tf.reshape(tf.cast(part, parameter.dtype), parameter.shape)
+        for part, parameter in zip(tf.split(vector, sizes), parameters, strict=True)
+    ]
+    return gradients, tf.unstack(rest)

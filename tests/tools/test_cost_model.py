@@ -5,8 +5,10 @@ import math
 import pytest
 
 from tools import cost_model
+from tools.cluster import free_addresses, tf_config
 from tools.contestants import SIZES, Size, build_ours
 from tools.cost_model import Level, Machine, Measured
+from tools.workers import Worker
 
 TINY = Size(4, 6, 5, 8, layers=2, vocabulary=11, windows_per_call=3)
 
@@ -88,6 +90,27 @@ def test_all_take_turns_and_are_closed(monkeypatch):
     assert found.one == found.apart[1] == found.apart[2] == [2.0] * 3
     assert found.together == {2: [3.0] * 3}
     assert found.reduce == found.nothing == [3.0] * 3
+
+
+def test_workers_train_together():
+    """Each on its rows: both know the loss of all, and each window makes it smaller."""
+    addresses = free_addresses(2)
+    workers = []
+    for index in (0, 1):
+        environment = cost_model.ENVIRONMENT | {"TF_CONFIG": tf_config(addresses, index)}
+        workers.append(Worker("worker", TINY, timeout=200, environment=environment))
+    losses = []
+    for windows in (0, 3, 3):
+        for worker in workers:
+            if windows:
+                worker.ask(windows)
+        one, other = (worker.answer()["loss"] for worker in workers)
+        assert one == other
+        losses.append(one)
+    for worker in workers:
+        worker.close()
+    assert losses[0] == pytest.approx(math.log(TINY.vocabulary), abs=0.2)
+    assert losses[2] < losses[1]
 
 
 def test_the_model_is_compared_with_what_was_found():
