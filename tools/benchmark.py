@@ -39,7 +39,8 @@ from typing import Any, NoReturn, TypeVar
 import tqdm
 from absl import app, flags
 
-from tools.contestants import CEILINGS, CONTESTANTS, EXTRAS, SIZES, Size, ceiling_flops
+from tools.ceilings import CEILINGS, ceiling_flops
+from tools.contestants import CONTESTANTS, EXTRAS, SIZES, Size
 from tools.workers import Worker, WorkerError
 
 SIZE_NAMES = flags.DEFINE_list(

@@ -26,8 +26,12 @@ from tbptt import optimizers
 
 WINDOWS = flags.DEFINE_integer("windows", 200, "Windows to train.", lower_bound=1)
 TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference of a loss, relative.")
-LOSSES = flags.DEFINE_string("losses", None, "Trains, and writes the losses to this file.")
-DEVICES = flags.DEFINE_integer("logical_devices", 0, "Of the one who writes; 0: one device.")
+LOSSES = flags.DEFINE_string(
+    "losses", None, "For the processes that it starts: train, and write the losses to this file."
+)
+DEVICES = flags.DEFINE_integer(
+    "logical_devices", 0, "For the processes that it starts: devices of the CPU; 0: one."
+)
 
 ROWS, WINDOW_LENGTH, VOCABULARY = 8, 16, 50
 TRAIN = [sys.executable, "-m", "tools.compare_replicas"]

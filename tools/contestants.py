@@ -322,61 +322,6 @@ def jax_scan(size: Size) -> Run:
     return run
 
 
-def reduce(size: Size, *, numbers: int | None = None) -> Run:
-    """The sum over all workers of so many float32 numbers, else of as many as are trained."""
-    import tensorflow as tf
-
-    from tbptt.distribution import open_replicas
-
-    strategy = open_replicas("multi_worker").strategy
-    vector = tf.zeros([numbers or size.parameters])
-
-    def one(vector: Any) -> Any:
-        context = tf.distribute.get_replica_context()
-        here = tf.identity(vector)  # a sum goes by where its parts are
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, here)
-
-    @tf.function(autograph=False)
-    def add_up(times: Any) -> Any:
-        return tf.while_loop(
-            lambda k, _: k < times,
-            lambda k, total: (k + 1, strategy.run(one, [total])),
-            (0, vector),
-            parallel_iterations=1,
-        )[1]
-
-    def run(windows: int) -> float:
-        return float(add_up(tf.constant(windows))[0])
-
-    return run
-
-
-def product(_: Size, *, package: str, shape: tuple[int, int, int]) -> Run:
-    """A float32 matrix product `[m, k] @ [k, n]`, so many times; there is no loss."""
-    m, k, n = shape
-    rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal(shape, np.float32) for shape in ((m, k), (k, n)))
-    multiply: Callable[[], Any] = lambda: a @ b  # noqa: E731
-    if package == "torch":
-        import torch
-
-        torch.set_num_threads(os.cpu_count() or 1)
-        x, y = torch.from_numpy(a), torch.from_numpy(b)
-        multiply = lambda: x @ y  # noqa: E731
-    elif package == "tensorflow":
-        import tensorflow as tf
-
-        u, v = tf.constant(a), tf.constant(b)
-        multiply = functools.partial(tf.function(tf.matmul, jit_compile=True), u, v)
-
-    def run(windows: int) -> float:
-        for _ in range(windows):
-            multiply()
-        return 0.0
-
-    return run
-
-
 # Importing experiments first keeps TensorFlow from talking while it is imported.
 OURS, KERAS, TORCH = ("experiments", "tbptt"), ("experiments", "keras"), ("torch",)
 CONTESTANTS: dict[str, Contestant] = {
@@ -415,29 +360,3 @@ EXTRAS: dict[str, Contestant] = {
     f"ours-{readout}": Contestant(OURS, functools.partial(ours, readout=readout))
     for readout in ("chunked", "adaptive", "sampled")
 }
-
-# Processes that train together, and such that train beside each other, each by itself, with the
-# program of many replicas.
-TOGETHER: dict[str, Contestant] = {
-    "worker": Contestant(OURS, functools.partial(ours, strategy="multi_worker")),
-    "alone": Contestant(OURS, functools.partial(ours, strategy="mirrored")),
-    "reduce": Contestant(OURS, reduce),
-    "reduce-nothing": Contestant(OURS, functools.partial(reduce, numbers=1)),
-}
-
-# What the machine can do: whose product is fastest differs from processor to processor.
-# TensorFlow's are compiled by XLA.
-PRODUCTS = {"2048": (2048, 2048, 2048), "512": (512, 4096, 2048)}
-CEILINGS: dict[str, Contestant] = {
-    f"product-{package}-{name}": Contestant(
-        (package,), functools.partial(product, package=package, shape=shape)
-    )
-    for package in ("numpy", "torch", "tensorflow")
-    for name, shape in PRODUCTS.items()
-}
-
-
-def ceiling_flops(name: str) -> float:
-    """Of one product of the ceiling `name`."""
-    m, k, n = PRODUCTS[name.rpartition("-")[2]]
-    return 2.0 * m * k * n

@@ -30,7 +30,7 @@ WIRE_BYTES = flags.DEFINE_integer("wire_bytes", 4, "Of a number that is sent; bf
 MEASURE = flags.DEFINE_integer(
     "measure", 0, "Compare with 2 to so many processes here, of the first size.", lower_bound=0
 )
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each; medians count.", lower_bound=1)
 WINDOWS = flags.DEFINE_integer(
     "windows", 8, "Windows of a turn; the first one wakes what slept.", lower_bound=1
 )

@@ -23,7 +23,9 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from tools.contestants import CEILINGS, CONTESTANTS, EXTRAS, TOGETHER, Size
+from tools.ceilings import CEILINGS
+from tools.contestants import CONTESTANTS, EXTRAS, Size
+from tools.together import TOGETHER
 
 
 class WorkerError(RuntimeError):
