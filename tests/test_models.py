@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
+from tbptt.serving import generate
 from tests.conftest import assert_close, assert_same_bits
 
 
@@ -154,6 +155,17 @@ def test_nearly_greedy_generation_takes_the_most_probable_token():
         logits, _ = model(window, model.initial_state(1))
         assert token == np.argmax(logits[-1, 0])
         ids.append(int(token))
+
+
+def test_generation_traces_once_whatever_prompt_length_and_temperature():
+    model = make()
+    before = generate._generate.experimental_get_tracing_count()
+    for prompt, length, temperature in ([[1], 2, 1.0], [[1, 2, 3], 4, 0.5], [[2] * 40, 30, 2]):
+        drawn = tbptt.generate(
+            model, np.array(prompt), length, seed=tbptt.make_seed(0), temperature=temperature
+        )
+        assert drawn.shape == (length,)
+    assert generate._generate.experimental_get_tracing_count() == before + 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tbptt import checks
 from tbptt.seeds import fold_in
-from tbptt.types import Model, Seed, Window
+from tbptt.types import Model, Seed, State, Window
 
 
 def check_sampling(length: int, temperature: float) -> None:
@@ -41,25 +41,46 @@ def generate(
     """
     checks.check_at_least("length of the prompt", len(prompt), 1)
     check_sampling(length, temperature)
-    ids = tf.constant(np.asarray(prompt, np.int32)[:, None])
-    return _generate(model, ids, length, seed, temperature).numpy()
+    program = _generate.get_concrete_function(
+        model,
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([2], tf.int32),
+        tf.TensorSpec([], tf.float32),
+    )
+    ids = tf.constant(np.asarray(prompt, np.int32))
+    drawn = program(
+        ids, tf.constant(length), tf.convert_to_tensor(seed), tf.constant(temperature, tf.float32)
+    )
+    return drawn.numpy()
 
 
 @tf.function(autograph=False)
 def _generate(
-    model: Any, prompt: tf.Tensor, length: int, seed: Seed, temperature: float
+    model: Any, prompt: tf.Tensor, length: tf.Tensor, seed: Seed, temperature: tf.Tensor
 ) -> tf.Tensor:
-    def read(ids: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+    """Reads the prompt `[N]`, then draws; one trace a model, whatever N, length, temperature."""
+
+    def read(token: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
+        ids = tf.reshape(token, [1, 1])
         outputs, state = model(Window(ids, ids), state, training=False, seed=None)
-        return outputs[-1] / temperature, state  # [1, V]
+        return outputs[0], state  # [1, V]
 
-    def draw(i: tf.Tensor, logits: tf.Tensor, state: Any, drawn: tf.TensorArray) -> tuple:
+    def follow(i: tf.Tensor, logits: tf.Tensor, state: State) -> tuple:
+        logits, state = read(prompt[i], state)
+        return i + 1, logits, state
+
+    def draw(i: tf.Tensor, logits: tf.Tensor, state: State, drawn: tf.TensorArray) -> tuple:
+        scaled = logits / tf.cast(temperature, logits.dtype)
         key = fold_in(seed, i)
-        token = tf.random.stateless_categorical(logits, 1, key, dtype=tf.int32)  # [1, 1]
+        token = tf.random.stateless_categorical(scaled, 1, key, dtype=tf.int32)[0, 0]
         logits, state = read(token, state)
-        return i + 1, logits, state, drawn.write(i, token[0, 0])
+        return i + 1, logits, state, drawn.write(i, token)
 
-    logits, state = read(prompt, model.initial_state(1))
+    begun = (tf.constant(1), *read(prompt[0], model.initial_state(1)))
+    _, logits, state = tf.while_loop(
+        lambda i, *_: i < tf.size(prompt), follow, begun, parallel_iterations=1
+    )
     drawn = tf.TensorArray(tf.int32, size=length, element_shape=[])
     loop = (tf.constant(0), logits, state, drawn)
     *_, drawn = tf.while_loop(lambda i, *_: i < length, draw, loop, parallel_iterations=1)

@@ -1,7 +1,6 @@
 """How windows reach the device: all of them once, or K at a time while others are computed."""
 
 import concurrent.futures
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -79,7 +78,8 @@ class ResidentFeed:
             )
         self.stream = stream
         self.windows_per_call = windows_per_call
-        self._windows = _reader(stream, replicas)(Cursor(), stream.windows_per_epoch)
+        where = replicas or _Here()
+        self._windows = where.put(_read(stream, Cursor(), stream.windows_per_epoch, where))
 
     def take(self, cursor: Cursor, count: int) -> tuple[Chunk, Cursor]:
         """See `Feed`."""
@@ -89,7 +89,11 @@ class ResidentFeed:
 
 
 class PrefetchFeed:
-    """Reads the next K windows in a thread, while the device works on these."""
+    """Reads the next K windows in a thread, while the device works on these.
+
+    Every window is read from the stream once: what a call of fewer than K windows leaves over is
+    kept for the next call, if that goes on where this one ends.
+    """
 
     def __init__(
         self, stream: Stream, windows_per_call: int, *, replicas: Placement | None = None
@@ -97,23 +101,46 @@ class PrefetchFeed:
         checks.check_at_least("windows_per_call", windows_per_call, 1)
         self.stream = stream
         self.windows_per_call = windows_per_call
-        self._read = _reader(stream, replicas)
+        self._where = replicas or _Here()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="feed")
-        self._ahead: tuple[Cursor, concurrent.futures.Future[Window]] | None = None
+        self._ahead: tuple[Cursor, concurrent.futures.Future[_Block]] | None = None
 
     def take(self, cursor: Cursor, count: int) -> tuple[Chunk, Cursor]:
-        """See `Feed`. Fast where it was called for: at the end of the call before."""
+        """See `Feed`. Fast where the call before ended at `cursor`: the windows are there then."""
         checks.check_between("count", count, 1, self.windows_per_call + 1)
         ahead = self._ahead
         if ahead is None or ahead[0] != cursor:
-            ahead = self._begin(cursor)
-        windows = ahead[1].result()
+            ahead = cursor, self._thread.submit(self._read, cursor)
+        block = ahead[1].result()
         following = advance(cursor, count, self.stream.windows_per_epoch)
-        self._ahead = self._begin(following)
-        return _chunk(windows, 0, count), following
+        left_over = _cut(block.read, count)
+        self._ahead = following, self._thread.submit(self._read, following, left_over)
+        return _chunk(block.placed, 0, count), following
 
-    def _begin(self, cursor: Cursor) -> tuple[Cursor, "concurrent.futures.Future[Window]"]:
-        return cursor, self._thread.submit(self._read, cursor, self.windows_per_call)
+    def _read(self, cursor: Cursor, left_over: Window | None = None) -> "_Block":
+        """The K windows from `cursor` on, of which `left_over` holds the first ones."""
+        held = 0 if left_over is None else len(tf.nest.flatten(left_over.inputs)[0])
+        first_new = advance(cursor, held, self.stream.windows_per_epoch)
+        read = _read(self.stream, first_new, self.windows_per_call - held, self._where)
+        if left_over is not None:
+            read = tf.nest.map_structure(
+                lambda *parts: None if parts[0] is None else np.concatenate(parts), left_over, read
+            )
+        return _Block(read, self._where.put(read))
+
+
+class _Block(NamedTuple):
+    """K windows: as NumPy arrays, and on the device."""
+
+    read: Window
+    placed: Window
+
+
+def _cut(windows: Window, count: int) -> Window | None:
+    """The stacked windows without the first `count`; None if nothing is left."""
+    if count == len(tf.nest.flatten(windows.inputs)[0]):
+        return None
+    return tf.nest.map_structure(lambda f: None if f is None else f[count:], windows)
 
 
 def open_feed(
@@ -142,17 +169,12 @@ def open_feed(
     return PrefetchFeed(stream, windows_per_call, replicas=replicas)
 
 
-def _reader(stream: Stream, replicas: Placement | None) -> Callable[[Cursor, int], Window]:
-    """`(cursor, count) -> windows`, of the rows of this process, on its devices."""
-    where = replicas or _Here()
+def _read(stream: Stream, cursor: Cursor, count: int, where: Placement) -> Window:
+    """`count` stacked windows from `cursor` on, NumPy arrays of the rows of this process."""
     rows = where.rows_here(stream.rows)
-
-    def read(cursor: Cursor, count: int) -> Window:
-        if isinstance(stream, RowStream):
-            return where.put(stream.windows(cursor, count, rows)[0])
-        return where.put(stream.windows(cursor, count)[0].of_rows(rows))  # it reads all or none
-
-    return read
+    if isinstance(stream, RowStream):
+        return stream.windows(cursor, count, rows)[0]
+    return stream.windows(cursor, count)[0].of_rows(rows)  # it reads all rows or none
 
 
 def _chunk(windows: Window, first: int, count: int) -> Chunk:

@@ -62,6 +62,21 @@ def test_an_error_while_reading_ahead_reaches_the_reader():
         reader.take(cursor, 1)
 
 
+def test_prefetching_reads_every_window_once():
+    stream = make()
+    asked = []
+    read = stream.windows
+    stream.windows = lambda cursor, count, *rows: asked.append(count) or read(cursor, count, *rows)
+    reader = tbptt.PrefetchFeed(stream, 4)
+    cursor = tbptt.Cursor()
+    counts = (4, 1, 3, 2, 4, 4, 3, 1)
+    for count in counts:
+        _, cursor = reader.take(cursor, count)
+    reader.take(cursor, 1)  # waits for the last reading ahead, and begins one more
+    reader._thread.shutdown(wait=True)
+    assert sum(asked) == sum(counts) + 4 + 1
+
+
 def test_handed_out_windows_are_not_written_over():
     reader = tbptt.PrefetchFeed(make(), 1)
     first, cursor = reader.take(tbptt.Cursor(), 1)
