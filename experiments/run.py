@@ -63,34 +63,50 @@ def launch(
       presets: by name, what differs from the defaults of `settings`; the first is the default.
     """
     define_flags(settings, presets)
-
-    def run(argv: list[str]) -> None:
-        logging.use_absl_handler()
-        if len(argv) > 1:
-            sys.exit(f"error: {argv[1]!r} is not a flag; write --name=value, or see --help.")
-        try:
-            with usage_errors():
-                made, options = settings_from_flags(settings, presets)
-                count = flags.FLAGS.seeds
-                checks.check_at_least("seeds", count, 1)
-            if not options.logdir:
-                of_all = f"-{count}-seeds" if count > 1 else ""
-                logdir = f"runs/{name}/{made.config}-{digest(made)[:8]}{of_all}"
-                options = dataclasses.replace(options, logdir=logdir)
-            run_seeds(main, made, options, count)
-        except UnfinishedError as unfinished:
-            logging.info("%s", unfinished)
-            sys.exit(UNFINISHED)
-        except (UsageError, tbptt.NonFiniteError, tbptt.ContinuityError) as error:
-            sys.exit(f"error: {error}")
-        except LOST as error:
-            sys.exit(
-                f"error: another worker is gone ({error.message.splitlines()[0]}). Start all of "
-                "them again; they go on from the last checkpoint."
-            )
-
     logging.set_verbosity(logging.INFO)
-    app.run(run)
+    app.run(lambda argv: run_flags(name, main, settings, presets, argv[1:]))
+
+
+def run_flags(
+    name: str,
+    main: Callable[[AnySettings, Options], Result],
+    settings: type[AnySettings],
+    presets: Presets,
+    rest: Sequence[str],
+    values: flags.FlagValues = flags.FLAGS,
+) -> None:
+    """Runs `main` as the flags say; arguments are those of `launch`.
+
+    Args:
+      rest: what stands on the command line beside flags.
+      values: flags that are defined by `define_flags`, and parsed.
+
+    Raises:
+      SystemExit: the run did not come to its end: with a message, or with the status UNFINISHED.
+    """
+    logging.use_absl_handler()
+    if rest:
+        sys.exit(f"error: {rest[0]!r} is not a flag; write --name=value, or see --help.")
+    try:
+        with usage_errors():
+            made, options = settings_from_flags(settings, presets, values)
+            count = values.seeds
+            checks.check_at_least("seeds", count, 1)
+        if not options.logdir:
+            of_all = f"-{count}-seeds" if count > 1 else ""
+            logdir = f"runs/{name}/{made.config}-{digest(made)[:8]}{of_all}"
+            options = dataclasses.replace(options, logdir=logdir)
+        run_seeds(main, made, options, count)
+    except UnfinishedError as unfinished:
+        logging.info("%s", unfinished)
+        sys.exit(UNFINISHED)
+    except (UsageError, tbptt.NonFiniteError, tbptt.ContinuityError) as error:
+        sys.exit(f"error: {error}")
+    except LOST as error:
+        sys.exit(
+            f"error: another worker is gone ({error.message.splitlines()[0]}). Start all of "
+            "them again; they go on from the last checkpoint."
+        )
 
 
 def run_seeds(
@@ -156,11 +172,16 @@ def over_seeds(results: Sequence[Result]) -> Result:
     return {**summary, "seeds": len(results)}
 
 
-def define_flags(settings: type[Settings], presets: Presets) -> None:
-    """One flag a field, and `--config` for the preset that the others override."""
+def define_flags(
+    settings: type[Settings], presets: Presets, values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """Defines one flag a field, and `--config` for the preset that the others override."""
     first = next(iter(presets))
-    flags.DEFINE_enum("config", first, list(presets), "What to start from; flags override it.")
-    flags.DEFINE_integer("seeds", 1, "Runs, of so many seeds from --seed on: mean and spread.")
+    more: dict[str, Any] = {"flag_values": values}
+    text = "What to start from; flags override it."
+    flags.DEFINE_enum("config", first, list(presets), text, **more)
+    text = "Runs, of so many seeds from --seed on: mean and spread."
+    flags.DEFINE_integer("seeds", 1, text, **more)
     define = {
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
@@ -170,16 +191,14 @@ def define_flags(settings: type[Settings], presets: Presets) -> None:
         if "help" in field.metadata:
             default = presets[first].get(field.name, field.default)
             text = f"{field.metadata['help']} ({first}: {default!r})"
-            define.get(type(field.default), flags.DEFINE_string)(field.name, None, text)
+            define.get(type(field.default), flags.DEFINE_string)(field.name, None, text, **more)
 
 
 def settings_from_flags(
-    settings: type[AnySettings], presets: Presets
+    settings: type[AnySettings], presets: Presets, values: flags.FlagValues = flags.FLAGS
 ) -> tuple[AnySettings, Options]:
-    """The preset, overridden by the flags that were given; and the options."""
-    given = {
-        name: flag for name, flag in flags.FLAGS.flag_values_dict().items() if flag is not None
-    }
+    """Returns the preset, overridden by the flags that were given; and the options."""
+    given = {name: flag for name, flag in values.flag_values_dict().items() if flag is not None}
     of_class = [
         {field.name: given[field.name] for field in dataclasses.fields(each) if field.name in given}
         for each in (settings, Options)

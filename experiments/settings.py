@@ -5,34 +5,144 @@ import hashlib
 import json
 import math
 import pathlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from tbptt import checks
 
+MOST_SEED = (1 << 31) - 1  # of `make_seed`
 
-def setting(default: Any, text: str, *, least: float | None = None) -> Any:
-    """A field of a class of settings that is a flag too, `least` its bound."""
-    return dataclasses.field(default=default, metadata={"help": text, "least": least})
+UsedWith = Mapping[str, Sequence[Any] | None]
 
 
-def check_bounds(settings: Any) -> None:
-    """Raises ValueError if a value is below its bound."""
-    for field in dataclasses.fields(settings):
-        if field.metadata.get("least") is not None:
-            checks.check_at_least(
-                field.name, getattr(settings, field.name), field.metadata["least"]
-            )
+def setting(
+    default: Any,
+    text: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | None = None,
+    used_with: UsedWith | None = None,
+    report: bool = False,
+) -> Any:
+    """Declares a setting: its flag, and what `check` asks of its value.
+
+    A value has the type of `default`; floats are finite, and integers fit into 64 bits.
+
+    Args:
+      default: the value unless another is given.
+      text: the flag's help.
+      least, most: bounds that the value may reach.
+      below: a bound that it may not reach.
+      choices: the values that a string may have.
+      used_with: when the setting has an effect: the other setting has one of these values, or
+        any but its default where None stands for them; of several, one is enough. A value other
+        than the default is refused where it has no effect.
+      report: the setting shapes only what is shown of a run, so another value does not make it
+        another run.
+
+    Example:
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Mine(Settings):
+      ...     readout: str = setting("full", "How words are scored.", choices=("full", "sampled"))
+      ...     samples: int = setting(9, "Ids drawn.", least=1, used_with={"readout": ("sampled",)})
+      >>> Mine(readout="sampled", samples=5).samples
+      5
+    """
+    if choices is not None:
+        text = f"{text.removesuffix('.')}: {', '.join(choices)}."
+    metadata = dict(
+        help=text, least=least, most=most, below=below, choices=choices,
+        used_with=used_with or {}, report=report,
+    )  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(settings: Any, preset: Mapping[str, Any] | None = None) -> None:
+    """Raises ValueError if a setting cannot have its value, alone or beside the others.
+
+    Args:
+      settings: a dataclass with fields made by `setting`.
+      preset: values that are accepted without effect, beside the defaults.
+    """
+    fields = [field for field in dataclasses.fields(settings) if "help" in field.metadata]
+    for field in fields:
+        _check_alone(field.name, getattr(settings, field.name), type(field.default), field.metadata)
+    for field in fields:
+        value = getattr(settings, field.name)
+        if value not in (field.default, (preset or {}).get(field.name, field.default)):
+            _check_used(settings, field)
+
+
+def _check_alone(name: str, value: Any, kind: Any, rule: Mapping[str, Any]) -> None:
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} ({value!r}) must be of type {kind.__name__}.")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{name} ({value}) must be finite.")
+    if kind is int and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{name} ({value}) must fit into 64 bits.")
+    if rule["least"] is not None:
+        checks.check_at_least(name, value, rule["least"])
+    if rule["most"] is not None and value > rule["most"]:
+        raise ValueError(f"{name} ({value}) must be at most {rule['most']}.")
+    if rule["below"] is not None and value >= rule["below"]:
+        raise ValueError(f"{name} ({value}) must be below {rule['below']}.")
+    if rule["choices"] is not None:
+        checks.check_choice(name, value, rule["choices"])
+
+
+def _check_used(settings: Any, field: dataclasses.Field) -> None:
+    used_with: UsedWith = field.metadata["used_with"]
+    if not used_with:
+        return
+    defaults = {other.name: other.default for other in dataclasses.fields(settings)}
+    there, ways = [], []
+    for name, values in used_with.items():
+        value = getattr(settings, name)
+        if value != defaults[name] if values is None else value in values:
+            return
+        there.append(f"without --{name}" if values is None else f"with {flag(name, value)}")
+        ways += [f"--{name}"] if values is None else [flag(name, each) for each in values]
+    raise ValueError(
+        f"--{field.name} has no effect {' and '.join(there)}. Leave it out, or use "
+        f"{' or '.join(ways)}."
+    )
+
+
+def flag(name: str, value: Any) -> str:
+    """Returns a setting as on the command line: `--tied`, `--notied` or `--rows=3`."""
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no'}{name}"
+    return f"--{name}={value}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides what a run computes. Raises ValueError if a value is below its bound."""
+    """What decides what a run computes.
+
+    Raises ValueError if a setting cannot have its value, alone or beside the others. A subclass
+    may add a method `check_together` that raises ValueError, for rules that concern several.
+
+    Attributes:
+      presets: by name, settings that differ from the defaults; what a preset says is accepted
+        though another setting leaves it without effect.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     config: str = "default"
-    seed: int = setting(0, "Of all that is random: first weights, order, dropout.", least=0)
+    seed: int = setting(
+        0, "Of all that is random: first weights, order, dropout.", least=0, most=MOST_SEED
+    )
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        check(self, self.presets.get(self.config))
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Raises ValueError if settings do not go together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +165,7 @@ class Options:
     profile_windows: str = setting("", "first:last window to trace, as 100:150; empty: none.")
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        check(self)
         profile_range(self.profile_windows)
         save_interval(self.save_every)
 

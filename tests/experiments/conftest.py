@@ -1,9 +1,17 @@
 """Small runs of experiments in this process, and files like a stranger's."""
 
+import contextlib
+import io
 import json
+import os
+import pathlib
+import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from absl import flags, logging
+from absl.testing import flagsaver
 
 from experiments import run
 
@@ -19,6 +27,76 @@ def experiment(module, logdir, *, config=None, options=None, **settings):
     result = module.main(made, options)
     assert json.loads((logdir / "result.json").read_text()) == result
     return result
+
+
+class Done(NamedTuple):
+    """How a command ended, and what it said; the message of `sys.exit` is in `stderr`."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def ended(call, cwd):
+    """Runs `call` in folder `cwd` as the body of a command; returns `Done`.
+
+    An exception other than SystemExit, which a user would see as a traceback, is the test's own.
+    """
+    status, out, err = 0, io.StringIO(), io.StringIO()
+    handler = logging.get_absl_handler().python_handler
+    stream, verbosity, home = handler.stream, logging.get_verbosity(), os.getcwd()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            handler.setStream(err)
+            os.chdir(cwd)
+            call()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=err)
+        finally:
+            os.chdir(home)
+            handler.setStream(stream)
+            logging.set_verbosity(verbosity)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def command_line(module, *argv, cwd):
+    """Runs an experiment in this process as `python -m experiments.NAME ARGV` in folder `cwd`."""
+    name = module.__name__.rpartition(".")[2]
+
+    def call():
+        values = flags.FlagValues()
+        run.define_flags(module.Settings, module.PRESETS, values)
+        try:
+            rest = values([name, *argv])[1:]
+        except flags.Error as error:  # which absl tells and ends with status 1
+            sys.exit(f"FATAL Flags parsing error: {error}")
+        run.run_flags(name, module.main, module.Settings, module.PRESETS, rest, values)
+
+    return ended(call, cwd)
+
+
+def tool_line(module, *argv, cwd):
+    """Runs a tool in this process as `python -m tools.NAME ARGV` in folder `cwd`."""
+
+    def call():
+        try:
+            rest = flags.FLAGS([module.__name__, *argv])
+        except flags.Error as error:
+            sys.exit(f"FATAL Flags parsing error: {error}")
+        module.main(rest)
+
+    with flagsaver.flagsaver():
+        return ended(call, cwd)
+
+
+def contents(folder):
+    """The bytes of every file below a folder, by its path; of a folder, None."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in pathlib.Path(folder).rglob("*")
+    }
 
 
 def pack(frames):

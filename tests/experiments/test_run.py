@@ -7,11 +7,12 @@ import pathlib
 import signal
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
 import tbptt
-from experiments import run, speech
+from experiments import run
 from tbptt.checkpoint import read_checkpoint
 
 ROOT = pathlib.Path(tbptt.__file__).parent.parent
@@ -110,9 +111,70 @@ def test_terminated_run_is_saved_and_ends_by_the_signal(tmp_path):
     assert read_checkpoint(folder).step >= 5
 
 
-def test_settings_below_their_bound_are_refused():
-    with pytest.raises(ValueError, match=r"rows \(0\) must be at least 1"):
-        speech.Settings(rows=0)
+@dataclasses.dataclass(frozen=True)
+class Example(run.Settings):
+    """Every kind of setting."""
+
+    presets: ClassVar = {"early": {"size": 7}}
+    kind: str = run.setting("full", "Kind.", choices=("full", "some", "none"))
+    size: int = run.setting(3, "Size.", least=1, used_with={"kind": ("some", "none")})
+    share: float = run.setting(0.5, "Share.", most=1.0, below=0.9, used_with={"path": None})
+    path: str = run.setting("", "Path.")
+    bold: bool = run.setting(False, "Bold.", used_with={"kind": ("some",), "path": None})
+
+    def check_together(self):
+        if self.path == self.kind:
+            raise ValueError("path and kind are the same.")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(size=0), r"size \(0\) must be at least 1"),
+        (dict(size=2.5, kind="some"), r"size \(2.5\) must be of type int"),
+        (dict(size=True, kind="some"), r"size \(True\) must be of type int"),
+        (dict(size=1 << 63), r"size \(9223372036854775808\) must fit into 64 bits"),
+        (dict(share=float("nan")), r"share \(nan\) must be finite"),
+        (dict(share=-float("inf")), r"share \(-inf\) must be finite"),
+        (dict(share=1.5), r"share \(1.5\) must be at most 1.0"),
+        (dict(share=0.9), r"share \(0.9\) must be below 0.9"),
+        (dict(kind="all"), r"kind \('all'\) must be one of full, some, none"),
+        (
+            dict(size=4),
+            r"--size has no effect with --kind=full\. Leave it out, or use --kind=some or "
+            r"--kind=none\.",
+        ),
+        (dict(share=0.1), r"--share has no effect without --path\. Leave it out, or use --path\."),
+        (
+            dict(bold=True),
+            r"--bold has no effect with --kind=full and without --path\. Leave it out, or use "
+            r"--kind=some or --path\.",
+        ),
+        (dict(path="full"), "path and kind are the same"),
+        (dict(seed=-1), r"seed \(-1\) must be at least 0"),
+        (dict(seed=1 << 31), r"seed \(2147483648\) must be at most 2147483647"),
+    ],
+)
+def test_settings_are_refused_alone_and_together(values, message):
+    with pytest.raises(ValueError, match=message):
+        Example(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        dict(size=4, kind="some"),
+        dict(size=3),
+        dict(config="early", size=7),  # the preset says so
+        dict(share=0, path="a"),
+        dict(bold=True, kind="some"),
+        dict(bold=True, path="a"),
+        dict(seed=(1 << 31) - 1),
+    ],
+)
+def test_settings_that_have_an_effect_are_accepted(values):
+    for name, value in values.items():
+        assert getattr(Example(**values), name) == value
 
 
 def test_a_finished_run_is_told_and_not_run_again(tmp_path, capsys):
