@@ -36,6 +36,7 @@ class ModelSettings(run.Settings):
     learning_rate: float = setting(3e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     weight_decay: float = setting(0.01, "Decoupled weight decay.", least=0)
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
+    backend: str = setting("auto", "Unrolls windows: auto, fused, scan, reference or cudnn.")
     max_windows: int = setting(0, "Windows to train, if that is less; 0: all.", least=0)
     windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.", least=1)
     jit_compile: bool = setting(True, "Compile the loop with XLA.")
@@ -73,6 +74,7 @@ def build_core(settings: ModelSettings, input_size: int, seed: Seed) -> Core:
             sizes[i + 1],
             seed=seeds[i],
             recurrent_dropout=settings.recurrent_dropout,
+            backend=settings.backend,
         )
         for i in range(settings.layers)
     ]

@@ -105,7 +105,13 @@ def pack(frames):
 
 @pytest.fixture
 def files(tmp_path):
-    """Small files in the layouts of music, speech and a table, of other widths than usual."""
+    """A folder with what `write_files` writes."""
+    write_files(tmp_path)
+    return tmp_path
+
+
+def write_files(tmp_path):
+    """Writes small files in the layouts of music, speech and a table; their widths are unusual."""
     rng = np.random.default_rng(0)
     lengths = {"train": [9, 5, 12], "valid": [7, 4], "test": [6, 3]}
     music = {f"{part}_len": np.array(each) for part, each in lengths.items()}
@@ -119,4 +125,3 @@ def files(tmp_path):
     np.savez(tmp_path / "speech.npz", **speech)
     rows = [f"2020-01-{d:02},{d % 7},{'' if d == 9 else d % 5}" for d in range(1, 29) if d != 15]
     (tmp_path / "table.csv").write_text("\n".join(["day,wind,rain", *rows]))
-    return tmp_path
