@@ -17,6 +17,7 @@ import tensorflow as tf
 from tbptt.precision import product
 from tbptt.state import detach, scale_rows, select
 from tbptt.types import Nest, State
+from tbptt.unroll.closures import check_closes_over_nothing
 
 Parts = tuple[tf.Tensor, ...]
 
@@ -198,8 +199,8 @@ def run(
     again, lets TensorFlow differentiate it, and keeps what reaches each product.
 
     Args:
-      step: `(inputs_t, state, vectors, product) -> (output_t, state)`. Closes over no tensor
-        that is to get a gradient. Each name in `matrices` is used once.
+      step: `(inputs_t, state, vectors, product) -> (output_t, state)`. It may use a matrix
+        several times, and may close over no variable and no tensor of a floating type.
       inputs: a nest of `[T, B, ...]`; what is not of a floating type gets no gradient.
       state, reset, initial_state, link, advance: as of `unroll`.
       vectors: a nest of parameters that the step uses element by element.
@@ -208,10 +209,14 @@ def run(
 
     Returns:
       outputs `[T, B, ...]`, and the state after the last step.
+
+    Raises:
+      ValueError: the step closes over what would get no gradient.
     """
     steps = tf.nest.flatten(inputs)[0].shape[0]
     is_learned = initial_state is not None
     given = (inputs, state, initial_state if is_learned else (), vectors, matrices)
+    uses = _matrices_in_order_of_use(step, inputs, state, vectors, matrices)
 
     @tf.custom_gradient
     def window(*flat: tf.Tensor) -> tuple[Parts, Callable]:
@@ -220,16 +225,16 @@ def run(
         initial = _initial(tuple(tf.nest.flatten(initial_state)), first)
 
         def forward(t: tf.Tensor, parts: Parts) -> tuple[Parts, Parts]:
-            made: dict[str, tf.Tensor] = {}
+            made: list[tf.Tensor] = []  # in the order of `uses`
 
             def keeping(a: tf.Tensor, name: str) -> tf.Tensor:
-                made[name] = product(a, matrices[name], compute_dtype)
-                return made[name]
+                made.append(product(a, matrices[name], compute_dtype))
+                return made[-1]
 
             entered = tf.nest.pack_sequence_as(state, _enter(t, parts, reset, initial))
             output, new = step(_at(inputs, t), entered, vectors, keeping)
             new_parts = tuple(tf.nest.flatten(new))
-            return new_parts, (output, *new_parts, *(made[name] for name in matrices))
+            return new_parts, (output, *new_parts, *made)
 
         final, (outputs, *kept) = _loop(forward, first, range(steps))
         final = _reached(advance, tuple(kept[: len(first)]), final)
@@ -237,21 +242,25 @@ def run(
         def gradient(d_outputs: tf.Tensor, *d_final: tf.Tensor) -> Parts:
             count = len(first)
             befores = [_before(kept[k], first[k], reset, initial[k]) for k in range(count)]
-            products = dict(zip(matrices, kept[count:], strict=True))
+            products = kept[count:]
             back = {name: tf.transpose(w) for name, w in matrices.items()}
             shared = tf.nest.flatten(vectors)
 
             def backward(t: tf.Tensor, carried: Parts) -> tuple[Parts, Parts]:
-                used: dict[str, tuple[tf.Tensor, tf.Tensor]] = {}
+                operands: list[tf.Tensor] = []
+                results: list[tf.Tensor] = []
 
                 def again(a: tf.Tensor, name: str) -> tf.Tensor:
+                    result = products[len(results)][t]
+
                     @tf.custom_gradient
                     def as_kept(a: tf.Tensor) -> tuple[tf.Tensor, Callable]:
                         del a
-                        return products[name][t], lambda d: product(d, back[name], compute_dtype)
+                        return result, lambda d: product(d, back[name], compute_dtype)
 
-                    used[name] = (a, as_kept(a))
-                    return used[name][1]
+                    operands.append(a)
+                    results.append(as_kept(a))
+                    return results[-1]
 
                 inputs_t = _at(inputs, t)
                 before = [part[t] for part in befores]
@@ -260,7 +269,7 @@ def run(
                     tape.watch(groups)
                     entered = tf.nest.pack_sequence_as(state, before)
                     output, new = step(inputs_t, entered, vectors, again)
-                groups.append([used[name][1] for name in matrices])
+                groups.append(results)
                 d_state, d_inputs, d_shared, d_products = tape.gradient(
                     [output, *tf.nest.flatten(new)],
                     groups,
@@ -268,7 +277,6 @@ def run(
                     unconnected_gradients=tf.UnconnectedGradients.ZERO,
                 )
                 total = (a + d for a, d in zip(carried[count:], d_shared, strict=True))
-                operands = (used[name][0] for name in matrices)
                 return (*d_state, *total), (*d_inputs, *operands, *d_products)
 
             zeros = tuple(tf.zeros_like(part) for part in shared)
@@ -278,16 +286,18 @@ def run(
                 steps,
                 reset,
                 link,
-                learned=initial_state is not None,
+                learned=is_learned,
                 summed=zeros,
             )
-            names = len(matrices)
-            d_inputs = iter(made[: len(made) - 2 * names])
+            own = len(made) - 2 * len(uses)  # of the inputs; operands and products come after
+            d_inputs = iter(made[:own])
+            per_use = zip(uses, made[own : own + len(uses)], made[own + len(uses) :], strict=True)
+            parts: dict[str, list[tf.Tensor]] = {name: [] for name in matrices}
+            for name, operand, d_product in per_use:
+                parts[name].append(_weight_gradient(operand, d_product, compute_dtype))
             d_matrices = {
-                name: _weight_gradient(a, d, compute_dtype)
-                for name, a, d in zip(
-                    matrices, made[-2 * names : -names], made[-names:], strict=True
-                )
+                name: tf.add_n(parts[name]) if parts[name] else tf.zeros_like(w)
+                for name, w in matrices.items()
             }
             of_inputs = [
                 next(d_inputs) if part.dtype.is_floating else None
@@ -299,6 +309,32 @@ def run(
 
     outputs, *final = window(*tf.nest.flatten(given))
     return outputs, tf.nest.pack_sequence_as(state, _constant(advance, tuple(final)))
+
+
+def _matrices_in_order_of_use(
+    step: Step, inputs: Nest, state: State, vectors: Nest, matrices: dict[str, tf.Tensor]
+) -> list[str]:
+    """Names of the matrices in the order in which one step uses them, repeated if it repeats them.
+
+    Raises:
+      ValueError: the step closes over what would get no gradient.
+    """
+    names: list[str] = []
+
+    def alone(inputs_t: Nest, state: State, vectors: Nest, matrices: dict[str, tf.Tensor]) -> Nest:
+        def using(a: tf.Tensor, name: str) -> tf.Tensor:
+            names.append(name)
+            return a @ matrices[name]
+
+        return step(inputs_t, state, vectors, using)
+
+    spec = tf.TensorSpec
+    traced = tf.function(alone, autograph=False).get_concrete_function(
+        tf.nest.map_structure(lambda x: spec(x.shape[1:], x.dtype), inputs),
+        *tf.nest.map_structure(lambda x: spec(x.shape, x.dtype), (state, vectors, matrices)),
+    )
+    check_closes_over_nothing("A step for `fused.run`", traced)
+    return names
 
 
 def _reached(advance: tf.Tensor | None, states: Parts, final: Parts) -> Parts:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tbptt.types import Nest, State
+from tbptt.unroll.closures import check_closes_over_nothing
 
 Run = Callable[[Nest, State, Nest], tuple[tf.Tensor, State]]
 """`(inputs [S, B, ...], state, weights) -> (outputs [S, B, ...], state)`."""
@@ -27,13 +28,16 @@ def run(run_segment: Run, inputs: Nest, state: State, weights: Nest) -> tuple[tf
     the root of T, beside the inputs and outputs themselves; the forward pass is paid twice.
 
     Args:
-      run_segment: closes over no tensor that is to get a gradient.
+      run_segment: may close over no variable and no tensor of a floating type.
       inputs: a nest of `[T, B, ...]`; what is not of a floating type gets no gradient.
       state: a nest of `[B, ...]`.
       weights: a nest of whatever else gets a gradient.
 
     Returns:
       outputs `[T, B, ...]`, and the state after the last step.
+
+    Raises:
+      ValueError: `run_segment` closes over what would get no gradient.
 
     Example: a running sum.
       >>> total = lambda x, s, w: (tf.cumsum(x) * w + s, tf.reduce_sum(x, 0) * w + s)
@@ -103,15 +107,13 @@ def _run_equal(
             outputs, new = run_segment(segment(k), tf.nest.pack_sequence_as(state, parts), weights)
             return tf.nest.flatten(new), [outputs, *parts], k
 
-        spec = (
-            tf.function(run_segment, autograph=False)
-            .get_concrete_function(
-                tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), inputs),
-                tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), state),
-                tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), weights),
-            )
-            .structured_outputs[0]
+        traced = tf.function(run_segment, autograph=False).get_concrete_function(
+            tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), inputs),
+            tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), state),
+            tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), weights),
         )
+        check_closes_over_nothing("What runs a segment", traced)
+        spec = traced.structured_outputs[0]
         final, (outputs, *borders) = loop(forward, first, [spec, *first])
 
         def gradient(d_outputs: tf.Tensor, *d_final: tf.Tensor) -> tuple:

@@ -227,6 +227,24 @@ def test_backends_equal_reference(kind, case, other):
     )
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru", *OPTIONS])
+def test_backends_equal_reference_where_no_initial_state_is_learned(kind):
+    """Law 5 with the default initial state, zeros: with and without resets, for every option."""
+    options = dict(training=True, seed=tbptt.make_seed(5))
+    inputs = make_inputs(4, ROWS, tf.float64)
+    names = ("reference", "scan", "fused", *([KEEPING] if kind == "lstm-everything" else []))
+    for reset in (None, resets((0, 0), (2, 1), steps=4)):
+        results = {}
+        for name in names:
+            backend, _, states = name.partition(", ")
+            keep = "states" if states else "gates"
+            core = make_core(kind, backend=backend, dtype=tf.float64, keep=keep)
+            state = make_state(core, ROWS)
+            results[name] = run_with_gradients(core, inputs, state, reset, eager=True, **options)
+        for name in names[1:]:
+            assert_close(results[name], results["reference"])
+
+
 @pytest.mark.parametrize(  # all options of LSTM at once
     "kind", ["lstm-everything", "gru-recurrent-dropout", "gru-weight-dropout"]
 )
