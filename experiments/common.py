@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,9 +13,9 @@ from typing import Any
 import tbptt
 from experiments import run
 from experiments.run import setting
-from experiments.settings import profile_range, save_interval
+from experiments.settings import decisive, profile_range, save_interval
 from tbptt import checks, optimizers, summaries
-from tbptt.checkpoint import Checkpoint, Checkpoints
+from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from tbptt.distribution import Replicas
 from tbptt.state import named_leaves
 from tbptt.streams.fingerprint import fingerprint
@@ -198,7 +200,7 @@ def fit(
     replicas.any(True)  # all are here, and the folder is the chief's
     best = tbptt.KeepBest(trainer.model)
     parts = {"best": best, **(parts or {})}
-    facts = {"settings": dataclasses.asdict(settings), "stream": fingerprint(stream)}
+    facts = {"settings": decisive(settings), "data": claim.data}
     checkpoints, start = take_up(claim, trainer, stream, parts, facts)
     first = trainer.windows_seen
     run.announce(logdir, trainer.model, first, windows, replicas)
@@ -243,11 +245,10 @@ def fit(
     save_windows, save_minutes = save_interval(options.save_every)
     save = Save(checkpoints, take, windows=save_windows, minutes=save_minutes, agree=replicas.any)
     due += [tbptt.Every(0, lambda _: claim.check()), tbptt.Every(0, save)]  # save comes last
-    deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else math.inf
     with StopOnSignal() as stopped:
         position = tbptt.train(
             trainer, feed, start, windows=windows, actions=due,
-            stop=lambda: replicas.any(stopped() or time.monotonic() > deadline)[0],
+            stop=lambda: replicas.any(stopped() or options.seconds_left() < 0)[0],
         )  # fmt: skip
         if trainer.windows_seen < windows:
             save.save(position)
@@ -256,7 +257,7 @@ def fit(
         writer.close()
         stopped.exit()
         why = "another worker was told to stop"
-        if time.monotonic() > deadline:
+        if options.seconds_left() < 0:
             why = f"{options.max_minutes:g} minutes are over"
         raise run.UnfinishedError(
             f"The run is saved at window {trainer.windows_seen} of {windows}, because {why}. The "
@@ -289,7 +290,10 @@ def take_up(
             keep=claim.options.keep_checkpoints,
             read_only=not claim.writes,
         )
-        found = checkpoints.newest()
+        try:
+            found = checkpoints.newest()
+        except CheckpointError as error:
+            raise run.UsageError(f"{error} Use --restart to begin anew.") from None
         window = 0 if found is None else found.step
         if claim.replicas.differ(window):  # before they restore, which they do together
             raise run.UsageError(
@@ -297,8 +301,19 @@ def take_up(
                 "of them need the same --logdir, on a disk that they share."
             )
         if found is not None:
+            if found.facts.get("data", claim.data) != claim.data:
+                raise run.UsageError(
+                    f"The data have changed since the run in {str(claim.folder)!r} was begun, so "
+                    "it cannot go on. Give the data as they were; or use --restart to begin anew, "
+                    "or another --logdir."
+                )
             start = resume.restore(found, trainer, start, parts=parts, facts=facts)
     return checkpoints, start
+
+
+def data_of(*streams: Stream) -> str:
+    """Returns sixteen hexadecimal digits of what a run reads, in training and in evaluation."""
+    return hashlib.sha256(" ".join(map(fingerprint, streams)).encode()).hexdigest()[:16]
 
 
 def finish(
@@ -308,23 +323,24 @@ def finish(
     began: float,
     *,
     test: float,
+    show: Callable[[], None] = lambda: None,
     **result: Any,
 ) -> run.Result:
-    """Writes the last summaries and the result, which it returns.
+    """Writes the last summaries and the result, shows the run, and returns the result.
 
     Args:
       fitted: the run.
       settings, claim: of it.
       began: `time.monotonic()` of its beginning.
       test: the figure on the test part.
+      show: draws or prints more of the run; it comes after the result is on the disk.
       result: what else the result says, as `metric`.
     """
     figures = {summaries.RESULT_VALID: fitted.valid, summaries.RESULT_TEST: test}
     fitted.writer.scalars(
         fitted.windows, {tag: figure for tag, figure in figures.items() if math.isfinite(figure)}
     )
-    fitted.writer.close()
-    return run.write_result(
+    written = run.write_result(
         settings,
         claim,
         valid=fitted.valid,
@@ -333,6 +349,11 @@ def finish(
         seconds=round(time.monotonic() - began, 1),
         **result,
     )
+    show()
+    fitted.writer.close()
+    if claim.writes:
+        run.output.tell(json.dumps(written))
+    return written
 
 
 def evaluator(

@@ -1,6 +1,8 @@
 """Mistakes of a user, told in one line; and runs that end before they are through."""
 
 import contextlib
+import os
+import sys
 import traceback
 from collections.abc import Iterator
 
@@ -23,3 +25,27 @@ def usage_errors() -> Iterator[None]:
     except (ValueError, TypeError, OSError) as error:
         logging.debug("%s", traceback.format_exc())  # seen with --verbosity=1
         raise UsageError(str(error)) from None
+
+
+class Output:
+    """Standard output, which may be closed or full before a run has said all.
+
+    Attributes:
+      error: why it could not be written, or None; what follows is then not written.
+    """
+
+    def __init__(self) -> None:
+        self.error: OSError | None = None
+
+    def tell(self, text: str) -> None:
+        """Prints a text, and logs the first failure: files of the run do not depend on it."""
+        try:
+            print(text, flush=True)
+        except OSError as error:
+            self.error = error
+            logging.error("Standard output cannot be written: %s.", error.strerror)
+            # What is still buffered would fail again when the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+output = Output()

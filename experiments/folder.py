@@ -9,68 +9,116 @@ import pathlib
 import socket
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from absl import logging
 
 from experiments.errors import UsageError, usage_errors
-from experiments.settings import Options, Settings, digest
+from experiments.settings import Options, Settings, decisive, digest
 from tbptt.distribution import Replicas
 
 SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
 LOCK_FILE = "lock"
+RESTARTED_FILE = "restarted"  # the run that is here was begun by --restart
+PARTIAL = ".partial"  # ends the name of what is not whole
 
 Result = dict[str, Any]
 
 
-class Claim:
-    """The folder of a run, this process's alone until the run is through or the process ends.
+class FinishedError(UsageError):
+    """The run in a folder is finished: `result` is what it wrote."""
 
-    Where several processes are one run, it is the chief's, and only the chief writes.
+    def __init__(self, folder: pathlib.Path, result: Result) -> None:
+        super().__init__(
+            f"The run in {str(folder)!r} is finished. Use --restart to run it again; it is then "
+            "moved aside."
+        )
+        self.result = result
+
+
+class Claim:
+    """The folder of a run, this process's alone inside a `with`.
+
+    Where several processes are one run, the folder is the chief's, and only the chief writes. An
+    unfinished run of the same settings goes on. With --restart what is there is moved aside first,
+    unless it was itself begun by --restart and is not finished.
 
     Attributes:
       folder: holds the settings, and whatever an earlier process of this run has left.
-      options, replicas: as given.
+      options, replicas, data: as given.
       writes: whether this process is the one that writes.
     """
 
     def __init__(
-        self, settings: Settings, options: Options, replicas: Replicas | None = None
+        self,
+        settings: Settings,
+        options: Options,
+        replicas: Replicas | None = None,
+        *,
+        data: str = "",
     ) -> None:
-        """Raises UsageError: the folder holds another run, a finished one, or another process's."""
-        self.options, self.folder = options, options.folder
+        """Args:
+        settings, options: of the run.
+        replicas: who trains; None: this process alone.
+        data: a fingerprint of what the run reads; empty: it reads nothing.
+        """
+        self.options, self.folder, self.data = options, options.folder, data
         self.replicas = replicas or Replicas()
         self.writes = self.replicas.is_chief
+        self._settings = settings
         self._lock: Lock | None = None
-        if not self.writes:
-            return
-        values = dataclasses.asdict(settings)
+
+    def __enter__(self) -> "Claim":
+        """Raises FinishedError or UsageError: the folder holds something else; nothing changes."""
         with usage_errors():
-            if (self.folder / SETTINGS_FILE).exists():
-                refuse_other_settings(self.folder, values)
-                if options.restart:
-                    Lock(self.folder).release()
-                    _move_aside(self.folder)
-                elif (self.folder / RESULT_FILE).exists():
-                    raise UsageError(
-                        f"The run in {str(self.folder)!r} is finished. Use --restart to run it "
-                        "again; it is then moved aside."
-                    )
-            self.folder.mkdir(parents=True, exist_ok=True)
+            there = check_folder(self.folder, self._settings)
+            finished = read_result(self.folder) if there else None
+            restarted = (self.folder / RESTARTED_FILE).exists() and finished is None
+            restart = self.options.restart and not restarted
+            if finished is not None and not restart:
+                self._check_same_data(finished)
+                raise FinishedError(self.folder, finished)
+            if not self.writes:
+                return self
+            if restart and there:
+                Lock(self.folder).release()
+                move_aside(self.folder)
+            elif self.options.restart and there:
+                logging.info(
+                    "The run in %s was begun by --restart and is not finished: it goes on.",
+                    self.folder,
+                )
+            make_folder(self.folder)
             self._lock = Lock(self.folder)
-            write_file(self.folder / SETTINGS_FILE, json.dumps(values, indent=2))
+            try:
+                if self.options.restart:
+                    (self.folder / RESTARTED_FILE).touch()
+                values = {"experiment": self._settings.experiment}
+                values |= dataclasses.asdict(self._settings)
+                write_file(self.folder / SETTINGS_FILE, json.dumps(values, indent=2))
+            except BaseException:
+                self._lock.release()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def check(self) -> None:
         """Raises UsageError: the folder was removed or replaced under the run."""
         if self._lock is not None:
             self._lock.check()
 
-    def release(self) -> None:
-        """The run is through."""
-        if self._lock is not None:
-            self._lock.release()
+    def _check_same_data(self, finished: Result) -> None:
+        if finished.get("data", self.data) != self.data:
+            raise UsageError(
+                f"The run in {str(self.folder)!r} is finished, but its data have changed since. "
+                "Use --restart to run it again on the data as they are now, or choose another "
+                "--logdir."
+            )
 
 
 class Lock:
@@ -94,8 +142,11 @@ class Lock:
                 f"{str(folder)!r} is in use by {owner or 'another process'}. Wait until it ends, "
                 "or choose another --logdir."
             ) from None
-        os.truncate(self._file, 0)
-        os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        try:
+            os.truncate(self._file, 0)
+            os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        except OSError as error:  # the lock holds without its owner's name
+            logging.warning("%s cannot be written: %s.", self._path, error.strerror)
 
     def check(self) -> None:
         """Raises UsageError: the file is not there any more, or another one is."""
@@ -110,7 +161,18 @@ class Lock:
             )
 
 
-def _move_aside(folder: pathlib.Path) -> None:
+def make_folder(folder: pathlib.Path) -> None:
+    """Makes a folder and those above it; raises UsageError if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--logdir ({str(folder)!r}) cannot be made: {error.strerror}. Choose another one."
+        ) from None
+
+
+def move_aside(folder: pathlib.Path) -> None:
+    """Renames a folder to the first of `folder.1`, `folder.2`, ... that is free."""
     aside = next(
         path
         for number in range(1, sys.maxsize)
@@ -120,51 +182,136 @@ def _move_aside(folder: pathlib.Path) -> None:
     logging.info("The earlier run of these settings is now in %s.", aside)
 
 
-def refuse_other_settings(logdir: pathlib.Path, values: Mapping[str, Any]) -> None:
-    try:
-        there = json.loads((logdir / SETTINGS_FILE).read_text("utf-8"))
-    except json.JSONDecodeError:
+def check_folder(folder: pathlib.Path, settings: Settings) -> bool:
+    """Returns whether the folder holds a run of these settings; False: it is new or empty.
+
+    Raises:
+      UsageError: it holds another run, or files that are not a run's.
+    """
+    refuse_foreign(folder, lambda name: name in (LOCK_FILE, RESTARTED_FILE))
+    there = read_settings(folder)
+    if there is None:
+        return False
+    experiment = there.pop("experiment", settings.experiment)
+    if experiment != settings.experiment:
         raise UsageError(
-            f"{SETTINGS_FILE} in {str(logdir)!r} cannot be read, so whose run that is cannot be "
-            "told. Choose another --logdir."
-        ) from None
+            f"{str(folder)!r} holds a run of experiments.{experiment}. Choose another --logdir."
+        )
+    here = decisive(settings)
+    shown = set(dataclasses.asdict(settings)) - set(here)
     other = [
-        f"{name}={there.get(name)!r} there, {values.get(name)!r} here"
-        for name in sorted({*there, *values})
-        if there.get(name) != values.get(name)
+        f"{name}={there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted({*there, *here} - shown)
+        if there.get(name) != here.get(name)
     ]
     if other:
+        more = f"; and {len(other) - 5} more" if len(other) > 5 else ""
         raise UsageError(
-            f"{str(logdir)!r} holds a run with other settings ({'; '.join(other)}). Choose "
-            "another --logdir, or give the same settings."
+            f"{str(folder)!r} holds a run with other settings ({'; '.join(other[:5])}{more}). "
+            "Choose another --logdir, or give the same settings."
+        )
+    return True
+
+
+def refuse_foreign(folder: pathlib.Path, ours: Callable[[str], bool]) -> None:
+    """Raises UsageError unless a folder is new, empty, a run's, or holds only files of ours."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"--logdir ({str(folder)!r}) is a file. Choose a folder.")
+    if (folder / SETTINGS_FILE).exists():
+        return
+    names = sorted(
+        path.name for path in folder.iterdir() if not ours(path.name.removesuffix(PARTIAL))
+    )
+    names = [name for name in names if name != SETTINGS_FILE + PARTIAL]
+    if names:
+        more = ", ..." if len(names) > 3 else ""
+        raise UsageError(
+            f"{str(folder)!r} holds files ({', '.join(names[:3])}{more}) and no run. Choose a new "
+            "or an empty folder as --logdir."
         )
 
 
+def read_settings(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the settings of the run in a folder, or None if there are none.
+
+    Raises:
+      UsageError: they cannot be read.
+    """
+    return read_object(
+        folder / SETTINGS_FILE,
+        f"{SETTINGS_FILE} in {str(folder)!r} cannot be read, so whose run that is cannot be told. "
+        "Choose another --logdir.",
+    )
+
+
+def read_result(folder: pathlib.Path) -> Result | None:
+    """Returns the result of the run in a folder, or None if it is not finished.
+
+    Raises:
+      UsageError: it cannot be read.
+    """
+    return read_object(
+        folder / RESULT_FILE,
+        f"{RESULT_FILE} in {str(folder)!r} cannot be read, so whether the run is finished cannot "
+        "be told. Remove that file to go on from the last checkpoint, or use --restart after it.",
+    )
+
+
+def read_object(path: pathlib.Path, message: str) -> dict[str, Any] | None:
+    """Returns the JSON object in a file, or None if there is no file.
+
+    Raises:
+      UsageError: it holds something else: `message`.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UsageError(message)
+    return content
+
+
 def write_result(settings: Settings, claim: Claim, **result: Any) -> Result:
-    """Writes `result.json` and the same line on standard output; returns it.
+    """Writes `result.json` and returns its content.
 
     Waits for the other processes of the run: none may leave while another one still works.
+
+    Raises:
+      UsageError: it cannot be written.
     """
     written = {**result, "settings": digest(settings)}
+    if claim.data:
+        written["data"] = claim.data
     for name, value in written.items():
         if isinstance(value, float) and not math.isfinite(value):
             written[name] = None  # JSON has no infinity
     claim.replicas.any(True)
     if claim.writes:
-        write_json(claim.folder / RESULT_FILE, written)
-    claim.release()
+        write_file(claim.folder / RESULT_FILE, json.dumps(written, allow_nan=False))
     return written
 
 
-def write_json(path: pathlib.Path, content: Result) -> None:
-    """Writes a file, and the same line on standard output."""
-    line = json.dumps(content, allow_nan=False)
-    write_file(path, line)
-    print(line, flush=True)
+def write_file(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a small file, whole or not at all; text gets a last newline.
 
-
-def write_file(path: pathlib.Path, text: str) -> None:
-    """Writes a small file, whole or not at all."""
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(text + "\n", "utf-8")
-    os.replace(beside, path)
+    Raises:
+      UsageError: it cannot be written. What was there is still there.
+    """
+    if isinstance(content, str):
+        content = f"{content}\n".encode()
+    beside = path.with_name(path.name + PARTIAL)
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UsageError(
+            f"{str(path)!r} cannot be written: {error.strerror}. Make room or choose another "
+            "--logdir, and give the same command again."
+        ) from None

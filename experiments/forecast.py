@@ -37,6 +37,8 @@ SHOWN = 240  # lines in the figure
 class Settings(common.CommonSettings):
     """Everything that decides what a run computes."""
 
+    experiment = "forecast"
+
     data: str = setting("", "A CSV file; empty: waves.")
     columns: str = setting("", "Columns to read, by commas; empty: all.")
     targets: str = setting("", "Columns to predict, by commas; empty: all that are read.")
@@ -195,34 +197,42 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                 model, tbptt.squared_error, optimizer,
                 seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
             )  # fmt: skip
-        testing = held_out(valid_end, test_end)
+        validating, testing = held_out(train_end, valid_end), held_out(valid_end, test_end)
         validate, test = (
             common.evaluator(settings.jit_compile, model, tbptt.squared_error, part, replicas)
-            for part in (held_out(train_end, valid_end), testing)
+            for part in (validating, testing)
         )
-        claim = run.Claim(settings, options, replicas)
-    fitted = common.fit(
-        settings, claim, trainer, feed, schedule,
-        windows=windows, metric="mse", validate=common.figure_of(validate),
-    )  # fmt: skip
-    chosen = [series.names.index(name) for name in names]
-    ahead = np.arange(1, settings.horizon + 1) if settings.path else np.array([settings.horizon])
-    standardised = scale.apply(series.values[:test_end])[:, chosen]
-    forecasts = predict(model, testing)[min(valid_end, WARM_UP) - ahead[0] :][:SHOWN]
-    forecasts = scale.undo(forecasts.reshape([len(forecasts), -1, len(names)]), chosen)[..., -1]
-    truth = series.values[valid_end : valid_end + len(forecasts), chosen[-1]]
-    png = draw(truth, forecasts, names[-1])
-    if png is not None:
-        if claim.writes:
-            (claim.folder / "forecast.png").write_bytes(png)
-        fitted.writer.picture(windows, summaries.FORECAST, png)
-    return common.finish(
-        fitted, settings, claim, began,
-        test=test().loss,
-        metric="mse",
-        persistence=persistence(standardised, valid_end, ahead),
-        steps_per_second=round(fitted.tokens_per_second),
-    )  # fmt: skip
+        data = common.data_of(training, validating, testing)
+    with run.Claim(settings, options, replicas, data=data) as claim:
+        fitted = common.fit(
+            settings, claim, trainer, feed, schedule,
+            windows=windows, metric="mse", validate=common.figure_of(validate),
+        )  # fmt: skip
+        chosen = [series.names.index(name) for name in names]
+        ahead = (
+            np.arange(1, settings.horizon + 1) if settings.path else np.array([settings.horizon])
+        )
+        standardised = scale.apply(series.values[:test_end])[:, chosen]
+
+        def show() -> None:
+            forecasts = predict(model, testing)[min(valid_end, WARM_UP) - ahead[0] :][:SHOWN]
+            forecasts = forecasts.reshape([len(forecasts), -1, len(names)])
+            forecasts = scale.undo(forecasts, chosen)[..., -1]
+            truth = series.values[valid_end : valid_end + len(forecasts), chosen[-1]]
+            png = draw(truth, forecasts, names[-1])
+            if png is not None:
+                if claim.writes:
+                    run.write_file(claim.folder / "forecast.png", png)
+                fitted.writer.picture(windows, summaries.FORECAST, png)
+
+        return common.finish(
+            fitted, settings, claim, began,
+            test=test().loss,
+            metric="mse",
+            persistence=persistence(standardised, valid_end, ahead),
+            steps_per_second=round(fitted.tokens_per_second),
+            show=show,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

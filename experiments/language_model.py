@@ -223,11 +223,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             for name, part in (("dynamic_valid", validating), ("dynamic_test", testing))
             if settings.dynamic_rate
         }
-        claim = run.Claim(settings, options, replicas)
-
-    if claim.writes:
-        vocabulary.save(claim.folder / "vocabulary.json")
-
+        data = common.data_of(training, validating, testing)
     trigger = NonMonotonic(settings.average_patience or 1)
 
     def judge() -> tuple[float, float]:
@@ -236,44 +232,53 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             average.begin()
         return evaluation.loss, read(evaluation)
 
-    fitted = common.fit(
-        settings,
-        claim,
-        trainer,
-        feed,
-        schedule,
-        windows=windows,
-        metric=metric,
-        validate=judge,
-        average=average,
-        histogram_every=settings.histogram_every,
-        parts={"trigger": trigger},
-    )
-    prompt = testing.read(0, 0, min(PROMPT, testing.row_length), slice(1)).inputs[0]
-    sample = tbptt.generate(
-        model,
-        prompt,
-        settings.sample_length,
-        seed=tbptt.make_seed(settings.seed),
-        temperature=settings.temperature,
-    )
-    text = f"{vocabulary.decode(prompt)}|{vocabulary.decode(sample)}"
-    fitted.writer.text(windows, summaries.SAMPLE, text)
-    if claim.writes:
-        print(f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n")
-    of_documents = {}
-    if isinstance(training, tbptt.DocumentStream):
-        of_documents["utilisation"] = round(training.utilisation, 4)
-    dynamic = {name: read(evaluator()) for name, evaluator in adapting.items()}
-    return common.finish(
-        fitted, settings, claim, began,
-        test=read(test()),
-        metric=metric,
-        **dynamic,
-        **of_documents,
-        tokens=windows * settings.rows * training.truncation.nominal_length,
-        tokens_per_second=round(fitted.tokens_per_second),
-    )  # fmt: skip
+    with run.Claim(settings, options, replicas, data=data) as claim:
+        if claim.writes:
+            vocabulary.save(claim.folder / "vocabulary.json")
+        fitted = common.fit(
+            settings,
+            claim,
+            trainer,
+            feed,
+            schedule,
+            windows=windows,
+            metric=metric,
+            validate=judge,
+            average=average,
+            histogram_every=settings.histogram_every,
+            parts={"trigger": trigger},
+        )
+        of_documents = {}
+        if isinstance(training, tbptt.DocumentStream):
+            of_documents["utilisation"] = round(training.utilisation, 4)
+        dynamic = {name: read(evaluator()) for name, evaluator in adapting.items()}
+
+        def show() -> None:
+            prompt = testing.read(0, 0, min(PROMPT, testing.row_length), slice(1)).inputs[0]
+            sample = tbptt.generate(
+                model,
+                prompt,
+                settings.sample_length,
+                seed=tbptt.make_seed(settings.seed),
+                temperature=settings.temperature,
+            )
+            text = f"{vocabulary.decode(prompt)}|{vocabulary.decode(sample)}"
+            fitted.writer.text(windows, summaries.SAMPLE, text)
+            if claim.writes:
+                run.output.tell(
+                    f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n"
+                )
+
+        return common.finish(
+            fitted, settings, claim, began,
+            test=read(test()),
+            metric=metric,
+            **dynamic,
+            **of_documents,
+            tokens=windows * settings.rows * training.truncation.nominal_length,
+            tokens_per_second=round(fitted.tokens_per_second),
+            show=show,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Settings(run.Settings):
     """Everything that decides what a run computes. The defaults are the preset `char`."""
 
+    experiment = "language_model"
+    presets = PRESETS
+
     corpus: str = setting("python-docs", "python-docs, python-source, or a UTF-8 file to split.")
     train_text: str = setting("", "UTF-8 file to train on, instead of --corpus.")
     valid_text: str = setting("", "UTF-8 file to validate on, with --train_text.")
@@ -120,6 +123,10 @@ class Settings(run.Settings):
     )
     windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.", least=1)
     jit_compile: bool = setting(True, "Compile the loop with XLA.")
-    sample_length: int = setting(600, "Tokens of generated text at the end.")
-    temperature: float = setting(0.8, "Of the sample: below 1 bolder, above 1 wilder.")
-    histogram_every: int = setting(1000, "Windows between histograms; 0: none.", least=0)
+    sample_length: int = setting(
+        600, "Tokens of generated text at the end.", least=1, most=1_000_000, report=True
+    )
+    temperature: float = setting(0.8, "Of the sample: below 1 bolder, above 1 wilder.", report=True)
+    histogram_every: int = setting(
+        1000, "Windows between histograms; 0: none.", least=0, report=True
+    )

@@ -19,6 +19,7 @@ import dataclasses
 import json
 import re
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -36,6 +37,8 @@ BLANK = SYMBOLS
 @dataclasses.dataclass(frozen=True)
 class Settings(common.ModelSettings):
     """Everything that decides what a run computes."""
+
+    experiment = "memory"
 
     task: str = setting("copy", "copy or adding.")
     shortest: int = setting(5, "Steps to remember, at least.", least=2)
@@ -99,8 +102,12 @@ def sum_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return tf.math.squared_difference(outputs[..., 0], targets)
 
 
-def learn(settings: Settings, cut: str) -> float:
-    """Trains with these windows; returns the figure on sequences that were not trained on."""
+def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False) -> float:
+    """Trains with these windows; returns the figure on sequences that were not trained on.
+
+    Raises:
+      UnfinishedError: `stop()` was true before the training was through.
+    """
     truncation = parse(cut)
     make = {"copy": copying, "adding": adding}[settings.task]
     loss, judge, outputs = (
@@ -124,9 +131,31 @@ def learn(settings: Settings, cut: str) -> float:
     start = tbptt.Position(trainer.initial_carry(settings.rows))
     progress = tbptt.Progress(settings.rows * truncation.nominal_length, loss_name=f"{cut}: loss")
     feed = tbptt.open_feed(training, settings.windows_per_call)
-    tbptt.train(trainer, feed, start, windows=windows, actions=[tbptt.Every(0, progress)])
+    actions = [tbptt.Every(0, progress)]
+    tbptt.train(trainer, feed, start, windows=windows, actions=actions, stop=stop)
+    if trainer.windows_seen < windows:
+        raise run.UnfinishedError(
+            f"--max_minutes are over while windows of {cut} are trained; figures of other windows "
+            "are saved. The same command goes on with this one."
+        )
     testing = stream(400, settings.seed + 1, tbptt.Truncation(truncation.window_length))
     return tbptt.Evaluator(model, judge, testing, jit_compile=settings.jit_compile)().loss
+
+
+def compare(settings: Settings, claim: run.Claim, cuts: Sequence[str]) -> dict[str, float]:
+    """Returns the figure of each of the cuts; those that an earlier process has found are read.
+
+    Raises:
+      UnfinishedError: --max_minutes are over.
+    """
+    done = claim.folder / "figures.json"
+    figures = run.read_object(done, f"{str(done)!r} cannot be read. Remove it.") or {}
+    for cut in cuts:
+        if cut not in figures:
+            claim.check()
+            figures[cut] = learn(settings, cut, stop=lambda: claim.options.seconds_left() < 0)
+            run.write_file(done, json.dumps(figures))
+    return figures
 
 
 def main(settings: Settings, options: run.Options) -> run.Result:
@@ -140,21 +169,17 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             parse(cut)
         if run.replicas_of(options).count > 1:
             raise ValueError("This compares windows on one device. Use --strategy=one.")
-        claim = run.Claim(settings, options)
     name = "repeated wrongly" if settings.task == "copy" else "mean squared error"
-    done = claim.folder / "figures.json"  # a run that was interrupted goes on with the next of them
-    figures = json.loads(done.read_text("utf-8")) if done.exists() else {}
-    for cut in cuts:
-        if cut not in figures:
-            claim.check()
-            figures[cut] = learn(settings, cut)
-            run.write_file(done, json.dumps(figures))
-    print(f"\n| windows | {name} |\n|---|---|")
+    with run.Claim(settings, options) as claim:
+        figures = compare(settings, claim, cuts)
+        result = run.write_result(
+            settings, claim, metric=name, **figures, seconds=round(time.monotonic() - began, 1)
+        )
+    run.output.tell(f"\n| windows | {name} |\n|---|---|")
     for cut, figure in figures.items():
-        print(f"| {cut} | {figure:.4f} |")
-    return run.write_result(
-        settings, claim, metric=name, **figures, seconds=round(time.monotonic() - began, 1)
-    )
+        run.output.tell(f"| {cut} | {figure:.4f} |")
+    run.output.tell(json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ PRESETS: dict[str, dict] = {"default": {}}
 class Settings(common.CommonSettings):
     """Everything that decides what a run computes."""
 
+    experiment = "music"
+
     data: str = setting("", "A .npz or .mat file; empty: canons.")
     rows: int = setting(8, "B: rows, streams read side by side.", least=1)
     hidden: int = setting(300, "Units in a layer.", least=1)
@@ -127,24 +129,24 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                 model, binary_cross_entropy, optimizer,
                 seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
             )  # fmt: skip
+        held_out = [stream(part, False) for part in ("valid", "test")]
         validate, test = (
-            common.evaluator(
-                settings.jit_compile, model, binary_cross_entropy, stream(part, False), replicas
-            )
-            for part in ("valid", "test")
+            common.evaluator(settings.jit_compile, model, binary_cross_entropy, part, replicas)
+            for part in held_out
         )
-        claim = run.Claim(settings, options, replicas)
-    fitted = common.fit(
-        settings, claim, trainer, feed, schedule,
-        windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),
-    )  # fmt: skip
-    return common.finish(
-        fitted, settings, claim, began,
-        test=test().loss,
-        metric="nats_per_frame",
-        utilisation=round(training.utilisation, 4),
-        steps_per_second=round(fitted.tokens_per_second),
-    )  # fmt: skip
+        data = common.data_of(training, *held_out)
+    with run.Claim(settings, options, replicas, data=data) as claim:
+        fitted = common.fit(
+            settings, claim, trainer, feed, schedule,
+            windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),
+        )  # fmt: skip
+        return common.finish(
+            fitted, settings, claim, began,
+            test=test().loss,
+            metric="nats_per_frame",
+            utilisation=round(training.utilisation, 4),
+            steps_per_second=round(fitted.tokens_per_second),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import pathlib
+import re
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,17 +16,26 @@ import tbptt
 from experiments.devices import replicas_of as replicas_of
 from experiments.errors import UnfinishedError as UnfinishedError
 from experiments.errors import UsageError as UsageError
+from experiments.errors import output as output
 from experiments.errors import usage_errors as usage_errors
+from experiments.folder import (
+    RESTARTED_FILE,
+    FinishedError,
+    Lock,
+    make_folder,
+    move_aside,
+    refuse_foreign,
+)
 from experiments.folder import RESULT_FILE as RESULT_FILE
 from experiments.folder import SETTINGS_FILE as SETTINGS_FILE
 from experiments.folder import Claim as Claim
 from experiments.folder import Result as Result
-from experiments.folder import refuse_other_settings, write_json
+from experiments.folder import read_object as read_object
 from experiments.folder import write_file as write_file
 from experiments.folder import write_result as write_result
+from experiments.settings import MOST_SEED, digest, process_began
 from experiments.settings import Options as Options
 from experiments.settings import Settings as Settings
-from experiments.settings import digest
 from experiments.settings import setting as setting
 from tbptt import checks
 from tbptt.distribution import Replicas
@@ -96,7 +105,13 @@ def run_flags(
             of_all = f"-{count}-seeds" if count > 1 else ""
             logdir = f"runs/{name}/{made.config}-{digest(made)[:8]}{of_all}"
             options = dataclasses.replace(options, logdir=logdir)
+        output.error = None
         run_seeds(main, made, options, count)
+        if output.error is not None:
+            raise UsageError(
+                f"Standard output cannot be written ({output.error.strerror}), but the run is "
+                f"finished: its result is in {str(options.folder)!r}."
+            )
     except UnfinishedError as unfinished:
         logging.info("%s", unfinished)
         sys.exit(UNFINISHED)
@@ -118,40 +133,74 @@ def run_seeds(
     """Runs `main` with so many seeds, from that of the settings on; returns their results.
 
     Of several, each has its folder in that of the options, and mean and spread are written there,
-    and on standard output.
+    and on standard output. --restart is then of all of them together.
     """
     if count == 1:
         return [_result_of(main, settings, options)]
+    if settings.seed + count - 1 > MOST_SEED:
+        raise UsageError(
+            f"--seed={settings.seed} and --seeds={count} go beyond the largest seed, {MOST_SEED}. "
+            "Use a smaller --seed."
+        )
+    replicas = replicas_of(options)
+    if replicas.is_chief:
+        with usage_errors():
+            _claim_seeds(options)
+    replicas.any(True)  # the chief has moved aside what was there
     results: list[Result] = []
-    began = time.monotonic()
     for seed in range(settings.seed, settings.seed + count):
-        one = dataclasses.replace(options, logdir=str(options.folder / f"seed-{seed}"))
-        if options.max_minutes:  # of the process, not of a seed
-            left = options.max_minutes - (time.monotonic() - began) / 60
-            if left <= 0:
-                raise UnfinishedError(
-                    f"{options.max_minutes:g} minutes are over; {len(results)} of {count} seeds "
-                    "are through. The same command goes on."
-                )
-            one = dataclasses.replace(one, max_minutes=left)
+        if options.seconds_left() <= 0:
+            raise UnfinishedError(
+                f"{options.max_minutes:g} minutes are over; {len(results)} of {count} seeds "
+                "are through. The same command goes on."
+            )
+        logdir = str(options.folder / f"seed-{seed}")
+        one = dataclasses.replace(options, logdir=logdir, restart=False)
         results.append(_result_of(main, dataclasses.replace(settings, seed=seed), one))
-    if replicas_of(options).is_chief:
-        write_json(options.folder / SEEDS_FILE, over_seeds(results))
+    if replicas.is_chief:
+        line = json.dumps(over_seeds(results), allow_nan=False)
+        write_file(options.folder / SEEDS_FILE, line)
+        output.tell(line)
     return results
+
+
+def _claim_seeds(options: Options) -> None:
+    """Makes the folder of several seeds, once what is there is moved aside for --restart.
+
+    That is done once: what was begun by --restart goes on until all seeds are finished.
+    """
+    folder = options.folder
+    if (folder / SETTINGS_FILE).exists():
+        raise UsageError(
+            f"{str(folder)!r} holds a run of one seed. Choose another --logdir for several."
+        )
+    refuse_foreign(folder, _of_seeds)
+    begun = (folder / RESTARTED_FILE).exists() and not (folder / SEEDS_FILE).exists()
+    if options.restart and folder.exists() and not begun:
+        for path in folder.glob("seed-*"):
+            Lock(path).release()  # or another process runs one of them
+        move_aside(folder)
+    make_folder(folder)
+    if options.restart:
+        (folder / RESTARTED_FILE).touch()
+
+
+def _of_seeds(name: str) -> bool:
+    return (
+        name in (SEEDS_FILE, RESTARTED_FILE) or re.fullmatch(r"seed-\d+(\.\d+)?", name) is not None
+    )
 
 
 def _result_of(
     main: Callable[[AnySettings, Options], Result], settings: AnySettings, options: Options
 ) -> Result:
     """What `main` returns; of a run that is finished, what it has returned."""
-    path = options.folder / RESULT_FILE
-    if options.restart or not path.exists():
+    try:
         return main(settings, options)
-    refuse_other_settings(options.folder, dataclasses.asdict(settings))
-    logging.info("The run in %s is finished. --restart runs it again.", options.folder)
-    line = path.read_text("utf-8").strip()
-    print(line, flush=True)
-    return json.loads(line)
+    except FinishedError as finished:
+        logging.info("The run in %s is finished. --restart runs it again.", options.folder)
+        output.tell(json.dumps(finished.result))
+        return finished.result
 
 
 def over_seeds(results: Sequence[Result]) -> Result:
@@ -204,7 +253,7 @@ def settings_from_flags(
         for each in (settings, Options)
     ]
     made = settings(**{**presets[given["config"]], **of_class[0]})
-    return made, Options(**of_class[1])
+    return made, Options(**of_class[1], began=process_began())
 
 
 def announce(

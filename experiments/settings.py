@@ -4,12 +4,15 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from tbptt import checks
 
+IMPORTED = time.monotonic()
 MOST_SEED = (1 << 31) - 1  # of `make_seed`
 
 UsedWith = Mapping[str, Sequence[Any] | None]
@@ -126,10 +129,12 @@ class Settings:
     may add a method `check_together` that raises ValueError, for rules that concern several.
 
     Attributes:
+      experiment: its name, as the module's.
       presets: by name, settings that differ from the defaults; what a preset says is accepted
         though another setting leaves it without effect.
     """
 
+    experiment: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     config: str = "default"
@@ -147,14 +152,22 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What does not change what a run computes; but every replica draws its own dropout."""
+    """What does not change what a run computes; but every replica draws its own dropout.
+
+    Attributes:
+      began: `time.monotonic()` from which `max_minutes` counts: when these options were made, or
+        the process started, where a command line made them.
+    """
 
     logdir: str = setting("", "Folder of the run; empty: below runs/, named by the settings.")
     restart: bool = setting(False, "Start anew; what is in the folder is moved aside.")
     save_every: str = setting("10m", "Between checkpoints: minutes as 10m, or windows as 500.")
     keep_checkpoints: int = setting(3, "How many of the newest are kept.", least=1)
     max_minutes: float = setting(
-        0.0, "Minutes after which the run is saved and ends, with status 75; 0: none.", least=0
+        0.0,
+        "Minutes from the start of the process after which the run is saved and ends, with "
+        "status 75; 0: none.",
+        least=0,
     )
     strategy: str = setting(
         "auto", "Who trains: one, mirrored, multi_worker, tpu; auto: as the environment calls for."
@@ -163,6 +176,7 @@ class Options:
         0, "Devices to make of this CPU, to try --strategy=mirrored; 0: as it is.", least=0
     )
     profile_windows: str = setting("", "first:last window to trace, as 100:150; empty: none.")
+    began: float = dataclasses.field(default_factory=time.monotonic, compare=False)
 
     def __post_init__(self) -> None:
         check(self)
@@ -171,8 +185,28 @@ class Options:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Of the run."""
+        """Returns the run's folder, `logdir` as a path."""
         return pathlib.Path(self.logdir)
+
+    def seconds_left(self) -> float:
+        """Returns the seconds until `max_minutes` are over; infinity if there is no such limit."""
+        if not self.max_minutes:
+            return math.inf
+        return self.began + 60 * self.max_minutes - time.monotonic()
+
+
+def process_began() -> float:
+    """Returns the `time.monotonic()` at which this process started.
+
+    Where the system does not tell, it is the time at which this module was imported.
+    """
+    try:
+        fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # seconds since the system started
+        up = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return IMPORTED
+    return time.monotonic() - max(0.0, up - began)
 
 
 def profile_range(text: str) -> tuple[int, int] | None:
@@ -202,7 +236,13 @@ def save_interval(text: str) -> tuple[int, float]:
     return found
 
 
-def digest(settings: Any) -> str:
-    """Sixteen hexadecimal digits: the same settings, the same digits."""
-    text = json.dumps(dataclasses.asdict(settings), sort_keys=True)
+def decisive(settings: Settings) -> dict[str, Any]:
+    """Returns the settings that decide what is trained, without those that shape the report."""
+    report = {f.name for f in dataclasses.fields(settings) if f.metadata.get("report")}
+    return {n: value for n, value in dataclasses.asdict(settings).items() if n not in report}
+
+
+def digest(settings: Settings) -> str:
+    """Returns sixteen hexadecimal digits: the same decisive settings, the same digits."""
+    text = json.dumps(decisive(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,6 +14,7 @@ after another, either with `train`, `train_len`, `train_y`, `test`, `test_len`, 
 import dataclasses
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -34,6 +35,8 @@ Part = tuple[tbptt.Pieces, np.ndarray]  # utterances, a label each
 @dataclasses.dataclass(frozen=True)
 class Settings(common.CommonSettings):
     """Everything that decides what a run computes."""
+
+    experiment = "speech"
 
     data: str = setting("", "A .npz file; empty: contours.")
     deltas: bool = setting(False, "Features too: the change since 1 and since 3 frames before.")
@@ -203,33 +206,39 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                 model, tbptt.cross_entropy, optimizer,
                 seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
             )  # fmt: skip
+        validating = None if valid_part is None else stream(valid_part)
         validate = None
-        if valid_part is not None:
+        if validating is not None:
             validate = common.figure_of(
                 common.evaluator(
-                    settings.jit_compile, model, tbptt.cross_entropy, stream(valid_part), replicas
+                    settings.jit_compile, model, tbptt.cross_entropy, validating, replicas
                 )
             )
         tests = {
             share: tbptt.Evaluator(model, wrong, stream(test_part, share=share), jit_compile=False)
             for share in SHARES
         }
-        claim = run.Claim(settings, options, replicas)
-    fitted = common.fit(
-        settings, claim, trainer, feed, schedule,
-        windows=windows, metric="nats", validate=validate,
-    )  # fmt: skip
-    accuracy = {f"accuracy_at_{share:.0%}": 1.0 - test().loss for share, test in tests.items()}
-    return common.finish(
-        fitted, settings, claim, began,
-        test=accuracy["accuracy_at_100%"],
-        metric="accuracy",
-        valid_metric="nats",
-        **accuracy,
-        utterances=len(test_part[0]),
-        utilisation=round(training.utilisation, 4),
-        steps_per_second=round(fitted.tokens_per_second),
-    )  # fmt: skip
+        data = common.data_of(
+            training, *([] if validating is None else [validating]), stream(test_part)
+        )
+    with run.Claim(settings, options, replicas, data=data) as claim:
+        fitted = common.fit(
+            settings, claim, trainer, feed, schedule,
+            windows=windows, metric="nats", validate=validate,
+        )  # fmt: skip
+        accuracy: dict[str, Any] = {
+            f"accuracy_at_{share:.0%}": 1.0 - test().loss for share, test in tests.items()
+        }
+        return common.finish(
+            fitted, settings, claim, began,
+            test=accuracy["accuracy_at_100%"],
+            metric="accuracy",
+            valid_metric="nats",
+            **accuracy,
+            utterances=len(test_part[0]),
+            utilisation=round(training.utilisation, 4),
+            steps_per_second=round(fitted.tokens_per_second),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
 """From the command line to `main`, and several seeds in one run."""
 
+import contextlib
 import dataclasses
+import errno
+import inspect
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import time
 from typing import ClassVar
 
 import pytest
+from absl import flags
 
 import tbptt
-from experiments import run
+from experiments import run, settings
 from tbptt.checkpoint import read_checkpoint
 
 ROOT = pathlib.Path(tbptt.__file__).parent.parent
@@ -54,9 +59,9 @@ def test_seeds_are_runs_of_their_own_and_then_their_mean(tmp_path, capsys):
     figures = {3: 1.0, 4: 3.0}
 
     def main(settings, options):
-        claim = run.Claim(settings, options)
         figure = figures[settings.seed]
-        return run.write_result(settings, claim, test=figure, metric="mse", seconds=figure)
+        with run.Claim(settings, options) as claim:
+            return run.write_result(settings, claim, test=figure, metric="mse", seconds=figure)
 
     options = run.Options(str(tmp_path / "run"))
     run.run_seeds(main, run.Settings(seed=3), options, 2)
@@ -71,23 +76,45 @@ def test_seeds_are_runs_of_their_own_and_then_their_mean(tmp_path, capsys):
     assert summary == {"test": 2.0, "metric": "mse", "seconds": 2.0, "seeds": 2}
 
 
-def test_max_minutes_are_the_process_s_and_not_a_seed_s(tmp_path, monkeypatch):
-    now, given = 0.0, []
-    monkeypatch.setattr(run.time, "monotonic", lambda: now)
+def write_one(settings, options):
+    """A `main` that does nothing but finish."""
+    with run.Claim(settings, options) as claim:
+        return run.write_result(settings, claim, test=1.0)
+
+
+def test_max_minutes_count_from_the_start_of_the_process(tmp_path, monkeypatch):
+    """Of a command line; of a call, from when its options were made. All seeds share them."""
+    values = flags.FlagValues()
+    run.define_flags(run.Settings, {"default": {}}, values)
+    values(["name", "--max_minutes=5"])
+    _, options = run.settings_from_flags(run.Settings, {"default": {}}, values)
+    assert options.began == pytest.approx(settings.process_began(), abs=0.1)
+    code = (
+        f"import os, pathlib, time\n{inspect.getsource(settings.process_began)}\n"
+        "time.sleep(0.5)\nprint(process_began())"
+    )
+    before = time.monotonic()  # a clock of the system, the same for all processes
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    after = time.monotonic()
+    began = float(process.communicate()[0])
+    assert before - 0.1 < began < after + 0.1
+
+    assert run.Options(max_minutes=5.0).seconds_left() == pytest.approx(300, abs=1)
+    assert run.Options().seconds_left() == float("inf")
+
+    now, left = 0.0, []
+    monkeypatch.setattr(settings.time, "monotonic", lambda: now)
 
     def main(settings, options):
         nonlocal now
-        given.append(options.max_minutes)
+        left.append(options.seconds_left())
         now += 90.0
-        claim = run.Claim(settings, options)
-        return run.write_result(settings, claim, test=1.0, metric="mse")
+        return write_one(settings, options)
 
-    options = run.Options(str(tmp_path / "run"), max_minutes=2.0)
+    options = run.Options(str(tmp_path / "run"), max_minutes=2.0, began=0.0)
     with pytest.raises(run.UnfinishedError, match=r"2 minutes are over; 2 of 3 seeds are through"):
         run.run_seeds(main, run.Settings(), options, 3)
-    assert given == [2.0, 0.5]
-    assert len(run.run_seeds(main, run.Settings(), options, 3)) == 3
-    assert given == [2.0, 0.5, 2.0]
+    assert left == [120.0, 30.0]
 
 
 def test_terminated_run_is_saved_and_ends_by_the_signal(tmp_path):
@@ -179,33 +206,120 @@ def test_settings_that_have_an_effect_are_accepted(values):
 
 def test_a_finished_run_is_told_and_not_run_again(tmp_path, capsys):
     options = run.Options(str(tmp_path / "run"))
-    claim = run.Claim(run.Settings(), options)
-    result = run.write_result(run.Settings(), claim, test=1.0)
+    result = write_one(run.Settings(), options)
     capsys.readouterr()
-    assert run.run_seeds(lambda *_: {}, run.Settings(), options, 1) == [result]
+    assert run.run_seeds(write_one, run.Settings(), options, 1) == [result]
     assert json.loads(capsys.readouterr().out) == result
     with pytest.raises(run.UsageError, match="holds a run with other settings"):
-        run.run_seeds(lambda *_: {}, run.Settings(seed=1), options, 1)
+        run.run_seeds(write_one, run.Settings(seed=1), options, 1)
+
+
+def test_a_finished_run_of_other_data_is_not_taken_for_this_one(tmp_path):
+    options = run.Options(str(tmp_path / "run"))
+    with run.Claim(run.Settings(), options, data="ab") as claim:
+        run.write_result(run.Settings(), claim, test=1.0)
+    with pytest.raises(run.UsageError, match=r"is finished\. Use --restart"):
+        run.Claim(run.Settings(), options, data="ab").__enter__()
+    with pytest.raises(run.UsageError, match=r"is finished, but its data have changed since\. Use"):
+        run.Claim(run.Settings(), options, data="cd").__enter__()
+    with run.Claim(run.Settings(), dataclasses.replace(options, restart=True), data="cd"):
+        assert (tmp_path / "run.1" / "result.json").exists()
 
 
 def test_two_runs_in_one_folder_refuse_each_other(tmp_path):
     options = run.Options(str(tmp_path / "run"))
-    first = run.Claim(run.Settings(), options)
     mine = f"is in use by process {os.getpid()} on "
-    with pytest.raises(run.UsageError, match=mine):
-        run.Claim(run.Settings(), options)
-    with pytest.raises(run.UsageError, match=mine):
-        run.Claim(run.Settings(), dataclasses.replace(options, restart=True))
-    first.release()
-    run.Claim(run.Settings(), options).release()
+    with run.Claim(run.Settings(), options):
+        with pytest.raises(run.UsageError, match=mine):
+            run.Claim(run.Settings(), options).__enter__()
+        with pytest.raises(run.UsageError, match=mine):
+            run.Claim(run.Settings(), dataclasses.replace(options, restart=True)).__enter__()
+    with run.Claim(run.Settings(), options):
+        pass
+
+
+def test_after_an_exception_the_folder_is_free_again(tmp_path):
+    """In the same process, though the traceback still holds everything that the run had."""
+    claim = run.Claim(run.Settings(), run.Options(str(tmp_path / "run")))
+    with pytest.raises(KeyError) as kept, claim:
+        raise KeyError("a mistake in a notebook")
+    with run.Claim(run.Settings(), run.Options(str(tmp_path / "run"))):
+        assert kept.tb is not None
 
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_folder_that_is_removed_or_replaced_ends_the_run(tmp_path, replaced):
-    claim = run.Claim(run.Settings(), run.Options(str(tmp_path / "run")))
-    claim.check()
-    (tmp_path / "run").rename(tmp_path / "elsewhere")
-    if replaced:
-        run.Claim(run.Settings(), run.Options(str(tmp_path / "run")))
-    with pytest.raises(run.UsageError, match="was removed or replaced while the run wrote to it"):
+    options = run.Options(str(tmp_path / "run"))
+    with run.Claim(run.Settings(), options) as claim:
         claim.check()
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        with run.Claim(run.Settings(), options) if replaced else contextlib.nullcontext():
+            message = "was removed or replaced while the run wrote to it"
+            with pytest.raises(run.UsageError, match=message):
+                claim.check()
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_restart_begins_once_and_is_then_gone_on_with(tmp_path):
+    """Killed or out of time, the same command with --restart goes on; finished, it begins anew."""
+    options = run.Options(str(tmp_path / "run"))
+    again = dataclasses.replace(options, restart=True)
+    with run.Claim(run.Settings(), options) as claim:
+        (claim.folder / "trained").write_text("without --restart")
+    for content in ("", "restarted once", "restarted once, and gone on with"):
+        with run.Claim(run.Settings(), again) as claim:
+            there = claim.folder / "trained"
+            assert (there.read_text() if there.exists() else "") == content
+            there.write_text("restarted once" + ", and gone on with" * bool(content))
+    assert files_of(tmp_path) == ["run", "run.1"]
+    with run.Claim(run.Settings(), options) as claim:  # without --restart it goes on too
+        assert (claim.folder / "trained").exists()
+        run.write_result(run.Settings(), claim, test=1.0)
+    with run.Claim(run.Settings(), again) as claim:
+        assert not (claim.folder / "trained").exists()
+    assert (tmp_path / "run.2" / "result.json").exists()
+
+
+def test_restart_of_several_seeds_is_of_all_of_them_and_once(tmp_path):
+    options = run.Options(str(tmp_path / "run"))
+    for seed in (0, 1):
+        write_one(run.Settings(seed=seed), run.Options(str(tmp_path / "run" / f"seed-{seed}")))
+    again = dataclasses.replace(options, restart=True)
+    made = []
+
+    def main(settings, options):
+        made.append(settings.seed)
+        result = write_one(settings, options)
+        if len(made) == 1:
+            raise run.UnfinishedError("after the first seed")
+        return result
+
+    with pytest.raises(run.UnfinishedError):
+        run.run_seeds(main, run.Settings(), again, 2)
+    assert files_of(tmp_path) == ["run", "run.1"]
+    results = run.run_seeds(main, run.Settings(), again, 2)
+    assert len(results) == 2
+    assert files_of(tmp_path) == ["run", "run.1"]
+    assert (tmp_path / "run" / run.SEEDS_FILE).exists()
+    run.run_seeds(main, run.Settings(), again, 2)  # it was finished
+    assert files_of(tmp_path) == ["run", "run.1", "run.2"]
+
+
+@pytest.mark.parametrize("sink", ["full", "closed"])
+def test_a_result_is_written_before_anything_is_printed(tmp_path, monkeypatch, sink):
+    """As with `> /dev/full`, and with `| head -c 0`."""
+    if sink == "full":
+        stream = open("/dev/full", "w")  # noqa: SIM115
+    else:
+        read, write = os.pipe()
+        os.close(read)
+        stream = open(write, "w")  # noqa: SIM115
+    with stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(run.output, "error", None)
+        run.output.tell("the table")
+        run.output.tell("the result")
+    assert run.output.error.errno in (errno.ENOSPC, errno.EPIPE)
