@@ -1,9 +1,6 @@
 """Series of measurements: calendar gaps, missing values, and what is to be forecast."""
 
-import csv
 import dataclasses
-import math
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +8,6 @@ import numpy as np
 from tbptt import checks
 from tbptt.streams.pieces import Pieces, PieceStream
 from tbptt.streams.truncation import Truncation, truncation_of
-
-MISSING = ("", "na", "nan", "null", "none", "?", "-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,78 +229,6 @@ class SeriesStream(PieceStream):
         weight = self._weight[ahead].all(axis=-1).astype(np.float32)
         targets = self._values[ahead][..., self._columns]
         return inputs, targets.reshape([*at.shape, -1]), weight
-
-
-def read_series(
-    path: str, columns: Sequence[str] | None = None, *, time_column: str | None = None
-) -> Series:
-    """A CSV file with a line of column names.
-
-    Args:
-      path: of the file.
-      columns: names of those to read. None: all that are not times.
-      time_column: holds times, as ISO 8601 or as 20200131. None: the first column, unless it
-        holds numbers.
-
-    Raises:
-      ValueError: no such file, no such column, a line with more or fewer fields, something that
-        is neither a number nor one of the signs for a missing one (file, line and column).
-    """
-    source = pathlib.Path(path)
-    if not source.is_file():
-        raise ValueError(f"There is no file {path!r}.")
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        lines = [line for line in csv.reader(file) if line]
-    if len(lines) < 3:
-        raise ValueError(f"{path!r} must have a line of column names, and two lines of values.")
-    names, *body = lines
-    for number, line in enumerate(body, start=2):
-        if len(line) != len(names):
-            raise ValueError(
-                f"{path}:{number} has {len(line)} fields, but there are {len(names)} column names."
-            )
-    if time_column is None and _number(body[0][0]) is None:
-        time_column = names[0]
-    others = [name for name in names if name != time_column]
-    values_of = others if columns is None else list(columns)
-    places = [_column(names, name) for name in values_of]
-    values = np.empty([len(body), len(places)])
-    for number, line in enumerate(body):
-        for k, place in enumerate(places):
-            value = _number(line[place])
-            if value is None:
-                raise ValueError(
-                    f"{path}:{number + 2}: {line[place]!r} in column {names[place]!r} is no "
-                    f"number. Choose other columns, or leave it empty if it is missing."
-                )
-            values[number, k] = value
-    times = None
-    if time_column is not None:
-        place = _column(names, time_column)
-        try:
-            times = np.array([_iso(line[place].strip()) for line in body], "datetime64")
-        except ValueError as error:
-            raise ValueError(
-                f"{path!r}: column {time_column!r} must hold times like 2020-01-31 or 2020-01-31 "
-                f"12:00: {error}."
-            ) from None
-    return Series(values, tuple(values_of), times)
-
-
-def _iso(time: str) -> str:
-    """20200131 as 2020-01-31; anything else as it is."""
-    compact = len(time) == 8 and time.isdecimal()
-    return f"{time[:4]}-{time[4:6]}-{time[6:]}" if compact else time
-
-
-def _number(text: str) -> float | None:
-    """NaN where a value is missing; None if this is no number."""
-    if text.strip().lower() in MISSING:
-        return math.nan
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _column(names: Sequence[str], name: str) -> int:

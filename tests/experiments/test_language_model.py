@@ -124,8 +124,8 @@ def test_prepared_corpus(tmp_path, corpus_file):
     assert result["metric"] == "perplexity"
     assert np.isfinite([result["valid"], result["test"]]).all()
     settings = language_model.Settings(prepared=str(tmp_path / "text"), tokens="words")
-    _, parts = language_text.load(settings)
-    assert all(isinstance(part, np.memmap) for part in parts)
+    data = language_text.load(settings)
+    assert all(isinstance(part, np.memmap) for part in data.parts)
 
 
 def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.streams.corpus import open_tokens
+from tbptt.streams.prepared import open_tokens
 
 
 def make(tokens=41, rows=3, window_length=4, tail="drop", vocabulary_size=1000):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tbptt import Vocabulary
-from tbptt.streams import corpus
+from tbptt.streams import corpus, files
 
 TEXT = "the cat sat\non the mat\nthe end\n"
 
@@ -98,7 +98,7 @@ def test_text_files_that_cannot_be_read_are_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "text").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        corpus.read_text(tmp_path / "text")
+        files.read_text(tmp_path / "text")
 
 
 def test_python_corpora_are_there():

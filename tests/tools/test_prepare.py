@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import tbptt
-from tbptt.streams import corpus
+from tbptt.streams import prepared
 from tools import prepare
 
 
@@ -26,7 +26,8 @@ def made(out, paths, kind="characters", lines=False, vocabulary=None):
 
 
 def texts(out):
-    vocabulary, tokens, ends = corpus.open_corpus(out)
+    found = prepared.open_corpus(out)
+    vocabulary, tokens, ends = found.vocabulary, found.tokens, found.ends
     return [vocabulary.decode(tokens[b:e]) for b, e in zip([0, *ends[:-1]], ends, strict=True)]
 
 
@@ -38,7 +39,8 @@ def test_what_went_in_comes_out(tmp_path, kind):
     about = made(tmp_path / "out", [one, two], kind)
     assert about["documents"] == 2
     assert texts(tmp_path / "out") == [one.read_text(), two.read_text()]
-    vocabulary, tokens, ends = corpus.open_corpus(tmp_path / "out")
+    found = prepared.open_corpus(tmp_path / "out")
+    vocabulary, tokens, ends = found.vocabulary, found.tokens, found.ends
     assert isinstance(tokens, np.memmap)
     stream = tbptt.DocumentStream(
         tbptt.Pieces(tokens, ends),
@@ -73,8 +75,8 @@ def test_blocks_and_interruptions_change_nothing(tmp_path, monkeypatch):
 
     pieces_of, stops = prepare.pieces_of, 0
 
-    def stopping(path, offset, lines):
-        for number, piece in enumerate(pieces_of(path, offset, lines)):
+    def stopping(*where):
+        for number, piece in enumerate(pieces_of(*where)):
             if number == 1:
                 raise Stop
             yield piece
@@ -86,7 +88,7 @@ def test_blocks_and_interruptions_change_nothing(tmp_path, monkeypatch):
             break
         except Stop:
             stops += 1
-            with (tmp_path / "out" / corpus.TOKENS).open("ab") as file:
+            with (tmp_path / "out" / prepared.TOKENS).open("ab") as file:
                 file.write(b"half a block")  # written, but not noted when it was killed
     assert stops > 10
     assert about == whole
@@ -97,7 +99,7 @@ def test_a_vocabulary_that_is_given_is_kept(tmp_path):
     vocabulary = tbptt.Vocabulary("words", ("<eos>", "<unk>", "the", "cat"))
     vocabulary.save(tmp_path / "v.json")
     made(tmp_path / "out", [tmp_path / "a.txt"], "words", vocabulary=str(tmp_path / "v.json"))
-    assert corpus.open_corpus(tmp_path / "out")[1].tolist() == [2, 3, 2, 1]
+    assert prepared.open_corpus(tmp_path / "out").tokens.tolist() == [2, 3, 2, 1]
     tbptt.Vocabulary("words", ("the",)).save(tmp_path / "v.json")
     with pytest.raises(ValueError, match="'cat' is not in --vocabulary, which has no <unk>"):
         made(tmp_path / "b", [tmp_path / "a.txt"], "words", vocabulary=str(tmp_path / "v.json"))
@@ -106,9 +108,9 @@ def test_a_vocabulary_that_is_given_is_kept(tmp_path):
 def test_a_tokenizer_of_ones_own(tmp_path):
     (tmp_path / "a.txt").write_text("abc")
     made(tmp_path / "out", [tmp_path / "a.txt"], "tests.tools.test_prepare:tokenize")
-    vocabulary, tokens, _ = corpus.open_corpus(tmp_path / "out")
-    assert vocabulary is None
-    assert tokens.tolist() == [97000, 98000, 99000]
+    found = prepared.open_corpus(tmp_path / "out")
+    assert found.vocabulary is None
+    assert found.tokens.tolist() == [97000, 98000, 99000]
     with pytest.raises(ValueError, match="must give a list of integers from 0 on"):
         made(tmp_path / "b", [tmp_path / "a.txt"], "tests.tools.test_prepare:wrong_tokenize")
 
@@ -135,7 +137,7 @@ def test_damaged_folders_are_refused(tmp_path, change, message):
     made(tmp_path / "out", [tmp_path / "a.txt"])
     change(tmp_path / "out")
     with pytest.raises(ValueError, match=message):
-        corpus.open_corpus(tmp_path / "out")
+        prepared.open_corpus(tmp_path / "out")
 
 
 def test_other_files_and_finished_folders_are_refused(tmp_path):
