@@ -233,8 +233,8 @@ def read(
                         f"{paths[number]}: a document before byte {batch.offset} has no "
                         f"{place.sources[0]}. Leave it out."
                     )
-                tokens.write(ids.astype(f"<u{itemsize}").tobytes())
-                ends.write(of_documents.astype("<i8").tobytes())
+                append(tokens, ids.astype(f"<u{itemsize}"))
+                append(ends, of_documents.astype("<i8"))
                 place.tokens += len(ids)
                 place.documents += len(of_documents)
                 place.ended = int(of_documents[-1]) if len(of_documents) else place.ended
@@ -251,10 +251,18 @@ def read(
         save(out, place)
 
 
+def append(file: Any, values: np.ndarray) -> None:
+    """Writes values at the end of a file, or raises OSError with the file's name."""
+    try:
+        file.write(values.tobytes())
+        file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from None
+
+
 def sync(*opened: Any) -> None:
     """Makes what was written durable."""
     for file in opened:
-        file.flush()
         os.fsync(file.fileno())
 
 
@@ -296,7 +304,7 @@ def renumber(out: pathlib.Path, place: Place, dtype: type[np.unsignedinteger]) -
         new[order] = np.arange(len(counts))
         with open_at(out / RENUMBERED, 0) as file:
             for k in blocks:
-                file.write(new[tokens[k : k + BLOCK]].tobytes())
+                append(file, new[tokens[k : k + BLOCK]])
             sync(file)
         place.vocabulary = [place.vocabulary[k] for k in order]
         place.renumbered = True

@@ -83,11 +83,14 @@ def decode(data: bytes, name: str, offset: int = 0) -> str:
 def parse_json(text: str, name: str, expected: str) -> Any:
     """Returns what a JSON text holds, or raises DataError that says where it is none."""
     try:
-        return json.loads(text)
+        return json.loads(text.strip())
     except RecursionError:
         reason = "it is nested too deeply"
-    except ValueError as error:  # JSONDecodeError, or a number of more than 4,300 digits
-        reason = str(error)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        reason = f"{error.msg} at {line}column {error.colno}"
+    except ValueError:
+        reason = "it holds a number of thousands of digits"
     raise DataError(f"{name} is not JSON ({reason}). It must be {expected}.")
 
 

@@ -79,7 +79,8 @@ def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
         digest = str(about["sha256"])
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"{ABOUT} in {str(folder)!r} cannot be used, {error!r} is missing or wrong. {again}"
+            f"{ABOUT} in {str(folder)!r} cannot be used: {error.args[0]!r} is missing or wrong. "
+            f"{again}"
         ) from None
     if version not in (1, 2):
         raise DataError(
