@@ -23,7 +23,7 @@ import tbptt
 from experiments import common, run
 from experiments.language_settings import PRESETS, Settings
 from experiments.language_text import Data, load, open_stream
-from tbptt import checks, optimizers, summaries
+from tbptt import optimizers, summaries
 from tbptt.layers import initializers
 from tbptt.serving.generate import check_sampling
 from tbptt.training.average import NonMonotonic
@@ -82,7 +82,6 @@ def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel
     _, of_readout = tbptt.split_seed(seeds[-1], 2)  # as LanguageModel does for its own
     initializer = initializers.uniform(settings.init_scale) if settings.init_scale else None
     precisions = {"float32": None, "bfloat16": tf.bfloat16}
-    checks.check_choice("precision", settings.precision, list(precisions))
     compute_dtype = precisions[settings.precision]
     common: dict[str, Any] = dict(
         initializer=initializer,
@@ -102,11 +101,6 @@ def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel
         "lstm": functools.partial(tbptt.LSTM, **of_lstm),
         "gru": tbptt.GRU,
     }
-    checks.check_choice("cell", settings.cell, list(cells))
-    if settings.cell != "lstm" and (settings.zoneout or settings.layer_norm):
-        raise ValueError(
-            f"--zoneout and --layer_norm are for --cell=lstm, not --cell={settings.cell}."
-        )
     sizes = [settings.embedding] + [settings.hidden] * settings.layers
     sizes[-1] = settings.top_hidden or settings.hidden
     layers = [
@@ -144,7 +138,6 @@ def build_optimizer(
             rate, settings.decay, settings.constant_epochs, windows_per_epoch
         ),
     }
-    checks.check_choice("schedule", settings.schedule, list(schedules))
     schedule = schedules[settings.schedule]()
     descents = {
         "sgd": lambda: optimizers.sgd(schedule),
@@ -156,7 +149,6 @@ def build_optimizer(
         ),
         "adamw": lambda: optimizers.adamw(schedule, weight_decay=settings.weight_decay),
     }
-    checks.check_choice("optimizer", settings.optimizer, list(descents))
     clip = [optimizers.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
     optimizer = optimizers.chain(*clip, descents[settings.optimizer]())
     if settings.accumulate > 1:
@@ -178,11 +170,6 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     replicas = run.replicas_of(options)
     with run.usage_errors():
         check_sampling(settings.sample_length, settings.temperature)
-        if settings.keep == "states" and (settings.stride or settings.jitter):
-            raise ValueError(
-                "--keep=states keeps no state in mid-window, where --stride and --jitter go on "
-                "from. Use --keep=gates."
-            )
         data = load(settings)
         vocabulary, parts = data.vocabulary, data.parts
         check_readout(settings, data)

@@ -16,6 +16,7 @@ DAMAGED = (
     zipfile.BadZipFile, zlib.error, tokenize.TokenError, ValueError, SyntaxError, EOFError, OSError,
     NotImplementedError, RuntimeError, MemoryError, OverflowError, KeyError, TypeError,
 )  # fmt: skip
+LARGEST = float(np.finfo(np.float32).max)
 NUMBERS = "biuf"  # kinds of NumPy types: bool, signed, unsigned and floating
 
 
@@ -113,21 +114,28 @@ def check_numbers(
             f"{name} is {array[tuple(place)]} at {[int(k) for k in place]}, but must be finite. "
             "Leave it out, or replace the value."
         )
+    if array.dtype.kind == "f" and array.size and max(-array.min(), array.max()) > LARGEST:
+        place = np.argwhere(np.abs(array) > LARGEST)[0]
+        raise DataError(
+            f"{name} is {array[tuple(place)]} at {[int(k) for k in place]}, beyond what float32 "
+            f"holds, {LARGEST:.3g}. Replace the value."
+        )
     return array
 
 
-def check_lengths(name: str, lengths: np.ndarray, total: int) -> np.ndarray:
+def check_lengths(name: str, lengths: np.ndarray, total: int, least: int = 1) -> np.ndarray:
     """Returns where the pieces end that have these lengths, `[P]` int64.
 
     Raises:
-      DataError: no pieces, an empty one, or lengths that do not sum to `total`.
+      DataError: no pieces, one of less than `least` frames, or lengths that do not sum to `total`.
     """
     lengths = check_numbers(name, lengths, 1, integers=True).astype(np.int64)
     if len(lengths) == 0:
         raise DataError(f"{name} is empty, but there must be at least one sequence.")
-    if lengths.min() < 1:
+    if lengths.min() < least:
         raise DataError(
-            f"{name} is {lengths.min()} at {lengths.argmin()}, but a sequence has at least 1 frame."
+            f"{name} is {lengths.min()} at {lengths.argmin()}, but must be at least {least}. Leave "
+            "shorter sequences out."
         )
     if lengths.sum() != total:
         raise DataError(

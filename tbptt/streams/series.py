@@ -95,7 +95,14 @@ class Scale:
                 f"Column {series.names[int(empty.argmax())]!r} has no value in the training part. "
                 "Leave it out."
             )
-        deviation = np.nanstd(series.values, axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            deviation = np.nanstd(series.values, axis=0)
+        if not np.isfinite(deviation).all():
+            raise ValueError(
+                f"Column {series.names[int(np.argmin(np.isfinite(deviation)))]!r} has values too "
+                "large to be standardised. Replace them, or make them NaN, which stands for "
+                "missing ones."
+            )
         return cls(np.nanmean(series.values, axis=0), np.where(deviation > 0, deviation, 1.0))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
@@ -116,6 +123,9 @@ class SeriesStream(PieceStream):
 
     Attributes: see `PieceStream`, and
       input_size: of an input vector.
+      origins: `[N]`, for each step of all stretches, one after another: the line that it reads, by
+        its number in its own series. With one row and no shuffling the row has this order.
+      scored: how many steps of an epoch have a target that counts.
 
     Example:
       >>> series = Series(np.array([[1.0], [2.0], [np.nan], [4.0]]), ("x",))
@@ -182,13 +192,14 @@ class SeriesStream(PieceStream):
                 )
         chosen = names if targets is None else tuple(targets)
         self._columns = [_column(names, name) for name in chosen]
-        parts, scored = [], []
+        parts, scored, origins = [], [], []
         for one in series:
             begin = 0
             for end in one.stretch_ends():
                 if end - begin > horizon:
                     parts.append(scale.apply(one.values[begin:end]))
                     scored.append(np.arange(begin, end) >= warm_up)
+                    origins.append(np.arange(begin, end - horizon))
                 begin = end
         if not parts:
             raise ValueError(
@@ -201,6 +212,7 @@ class SeriesStream(PieceStream):
         self._weight = np.concatenate(scored) & there[:, self._columns].all(axis=1)
         self._values = np.where(there, pieces.values, 0.0).astype(np.float32)
         self._begins = pieces.begins
+        self.origins = np.concatenate(origins)
         self._ahead = np.arange(1, horizon + 1) if path else np.array([horizon])
         self._masked = bool(masked if masked is not None else not there.all())
         self._changes = None
@@ -208,6 +220,10 @@ class SeriesStream(PieceStream):
             self._changes = np.diff(self._values, axis=0, prepend=self._values[:1])
             self._changes[~(there & np.roll(there, 1, axis=0))] = 0.0
             self._changes[pieces.begins] = 0.0
+        spans = zip(pieces.begins, pieces.ends - horizon, strict=True)
+        at = np.concatenate([np.arange(begin, end) for begin, end in spans])
+        self._at = at  # of each step, where its line is among all values
+        self.scored = int(self._counts(at).sum())
         self.input_size = len(names) * (1 + int(self._masked) + int(changes))
         super().__init__(
             pieces.lengths - horizon,
@@ -226,9 +242,35 @@ class SeriesStream(PieceStream):
         ahead = at[..., None] + self._ahead
         parts = (self._values, self._changes, self._there if self._masked else None)
         inputs = np.concatenate([part[at] for part in parts if part is not None], axis=-1)
-        weight = self._weight[ahead].all(axis=-1).astype(np.float32)
+        weight = self._counts(at).astype(np.float32)
         targets = self._values[ahead][..., self._columns]
         return inputs, targets.reshape([*at.shape, -1]), weight
+
+    def _counts(self, at: np.ndarray) -> np.ndarray:
+        """Whether what is predicted from these lines is scored."""
+        return self._weight[at[..., None] + self._ahead].all(axis=-1)
+
+    def persistence(self) -> float:
+        """Returns the mean squared error of predicting that every target stays as it is.
+
+        It is in standardised units and over the steps that a model is scored at, `scored` of them.
+        Where a value is missing it is the last one that its stretch had, and before the first one
+        the mean.
+
+        Example:
+          >>> series = Series(np.array([[1.0], [2.0], [np.nan], [4.0]]), ("x",))
+          >>> scale = Scale(np.zeros(1), np.ones(1))
+          >>> SeriesStream([series], scale, rows=1, window_length=3).persistence()  # 1 -> 2, 2 -> 4
+          2.5
+        """
+        at = self._at[self._counts(self._at)]
+        known = np.where(self._there > 0, np.arange(len(self._there))[:, None], -1)
+        known[self._begins] = np.maximum(known[self._begins], self._begins[:, None])
+        last = np.maximum.accumulate(known, axis=0)[at]
+        columns = np.array(self._columns)
+        now = self._values[last[:, columns], columns].astype(np.float64)
+        truth = self._values[at[:, None] + self._ahead][..., columns]
+        return float(np.mean((truth - now[:, None]) ** 2))
 
 
 def _column(names: Sequence[str], name: str) -> int:

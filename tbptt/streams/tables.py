@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tbptt.streams.arrays import LARGEST
 from tbptt.streams.files import DataError, read_bytes
 from tbptt.streams.series import Series
 
 MISSING = ("", "na", "nan", "null", "none", "?", "-")
 DELIMITERS = ",;\t"
 EXPECTED = "a CSV file with a line of column names and two lines of values at least"
-LARGEST = float(np.finfo(np.float32).max)
 TIMES = "like 2020-01-31, 20200131, 2020-01-31 12:00 or 2020-01-31T12:00:00+01:00"
 
 Line = tuple[int, list[str]]  # its number in the file, and its fields
