@@ -6,16 +6,21 @@
 
 With --path a decoder goes on from what the network knows, line by line, on its own forecasts.
 The figure is the mean squared error over the test part and the chosen columns, which are
-standardised on the training part; beside it stands that of persistence: it stays as it is.
-Without --data it learns waves and noise that it makes itself. --data is a CSV file with a line of
-column names; a first column of times is read as such, a gap in them starts the state anew, and
-missing values are neither read nor scored. The figure of forecast against truth is
-`forecast.png` in the run's folder, and in TensorBoard (pip install matplotlib).
+standardised on the training part; beside it stands that of persistence, which says that the last
+value stays. Both are scored on the same lines of the test part, and the result says how many: the
+`scored` forecasts, one from each line of which all targets are there. The first lines after a gap
+are not scored, because nothing that precedes them by the horizon belongs to them.
+
+Without --data it learns waves and noise that it makes itself, two columns, `early` and `late`.
+--data is a CSV file with a line of column names; a first column of times is read as such, a gap in
+them starts the state anew, and missing values are neither read nor scored. The figure of forecast
+against truth is `forecast.png` in the run's folder, and in TensorBoard (pip install matplotlib).
 """
 
 import dataclasses
 import io
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +34,7 @@ from tbptt import summaries
 from tbptt.training.step import begin
 
 PRESETS: dict[str, dict] = {"default": {}}
-WARM_UP = 256  # lines before the validation and the test part that are read, not scored
+WARM_UP = 256  # lines that are read before the first one that is scored, of a held-out part
 SHOWN = 240  # lines in the figure
 
 
@@ -42,35 +47,55 @@ class Settings(common.CommonSettings):
     data: str = setting("", "A CSV file; empty: waves.")
     columns: str = setting("", "Columns to read, by commas; empty: all.")
     targets: str = setting("", "Columns to predict, by commas; empty: all that are read.")
-    time_column: str = setting("", "Holds times; empty: the first, unless it holds numbers.")
+    time_column: str = setting(
+        "", "Holds times; empty: the first, unless it holds numbers.", used_with={"data": None}
+    )
     horizon: int = setting(1, "Lines ahead.", least=1)
     path: bool = setting(False, "Forecast all lines up to the horizon, by a decoder.")
     teacher_forcing: float = setting(
         0.0,
         "With --path: how often the decoder goes on from the truth in training.",
         least=0,
+        most=1,
+        used_with={"path": (True,)},
     )
     train: int = setting(0, "Lines of the training part; 0: six tenths.", least=0)
     valid: int = setting(0, "Lines after them: validation; 0: two tenths.", least=0)
     test: int = setting(0, "Lines after those: test; 0: the rest.", least=0)
     rows: int = setting(8, "B: rows, stretches read side by side.", least=1)
     hidden: int = setting(64, "Units in a layer.", least=1)
-    dropout: float = setting(0.2, "Rate, of the layers' outputs.")
+    dropout: float = setting(0.2, "Rate, of the layers' outputs.", least=0, below=1)
     learning_rate: float = setting(2e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     max_epochs: int = setting(40, "Epochs to train.", least=1)
 
 
 def load(settings: Settings) -> tbptt.Series:
     """The series, with the columns that are asked for."""
-    if not settings.data:
-        return waves(settings.seed)
-    columns = settings.columns.split(",") if settings.columns else None
-    series = tbptt.read_series(settings.data, columns, time_column=settings.time_column or None)
-    chosen = settings.targets.split(",") if settings.targets else []
-    for name in chosen:
+    columns = named(settings.columns) or None
+    if settings.data:
+        series = tbptt.read_series(settings.data, columns, time_column=settings.time_column or None)
+    else:
+        made = waves(settings.seed)
+        series = choose(made, columns or made.names)
+    chosen = named(settings.targets)
+    names = [*chosen, *(name for name in series.names if name not in chosen)]  # targets first
+    return choose(series, names)
+
+
+def named(text: str) -> list[str]:
+    """Returns the names of columns between commas; raises ValueError if one is there twice."""
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"The column {name!r} is asked for twice. Name each column once.")
+    return names
+
+
+def choose(series: tbptt.Series, names: Sequence[str]) -> tbptt.Series:
+    """Returns these columns, in this order; raises ValueError if there is no such column."""
+    for name in names:
         if name not in series.names:
             raise ValueError(f"There is no column {name!r}. There are: {', '.join(series.names)}.")
-    names = [*chosen, *(name for name in series.names if name not in chosen)]  # targets first
     order = [series.names.index(name) for name in names]
     return tbptt.Series(series.values[:, order], tuple(names), series.times)
 
@@ -98,10 +123,14 @@ def parts(settings: Settings, lines: int) -> tuple[int, int, int]:
     return train, valid, test
 
 
-def persistence(values: np.ndarray, first: int, ahead: np.ndarray) -> float:
-    """Mean squared error of "as it is now": of lines from `first` on, so many `ahead [H]`."""
-    origins = np.arange(first - ahead[0], len(values) - ahead[-1])
-    return float(np.nanmean((values[origins[:, None] + ahead] - values[origins, None]) ** 2))
+def check_scored(stream: tbptt.SeriesStream, part: str, first: int, last: int) -> None:
+    """Raises ValueError if nothing of a part can be scored."""
+    if not stream.scored:
+        raise ValueError(
+            f"Nothing can be scored in the {part} part, lines {first} to {last - 1} of the series: "
+            "all targets are missing, or it is too short for the horizon. Choose other --targets, "
+            "or other --train, --valid and --test."
+        )
 
 
 def build_model(settings: Settings, stream: tbptt.SeriesStream, columns: int, outputs: int) -> Any:
@@ -135,8 +164,22 @@ def predict(model: Any, stream: tbptt.SeriesStream) -> np.ndarray:
     return np.concatenate(outputs)[: stream.row_length]
 
 
+def by_line(outputs: np.ndarray, places: np.ndarray, lines: int) -> np.ndarray:
+    """Arranges forecasts by the line that each begins at, `[lines, H]`.
+
+    Args:
+      outputs: `[N, H]`, forecasts.
+      places: `[N]`, the line that each begins at, from 0 on; others are left out.
+      lines: how many are wanted; NaN where there is no forecast, as after a gap.
+    """
+    forecasts = np.full([lines, outputs.shape[1]], np.nan)
+    inside = (places >= 0) & (places < lines)
+    forecasts[places[inside]] = outputs[inside]
+    return forecasts
+
+
 def draw(truth: np.ndarray, forecasts: np.ndarray, name: str) -> bytes | None:
-    """Truth `[N]` and forecasts `[lines, H]`, each of H lines from its own on, as PNG.
+    """Truth `[N]` and forecasts `[N, H]`, each of H lines from its own on, as PNG.
 
     Returns:
       None, and a line in the log, without matplotlib.
@@ -174,7 +217,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         series = load(settings)
         train_end, valid_end, test_end = parts(settings, len(series))
         scale = tbptt.Scale.of(series.part(0, train_end))
-        names = settings.targets.split(",") if settings.targets else list(series.names)
+        names = named(settings.targets) or list(series.names)
         masked = bool(np.isnan(series.values).any())
 
         def stream(first: int, last: int, **more: Any) -> tbptt.SeriesStream:
@@ -183,11 +226,15 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                 path=settings.path, masked=masked, changes=True, seed=settings.seed, **more,
             )  # fmt: skip
 
-        def held_out(first: int, last: int) -> tbptt.SeriesStream:
-            warm_up = min(first, WARM_UP)
-            return stream(first - warm_up, last, rows=1, window_length=64, warm_up=warm_up)
+        def held_out(part: str, first: int, last: int) -> tbptt.SeriesStream:
+            # What the first line is forecast from has as many lines before it at any horizon.
+            warm_up = min(first, WARM_UP + settings.horizon - 1)
+            made = stream(first - warm_up, last, rows=1, window_length=64, warm_up=warm_up)
+            check_scored(made, part, first, last)
+            return made
 
         training = stream(0, train_end, rows=settings.rows, truncation=common.truncation(settings))
+        check_scored(training, "training", 0, train_end)
         feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
         windows = common.windows_to_train(settings, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
@@ -197,7 +244,8 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                 model, tbptt.squared_error, optimizer,
                 seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
             )  # fmt: skip
-        validating, testing = held_out(train_end, valid_end), held_out(valid_end, test_end)
+        validating = held_out("validation", train_end, valid_end)
+        testing = held_out("test", valid_end, test_end)
         validate, test = (
             common.evaluator(settings.jit_compile, model, tbptt.squared_error, part, replicas)
             for part in (validating, testing)
@@ -208,17 +256,20 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             settings, claim, trainer, feed, schedule,
             windows=windows, metric="mse", validate=common.figure_of(validate),
         )  # fmt: skip
-        chosen = [series.names.index(name) for name in names]
-        ahead = (
-            np.arange(1, settings.horizon + 1) if settings.path else np.array([settings.horizon])
-        )
-        standardised = scale.apply(series.values[:test_end])[:, chosen]
+        tested = test()
+        logging.info(
+            "Model and persistence are scored on the same %s forecasts of lines %s to %s.",
+            f"{testing.scored:,}", f"{valid_end:,}", f"{test_end - 1:,}",
+        )  # fmt: skip
 
         def show() -> None:
-            forecasts = predict(model, testing)[min(valid_end, WARM_UP) - ahead[0] :][:SHOWN]
-            forecasts = forecasts.reshape([len(forecasts), -1, len(names)])
-            forecasts = scale.undo(forecasts, chosen)[..., -1]
-            truth = series.values[valid_end : valid_end + len(forecasts), chosen[-1]]
+            chosen = [series.names.index(name) for name in names]
+            begin = valid_end - min(valid_end, WARM_UP + settings.horizon - 1)
+            outputs = predict(model, testing)
+            outputs = scale.undo(outputs.reshape([len(outputs), -1, len(names)]), chosen)[..., -1]
+            lines, ahead = min(SHOWN, test_end - valid_end), 1 if settings.path else settings.horizon
+            forecasts = by_line(outputs, begin + testing.origins + ahead - valid_end, lines)
+            truth = series.values[valid_end : valid_end + lines, chosen[-1]]
             png = draw(truth, forecasts, names[-1])
             if png is not None:
                 if claim.writes:
@@ -227,9 +278,10 @@ def main(settings: Settings, options: run.Options) -> run.Result:
 
         return common.finish(
             fitted, settings, claim, began,
-            test=test().loss,
+            test=tested.loss,
             metric="mse",
-            persistence=persistence(standardised, valid_end, ahead),
+            persistence=testing.persistence(),
+            scored=int(tested.weight_sum),
             steps_per_second=round(fitted.tokens_per_second),
             show=show,
         )  # fmt: skip

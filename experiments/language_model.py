@@ -22,8 +22,8 @@ import tensorflow as tf
 import tbptt
 from experiments import common, run
 from experiments.language_settings import PRESETS, Settings
-from experiments.language_text import load, open_stream
-from tbptt import checks, optimizers, summaries
+from experiments.language_text import Data, load, open_stream
+from tbptt import optimizers, summaries
 from tbptt.layers import initializers
 from tbptt.serving.generate import check_sampling
 from tbptt.training.average import NonMonotonic
@@ -32,23 +32,29 @@ from tbptt.types import Readout, Seed
 PROMPT = 100  # tokens of the test part that the sample goes on from
 
 
-def build_readout(
-    settings: Settings, vocabulary_size: int, seed: Seed
-) -> Readout | Callable[[tf.Variable], Readout] | None:
-    """What `LanguageModel` takes: None for the full one."""
-    names = ("full", "chunked", "adaptive", "sampled")
-    checks.check_choice("readout", settings.readout, names)
+def check_readout(settings: Settings, data: Data) -> None:
+    """Raises ValueError unless the readout fits the ids of the data, and the other settings."""
     if settings.readout in ("adaptive", "sampled"):
-        if settings.tokens != "words":
+        if not data.by_frequency:
+            kind = data.vocabulary.kind
+            advice = "Use chunked or full."
+            if kind == "words":
+                advice = "Prepare it again, which sorts them, or use chunked or full."
             raise ValueError(
-                f"--readout={settings.readout} needs ids sorted by frequency, as --tokens=words "
-                f"has them, and --tokens={settings.tokens} has not. Use chunked or full."
+                f"--readout={settings.readout} needs ids sorted by frequency, as words have them, "
+                f"and {kind} of this corpus have not. {advice}"
             )
         if settings.tied:
             raise ValueError(
                 f"--readout={settings.readout} has weights of its own and cannot be --tied. Use "
                 "chunked or full, or --notied."
             )
+
+
+def build_readout(
+    settings: Settings, vocabulary_size: int, seed: Seed
+) -> Readout | Callable[[tf.Variable], Readout] | None:
+    """What `LanguageModel` takes: None for the full one."""
     common: dict[str, Any] = dict(
         seed=seed,
         chunk=settings.readout_chunk,
@@ -76,7 +82,6 @@ def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel
     _, of_readout = tbptt.split_seed(seeds[-1], 2)  # as LanguageModel does for its own
     initializer = initializers.uniform(settings.init_scale) if settings.init_scale else None
     precisions = {"float32": None, "bfloat16": tf.bfloat16}
-    checks.check_choice("precision", settings.precision, list(precisions))
     compute_dtype = precisions[settings.precision]
     common: dict[str, Any] = dict(
         initializer=initializer,
@@ -96,11 +101,6 @@ def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel
         "lstm": functools.partial(tbptt.LSTM, **of_lstm),
         "gru": tbptt.GRU,
     }
-    checks.check_choice("cell", settings.cell, list(cells))
-    if settings.cell != "lstm" and (settings.zoneout or settings.layer_norm):
-        raise ValueError(
-            f"--zoneout and --layer_norm are for --cell=lstm, not --cell={settings.cell}."
-        )
     sizes = [settings.embedding] + [settings.hidden] * settings.layers
     sizes[-1] = settings.top_hidden or settings.hidden
     layers = [
@@ -138,7 +138,6 @@ def build_optimizer(
             rate, settings.decay, settings.constant_epochs, windows_per_epoch
         ),
     }
-    checks.check_choice("schedule", settings.schedule, list(schedules))
     schedule = schedules[settings.schedule]()
     descents = {
         "sgd": lambda: optimizers.sgd(schedule),
@@ -150,7 +149,6 @@ def build_optimizer(
         ),
         "adamw": lambda: optimizers.adamw(schedule, weight_decay=settings.weight_decay),
     }
-    checks.check_choice("optimizer", settings.optimizer, list(descents))
     clip = [optimizers.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
     optimizer = optimizers.chain(*clip, descents[settings.optimizer]())
     if settings.accumulate > 1:
@@ -158,11 +156,11 @@ def build_optimizer(
     return optimizer, schedule
 
 
-def figure(settings: Settings) -> tuple[str, Callable[[tbptt.Evaluation], float]]:
+def figure(kind: str) -> tuple[str, Callable[[tbptt.Evaluation], float]]:
     """What this kind of token is judged by: its name, and how to read it."""
-    if settings.tokens == "words":
+    if kind == "words":
         return "perplexity", lambda evaluation: evaluation.perplexity
-    name = "bits_per_byte" if settings.tokens == "bytes" else "bits_per_character"
+    name = "bits_per_byte" if kind == "bytes" else "bits_per_character"
     return name, lambda evaluation: evaluation.bits
 
 
@@ -172,13 +170,10 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     replicas = run.replicas_of(options)
     with run.usage_errors():
         check_sampling(settings.sample_length, settings.temperature)
-        metric, read = figure(settings)
-        if settings.keep == "states" and (settings.stride or settings.jitter):
-            raise ValueError(
-                "--keep=states keeps no state in mid-window, where --stride and --jitter go on "
-                "from. Use --keep=gates."
-            )
-        vocabulary, parts = load(settings)
+        data = load(settings)
+        vocabulary, parts = data.vocabulary, data.parts
+        check_readout(settings, data)
+        metric, read = figure(vocabulary.kind)
         training = open_stream(settings, vocabulary, parts[0], settings.rows, training=True)
         replicas.rows_of_each(settings.rows)
         if settings.dynamic_rate and replicas.count > 1:

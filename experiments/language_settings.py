@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
+import tbptt
 from experiments import run
 from experiments.run import setting
+from tbptt.streams.corpus import KINDS
 
 # Zaremba et al.: the loss is summed over the window, and rate and clipping norm go with
 # that; there is no forget bias; the rate falls once an epoch after some constant ones.
@@ -35,6 +37,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
+READOUTS = ("full", "chunked", "adaptive", "sampled")
+SHUFFLES = ("none", "offset", "rotate")
+# Where some settings have an effect:
+DOCUMENTS = {"documents": None, "prepared": None}
+LSTM = {"cell": ("lstm",)}
+EPOCH_DECAY = {"schedule": ("epoch_decay",)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(run.Settings):
@@ -43,75 +52,136 @@ class Settings(run.Settings):
     experiment = "language_model"
     presets = PRESETS
 
-    corpus: str = setting("python-docs", "python-docs, python-source, or a UTF-8 file to split.")
-    train_text: str = setting("", "UTF-8 file to train on, instead of --corpus.")
-    valid_text: str = setting("", "UTF-8 file to validate on, with --train_text.")
-    test_text: str = setting("", "UTF-8 file to test on, with --train_text.")
+    corpus: str = setting("python-docs", "python-docs, python-source, or a text file to split.")
+    train_text: str = setting("", "Text file to train on, instead of --corpus.")
+    valid_text: str = setting("", "Text file to validate on, with --train_text.")
+    test_text: str = setting("", "Text file to test on, with --train_text.")
     documents: str = setting(
         "", "Documents instead: .jsonl, a folder, or a file of one a line; each starts anew."
     )
     prepared: str = setting("", "Folder of tools.prepare instead, split by documents or tokens.")
-    valid_documents: int = setting(0, "Documents before the test's; 0: a fraction.", least=0)
-    test_documents: int = setting(0, "Last documents: the test; 0: a fraction.", least=0)
-    valid_fraction: float = setting(0.04, "Part of --corpus before the test part: validation.")
-    test_fraction: float = setting(0.1, "Part of --corpus at its end: test.")
-    tokens: str = setting("characters", "characters, bytes or words.")
+    valid_documents: int = setting(
+        0, "Documents before the test's; 0: a fraction.", least=0, used_with=DOCUMENTS
+    )
+    test_documents: int = setting(
+        0, "Last documents: the test; 0: a fraction.", least=0, used_with=DOCUMENTS
+    )
+    valid_fraction: float = setting(
+        0.04, "Part of tokens or documents before the test part: validation.", least=0, below=1
+    )
+    test_fraction: float = setting(
+        0.1, "Part of tokens or documents at the end: test.", least=0, below=1
+    )
+    tokens: str = setting(
+        "characters", "What a token is; a prepared corpus says it itself", choices=KINDS
+    )
     vocabulary_size: int = setting(
-        0, "Most frequent words to keep, <unk> among them; 0: all.", least=0
+        0,
+        "Most frequent words to keep, <unk> among them; 0: all of the training part.",
+        least=0,
+        used_with={"tokens": ("words",)},
     )
     rows: int = setting(32, "B: rows, streams read side by side.", least=1)
     window_length: int = setting(
         64, "T: steps in a window; the gradient goes no further back.", least=1
     )
-    shuffle: str = setting("none", "Of --corpus, an epoch: none, offset or rotate.")
+    shuffle: str = setting("none", "Of one text, what differs in every epoch", choices=SHUFFLES)
     stride: int = setting(0, "Steps that a window advances; 0: its length.", least=0)
     burn_in: int = setting(0, "First steps that only refresh the state.", least=0)
     jitter: float = setting(0.0, "Standard deviation of a window's length.", least=0)
-    cut: float = setting(0.0, "Probability of a cut before a step; the rest counts more.")
-    drop_state: float = setting(0.0, "Probability that a row forgets before a window.")
+    cut: float = setting(
+        0.0, "Probability of a cut before a step; the rest counts more.", least=0, below=1
+    )
+    drop_state: float = setting(
+        0.0, "Probability that a row forgets before a window.", least=0, most=1
+    )
     valid_rows: int = setting(16, "Rows of the validation; the test is read in one.", least=1)
-    cell: str = setting("lstm", "lstm or gru.")
+    cell: str = setting("lstm", "The recurrent layers", choices=("lstm", "gru"))
     embedding: int = setting(64, "Size of the embedding.", least=1)
     hidden: int = setting(256, "Units in a layer.", least=1)
     layers: int = setting(1, "Layers.", least=1)
     top_hidden: int = setting(0, "Units in the top layer; 0: as in the others.", least=0)
-    core_dropout: float = setting(-1.0, "Rate between the layers; -1: as --dropout.")
-    tied: bool = setting(False, "Readout and embedding share one table.")
-    readout: str = setting("full", "full, chunked, adaptive or sampled: for many words.")
-    readout_chunk: int = setting(2048, "Ids scored at a time, unless --readout=full.", least=1)
-    cutoffs: str = setting(
-        "", "Ids that tails begin with, with --readout=adaptive; else a tenth and a half."
+    core_dropout: float = setting(
+        -1.0, "Rate between the layers; -1: as --dropout.", least=-1, below=1
     )
-    samples: int = setting(1000, "Ids drawn a window, with --readout=sampled.", least=1)
+    tied: bool = setting(False, "Readout and embedding share one table.")
+    readout: str = setting("full", "How tokens are scored", choices=READOUTS)
+    readout_chunk: int = setting(
+        2048, "Ids scored at a time, unless --readout=full.", least=1,
+        used_with={"readout": READOUTS[1:]},
+    )  # fmt: skip
+    cutoffs: str = setting(
+        "",
+        "Ids that tails begin with, with --readout=adaptive; else a tenth and a half.",
+        used_with={"readout": ("adaptive",)},
+    )
+    samples: int = setting(
+        1000, "Ids drawn a window, with --readout=sampled.", least=1,
+        used_with={"readout": ("sampled",)},
+    )  # fmt: skip
     learn_initial_state: bool = setting(False, "Rows start from a learned state, not zeros.")
-    dropout: float = setting(0.25, "Rate, below, between and above the layers.")
-    dropout_per: str = setting("step", "A mask a step or a mask a window.")
-    recurrent_dropout: float = setting(0.0, "Rate, from step to step, one mask a window.")
-    weight_dropout: float = setting(0.0, "Rate, of the recurrent weights, one mask a window.")
-    zoneout: float = setting(0.0, "Rate at which an LSTM's units keep their old value.")
-    layer_norm: bool = setting(False, "Layer normalisation, with --cell=lstm.")
-    embedding_dropout: float = setting(0.0, "Rate at which ids are dropped from a window.")
+    dropout: float = setting(0.25, "Rate, below, between and above the layers.", least=0, below=1)
+    dropout_per: str = setting("step", "A mask for each", choices=("step", "window"))
+    recurrent_dropout: float = setting(
+        0.0, "Rate, from step to step, one mask a window.", least=0, below=1
+    )
+    weight_dropout: float = setting(
+        0.0, "Rate, of the recurrent weights, one mask a window.", least=0, below=1
+    )
+    zoneout: float = setting(
+        0.0, "Rate at which an LSTM's units keep their old value.", least=0, below=1,
+        used_with=LSTM,
+    )  # fmt: skip
+    layer_norm: bool = setting(False, "Layer normalisation, with --cell=lstm.", used_with=LSTM)
+    embedding_dropout: float = setting(
+        0.0, "Rate at which ids are dropped from a window.", least=0, below=1
+    )
     activation_penalty: float = setting(0.0, "AR: times the mean square of the outputs.", least=0)
     slowness_penalty: float = setting(0.0, "TAR: of their change from step to step.", least=0)
     init_scale: float = setting(
         0.0, "Weights start uniform in +-this; 0: Glorot, orthogonal.", least=0
     )
-    forget_bias: float = setting(1.0, "First value of the LSTM's forget bias.")
-    backend: str = setting("auto", "Unrolls windows: auto, fused, scan, reference or cudnn.")
-    keep: str = setting("gates", "gates, or states: less memory, computed again for the gradient.")
-    precision: str = setting("float32", "float32 or bfloat16: what products are computed in.")
-    optimizer: str = setting("adamw", "sgd, sgd_decay, momentum, rmsprop, adam or adamw.")
-    learning_rate: float = setting(5e-3, "Learning rate, the peak of its schedule.", least=0)
-    schedule: str = setting("cosine", "constant, cosine (to 0 at the end) or epoch_decay.")
-    warmup: int = setting(100, "Windows of linear warm-up, with --schedule=cosine.", least=0)
-    decay: float = setting(0.5, "Factor an epoch, with --schedule=epoch_decay.", least=0)
-    constant_epochs: int = setting(4, "Epochs before it, with --schedule=epoch_decay.", least=0)
-    weight_decay: float = setting(
-        0.01, "Weight decay, with --optimizer=adamw or sgd_decay.", least=0
+    forget_bias: float = setting(1.0, "First value of the LSTM's forget bias.", used_with=LSTM)
+    backend: str = setting(
+        "auto", "What unrolls windows", choices=("auto", "fused", "scan", "reference", "cudnn")
     )
+    keep: str = setting(
+        "gates",
+        "What is kept for the gradient; states take less memory, the rest is computed again",
+        choices=("gates", "states"),
+    )
+    precision: str = setting(
+        "float32", "What products are computed in", choices=("float32", "bfloat16")
+    )
+    optimizer: str = setting(
+        "adamw", "What makes updates of gradients",
+        choices=("sgd", "sgd_decay", "momentum", "rmsprop", "adam", "adamw"),
+    )  # fmt: skip
+    learning_rate: float = setting(5e-3, "Learning rate, the peak of its schedule.", least=0)
+    schedule: str = setting(
+        "cosine", "The learning rate's; cosine falls to 0 at the end",
+        choices=("constant", "cosine", "epoch_decay"),
+    )  # fmt: skip
+    warmup: int = setting(
+        100, "Windows of linear warm-up, with --schedule=cosine.", least=0,
+        used_with={"schedule": ("cosine",)},
+    )  # fmt: skip
+    decay: float = setting(
+        0.5, "Factor an epoch, with --schedule=epoch_decay.", least=0, used_with=EPOCH_DECAY
+    )
+    constant_epochs: int = setting(
+        4, "Epochs before it, with --schedule=epoch_decay.", least=0, used_with=EPOCH_DECAY
+    )
+    weight_decay: float = setting(
+        0.01, "Weight decay, with --optimizer=adamw or sgd_decay.", least=0,
+        used_with={"optimizer": ("adamw", "sgd_decay")},
+    )  # fmt: skip
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
     accumulate: int = setting(1, "Windows whose mean gradient makes one update.", least=1)
-    reduction: str = setting("mean", "Loss: mean, or sum_over_window averaged over rows.")
+    reduction: str = setting(
+        "mean", "Of a window's losses; the sum is averaged over rows",
+        choices=("mean", "sum_over_window"),
+    )  # fmt: skip
     average_patience: int = setting(
         0, "NT-ASGD: average parameters once no better for so many validations; 0: never.", least=0
     )
@@ -130,3 +200,53 @@ class Settings(run.Settings):
     histogram_every: int = setting(
         1000, "Windows between histograms; 0: none.", least=0, report=True
     )
+
+    def check_together(self) -> None:
+        """Raises ValueError unless one source of data is named, and windows can be cut so."""
+        self._check_sources()
+        tbptt.Truncation(
+            self.window_length,
+            stride=self.stride or None,
+            burn_in=self.burn_in,
+            jitter=self.jitter,
+            cut=self.cut,
+            drop_state=self.drop_state,
+        )
+        if -1 < self.core_dropout < 0:
+            raise ValueError(f"core_dropout ({self.core_dropout}) must be -1, or a rate from 0 on.")
+        if self.keep == "states" and (self.stride or self.jitter):
+            raise ValueError(
+                "--keep=states keeps no state in mid-window, where --stride and --jitter go on "
+                "from. Use --keep=gates."
+            )
+
+    def _check_sources(self) -> None:
+        texts = [self.train_text, self.valid_text, self.test_text]
+        if any(texts) and not all(texts):
+            raise ValueError("--train_text, --valid_text and --test_text go together.")
+        sources = [name for name in ("documents", "prepared", "train_text") if getattr(self, name)]
+        if self.corpus not in ("", Settings.corpus):
+            sources.append("corpus")
+        if len(sources) > 1:
+            raise ValueError(
+                f"--{' and --'.join(sources)} each name what to train on. Give one of them."
+            )
+        for name in ("valid", "test"):
+            given = getattr(self, f"{name}_fraction") != getattr(Settings, f"{name}_fraction")
+            instead = f"{name}_documents" if getattr(self, f"{name}_documents") else "train_text"
+            if given and getattr(self, instead):
+                raise ValueError(
+                    f"--{name}_fraction has no effect with --{instead}. Leave one of them out."
+                )
+        if self.documents and self.shuffle != "none":
+            raise ValueError(
+                "--shuffle has no effect with --documents, which are in another order in every "
+                "epoch anyway. Leave it out."
+            )
+        if self.prepared and self.vocabulary_size:
+            preset = PRESETS.get(self.config, {}).get("vocabulary_size")
+            if self.vocabulary_size != preset:
+                raise ValueError(
+                    "--vocabulary_size has no effect with --prepared, whose vocabulary is made by "
+                    "tools.prepare. Leave it out."
+                )

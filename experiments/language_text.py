@@ -1,85 +1,205 @@
 """What `experiments.language_model` reads: vocabulary, parts, streams of windows."""
 
+import dataclasses
 import itertools
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 import tbptt
 from experiments.language_settings import Settings
-from tbptt.streams import corpus
+from tbptt.streams import corpus, files, prepared
 
 Part = np.ndarray | tbptt.Pieces  # one text, or documents
+NAMES = ("training", "validation", "test")
+KNOWN = {"python-docs": corpus.python_docs, "python-source": corpus.python_source}
 
 
-def load(settings: Settings) -> tuple[corpus.Vocabulary, list[Part]]:
-    """The vocabulary, and the ids of training, validation and test part."""
-    files = [settings.train_text, settings.valid_text, settings.test_text]
-    size = settings.vocabulary_size or None
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a language model is trained, validated and tested on.
+
+    Attributes:
+      vocabulary: of the training part.
+      parts: ids of training, validation and test part: three texts, or three lots of documents.
+      by_frequency: whether frequent tokens have small ids, as some readouts expect.
+    """
+
+    vocabulary: corpus.Vocabulary
+    parts: list[Part]
+    by_frequency: bool
+
+
+def load(settings: Settings) -> Data:
+    """Returns what the settings name: a corpus, three files, documents or a prepared corpus.
+
+    Raises:
+      ValueError: it cannot be read or split as the settings say.
+    """
     if settings.prepared:
         return load_prepared(settings)
     if settings.documents:
-        return load_documents(settings, size)
-    if any(files):
-        if not all(files):
-            raise ValueError("--train_text, --valid_text and --test_text go together.")
-        texts = [corpus.read_text(path) for path in files]
-        vocabulary = corpus.Vocabulary.of(texts[0], settings.tokens, size)
-        return vocabulary, [vocabulary.encode(text) for text in texts]
+        return load_documents(settings)
+    if settings.train_text:
+        return load_files(settings)
     if not settings.corpus:
         raise ValueError(
             f"--config={settings.config} needs --train_text, --valid_text and --test_text, "
             "plain files of one sentence a line; or --corpus."
         )
-    known = {"python-docs": corpus.python_docs, "python-source": corpus.python_source}
-    make = known.get(settings.corpus, lambda: corpus.read_text(settings.corpus))
-    text = make()
-    vocabulary = corpus.Vocabulary.of(text, settings.tokens, size)
-    ids = vocabulary.encode(text)
-    return vocabulary, list(corpus.split(ids, settings.valid_fraction, settings.test_fraction))
+    return load_corpus(settings)
 
 
-def load_prepared(settings: Settings) -> tuple[corpus.Vocabulary, list[Part]]:
-    """The same of a prepared corpus, memory-mapped; one of a single document is a text."""
-    vocabulary, tokens, ends = corpus.open_corpus(settings.prepared)
-    if vocabulary is None:
+def load_corpus(settings: Settings) -> Data:
+    """Returns one text, split; tokens that the training part lacks are read as an unknown one."""
+    kind, fractions = settings.tokens, (settings.valid_fraction, settings.test_fraction)
+    if kind == "bytes":
+        vocabulary = corpus.Vocabulary.of("", kind)
+        known = KNOWN.get(settings.corpus)
+        ids = vocabulary.encode(known() if known else files.read_bytes(settings.corpus))
+        return _split(settings, vocabulary, ids, by_frequency=False)
+    text = KNOWN.get(settings.corpus, lambda: files.read_text(settings.corpus))()
+    texts = corpus.split_text(text, kind, *fractions)
+    vocabulary = corpus.Vocabulary.of(texts[0], kind, settings.vocabulary_size or None)
+    vocabulary = with_unknown(vocabulary, texts[1:])
+    parts: list[Part] = [vocabulary.encode(part) for part in texts]
+    check_sizes(settings, parts)
+    return Data(vocabulary, parts, by_frequency=kind == "words")
+
+
+def load_files(settings: Settings) -> Data:
+    """Returns a text for each part; a token that the training part lacks is refused."""
+    paths = (settings.train_text, settings.valid_text, settings.test_text)
+    kind = settings.tokens
+    if kind == "bytes":
+        vocabulary = corpus.Vocabulary.of("", kind)
+        return Data(vocabulary, [vocabulary.encode(files.read_bytes(p)) for p in paths], False)
+    texts = [files.read_text(path) for path in paths]
+    vocabulary = corpus.Vocabulary.of(texts[0], kind, settings.vocabulary_size or None)
+    parts: list[Part] = []
+    for path, text in zip(paths, texts, strict=True):
+        try:
+            parts.append(vocabulary.encode(text))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return Data(vocabulary, parts, by_frequency=kind == "words")
+
+
+def load_prepared(settings: Settings) -> Data:
+    """Returns a prepared corpus, memory-mapped; one of a single document is a text."""
+    found = prepared.open_corpus(settings.prepared)
+    if found.vocabulary is None:
         raise ValueError(
             f"{settings.prepared!r} has no vocabulary to show tokens with: a tokenizer of yours "
             "made them. Train on it from a script of your own."
         )
-    if len(ends) == 1:
-        return vocabulary, list(
-            corpus.split(tokens, settings.valid_fraction, settings.test_fraction)
+    kind = found.vocabulary.kind
+    if settings.tokens not in (kind, Settings.tokens):
+        raise ValueError(
+            f"--tokens={settings.tokens} is not what {settings.prepared!r} is of, which is {kind}. "
+            "Leave --tokens out: a prepared corpus says what it is of."
         )
-    return vocabulary, split_documents(settings, tbptt.Pieces(tokens, ends))
+    if len(found.ends) == 1:
+        if settings.valid_documents or settings.test_documents:
+            raise ValueError(
+                f"{settings.prepared!r} is one document, which --valid_fraction and "
+                "--test_fraction split. Leave out --valid_documents and --test_documents."
+            )
+        return _split(settings, found.vocabulary, found.tokens, found.by_frequency)
+    ends = split_documents(settings, len(found.ends))
+    documents = tbptt.Pieces(found.tokens, found.ends)
+    parts: list[Part] = [documents.part(a, b) for a, b in itertools.pairwise(ends)]
+    return Data(found.vocabulary, parts, found.by_frequency)
 
 
-def split_documents(settings: Settings, documents: tbptt.Pieces) -> list[Part]:
-    """Training, validation and test part: the last documents are the test."""
-    count = len(documents)
+def load_documents(settings: Settings) -> Data:
+    """Returns documents in three lots, by the vocabulary of the training part."""
+    kind = settings.tokens
+    found = list(tbptt.read_documents(settings.documents, binary=kind == "bytes"))
+    for name, content in found:
+        if isinstance(content, np.ndarray):
+            raise ValueError(
+                f"{name} holds tokens, not a text, and there is no vocabulary to show them with. "
+                "Use documents with a text, all of them."
+            )
+    ends = split_documents(settings, len(found))
+    lots = [found[a:b] for a, b in itertools.pairwise(ends)]
+    if kind == "bytes":
+        vocabulary = corpus.Vocabulary.of("", kind)
+    else:
+        texts = ["\n".join(str(content) for _, content in lot) for lot in lots]
+        size = settings.vocabulary_size or None
+        vocabulary = corpus.Vocabulary.of(texts[0], kind, size, boundary=True)
+        vocabulary = with_unknown(vocabulary, texts[1:])
+    parts: list[Part] = [tbptt.encode_documents(lot, vocabulary) for lot in lots]
+    return Data(vocabulary, parts, by_frequency=kind == "words")
+
+
+def with_unknown(vocabulary: corpus.Vocabulary, texts: list[str]) -> corpus.Vocabulary:
+    """Returns the vocabulary, with a token for others if these texts hold others; says how many.
+
+    Where all tokens are known, the vocabulary is as it was.
+    """
+    more = vocabulary.with_unknown()
+    if more is vocabulary:
+        return vocabulary
+    counts = [int((more.encode(text) == more.unknown).sum()) for text in texts]
+    for name, count in zip(NAMES[1:], counts, strict=True):
+        if count:
+            logging.info(
+                "%s tokens of the %s part do not occur in the training part; they are read as %r.",
+                f"{count:,}",
+                name,
+                more.tokens[-1],
+            )
+    return more if any(counts) else vocabulary
+
+
+def _split(
+    settings: Settings, vocabulary: corpus.Vocabulary, ids: np.ndarray, by_frequency: bool
+) -> Data:
+    parts: list[Part] = list(corpus.split(ids, settings.valid_fraction, settings.test_fraction))
+    check_sizes(settings, parts)
+    return Data(vocabulary, parts, by_frequency)
+
+
+def check_sizes(settings: Settings, parts: list[Part]) -> None:
+    """Raises ValueError unless validation and test part of a split text have enough tokens."""
+    total = sum(len(part) for part in parts)
+    fractions = (settings.valid_fraction, settings.test_fraction)
+    for name, fraction, part, rows in zip(
+        ("valid", "test"), fractions, parts[1:], (settings.valid_rows, 1), strict=True
+    ):
+        if len(part) <= rows:
+            advice = f" Use a larger --{name}_fraction, or a longer corpus."
+            raise ValueError(
+                f"--{name}_fraction ({fraction}) of {total:,} tokens is {len(part)}, but this part "
+                f"is read in {rows} rows, which takes {rows + 1}.{advice}"
+            )
+
+
+def split_documents(settings: Settings, count: int) -> tuple[int, int, int, int]:
+    """Returns where training, validation and test part begin and end: the test is at the end.
+
+    Raises:
+      ValueError: none are left to train on.
+    """
     test = settings.test_documents or max(1, round(settings.test_fraction * count))
     valid = settings.valid_documents or max(1, round(settings.valid_fraction * count))
     train = count - valid - test
+    if count < 3:
+        raise ValueError(
+            f"There are {count} documents, but training, validation and test need one each. Add "
+            "documents, or train on one text, with --corpus."
+        )
     if train < 1:
         raise ValueError(
             f"Of {count} documents {valid} are for validation and {test} for the test, which "
-            "leaves none to train on. Use smaller --valid_documents and --test_documents."
+            "leaves none to train on. Use smaller --valid_documents and --test_documents, or "
+            "smaller fractions."
         )
-    ends = (0, train, train + valid, count)
-    return [documents.part(a, b) for a, b in itertools.pairwise(ends)]
-
-
-def load_documents(settings: Settings, size: int | None) -> tuple[corpus.Vocabulary, list[Part]]:
-    """The vocabulary of documents, and their parts."""
-    found = list(tbptt.read_documents(settings.documents))
-    text = "\n".join(content for _, content in found if isinstance(content, str))
-    if not text:
-        raise ValueError(
-            f"{settings.documents!r} holds tokens, not texts, and there is no vocabulary to show "
-            "them with. Use documents with a text."
-        )
-    vocabulary = corpus.Vocabulary.of(text, settings.tokens, size, boundary=True)
-    return vocabulary, split_documents(settings, tbptt.encode_documents(found, vocabulary))
+    return 0, train, train + valid, count
 
 
 def open_stream(

@@ -11,7 +11,6 @@ that it makes itself. --data is a file of Boulanger-Lewandowski et al. (2012), a
 """
 
 import dataclasses
-import pathlib
 import time
 
 import numpy as np
@@ -20,9 +19,15 @@ import tbptt
 from experiments import common, run
 from experiments.run import setting
 from tbptt.losses import binary_cross_entropy
+from tbptt.streams.arrays import Archive, check_lengths, check_numbers
+from tbptt.streams.files import DataError, regular_file
 
 PARTS = ("train", "valid", "test")
 PRESETS: dict[str, dict] = {"default": {}}
+EXPECTED = (
+    "an .npz file of train, valid and test, frames one piece after another, and train_len, "
+    "valid_len and test_len, the lengths of the pieces"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,57 +39,85 @@ class Settings(common.CommonSettings):
     data: str = setting("", "A .npz or .mat file; empty: canons.")
     rows: int = setting(8, "B: rows, streams read side by side.", least=1)
     hidden: int = setting(300, "Units in a layer.", least=1)
-    dropout: float = setting(0.5, "Rate, of the layers' outputs.")
-    input_dropout: float = setting(0.1, "Rate, of the inputs.")
-    recurrent_dropout: float = setting(0.2, "Rate, from step to step, one mask a window.")
+    dropout: float = setting(0.5, "Rate, of the layers' outputs.", least=0, below=1)
+    input_dropout: float = setting(0.1, "Rate, of the inputs.", least=0, below=1)
+    recurrent_dropout: float = setting(
+        0.2, "Rate, from step to step, one mask a window.", least=0, below=1
+    )
     learning_rate: float = setting(5e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     max_epochs: int = setting(100, "Epochs to train.", least=1)
-    keys: int = setting(88, "Keys of a frame, with packed bits.", least=1)
+    keys: int = setting(88, "Keys of a frame.", least=1, used_with={"data": None})
 
 
 def load(path: str, keys: int) -> dict[str, tbptt.Pieces]:
-    """Training, validation and test pieces, frames `[N, keys]`.
+    """Returns training, validation and test pieces, frames `[N, keys]` of numbers from 0 to 1.
 
     Raises:
-      ValueError: no such file, or not one of these layouts (what is missing).
+      ValueError: no such file, or not one of these layouts (file, array and expected form).
     """
     if not path:
         return {part: canons(seed, 60 if part == "train" else 20)
                 for seed, part in enumerate(PARTS)}  # fmt: skip
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"There is no file {path!r}.")
     if path.endswith(".mat"):
-        return _from_mat(path)
-    with np.load(path, allow_pickle=False) as stored:
-        missing = {name for part in PARTS for name in (part, f"{part}_len")} - set(stored)
-        if missing:
-            raise ValueError(
-                f"{path!r} lacks {', '.join(sorted(missing))}. It must hold train, valid and test, "
-                "and their lengths as train_len, valid_len and test_len."
+        return _from_mat(path, keys)
+    archive = Archive(path, EXPECTED)
+    archive.require([name for part in PARTS for name in (part, f"{part}_len")])
+    pieces = {}
+    for part in PARTS:
+        name = f"{path}: {part}"
+        frames = _unpacked(archive.numbers(part, 2), keys, name)
+        ends = check_lengths(f"{name}_len", archive[f"{part}_len"], len(frames), least=2)
+        pieces[part] = tbptt.Pieces(frames, ends)
+    return pieces
+
+
+def _unpacked(frames: np.ndarray, keys: int, name: str) -> np.ndarray:
+    """Returns frames as float32 `[N, keys]`, of packed bits or of a number for each key."""
+    width, packed = frames.shape[1], -(-keys // 8)
+    if frames.dtype == np.uint8 and width == packed and not (width == keys and frames.max() <= 1):
+        bits = np.unpackbits(frames, axis=1)
+        if bits[:, keys:].any():
+            raise DataError(
+                f"{name} has sounding keys from number {keys} on. Give as many --keys as it has."
             )
-        return {part: _pieces(stored[part], stored[f"{part}_len"], keys, f"{path}: {part}")
-                for part in PARTS}  # fmt: skip
+        return bits[:, :keys].astype(np.float32)
+    if width != keys:
+        raise DataError(
+            f"{name} has {width} columns, but with --keys={keys} it must have {keys}, or {packed} "
+            "of packed bits, as uint8. Give as many --keys as it has."
+        )
+    wrong = np.argwhere((frames < 0) | (frames > 1))
+    if len(wrong):
+        frame, key = wrong[0]
+        raise DataError(
+            f"{name} is {frames[frame, key]} in frame {frame}, key {key}, but must be from 0 to 1: "
+            "whether the key sounds."
+        )
+    return frames.astype(np.float32)
 
 
-def _pieces(frames: np.ndarray, lengths: np.ndarray, keys: int, name: str) -> tbptt.Pieces:
-    if frames.dtype == np.uint8 and frames.shape[1] == -(-keys // 8):
-        frames = np.unpackbits(frames, axis=1)[:, :keys]
-    if lengths.sum() != len(frames):
-        raise ValueError(f"{name} has {len(frames)} frames, but lengths that sum to "
-                         f"{lengths.sum()}. The file is damaged.")  # fmt: skip
-    return tbptt.Pieces(frames.astype(np.float32), np.cumsum(lengths))
-
-
-def _from_mat(path: str) -> dict[str, tbptt.Pieces]:
+def _from_mat(path: str, keys: int) -> dict[str, tbptt.Pieces]:
     try:
         from scipy import io
     except ImportError:
         raise ValueError("A .mat file needs SciPy: pip install scipy") from None
-    stored = io.loadmat(path)
-    return {
-        part: tbptt.Pieces.of([np.asarray(p, np.float32) for p in stored[f"{part}data"].ravel()])
-        for part in PARTS
-    }
+    regular_file(path, "a .mat file")
+    try:
+        stored = io.loadmat(path)
+        parts = {part: stored[f"{part}data"].ravel() for part in PARTS}
+    except Exception as error:  # SciPy's readers raise whatever they meet in a damaged file
+        raise DataError(
+            f"{path!r} cannot be read ({error!r}). It must be a .mat file with traindata, "
+            "validdata and testdata."
+        ) from None
+    pieces = {}
+    for part, arrays in parts.items():
+        names = [f"{path}: piece {k} of {part}data" for k in range(len(arrays))]
+        checked = [check_numbers(n, np.asarray(a), 2) for n, a in zip(names, arrays, strict=True)]
+        pieces[part] = tbptt.Pieces.of(
+            [_unpacked(array, keys, name) for name, array in zip(names, checked, strict=True)]
+        )
+    return pieces
 
 
 def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:

@@ -12,7 +12,6 @@ after another, either with `train`, `train_len`, `train_y`, `test`, `test_len`, 
 """
 
 import dataclasses
-import pathlib
 import time
 from typing import Any
 
@@ -22,10 +21,16 @@ import tensorflow as tf
 import tbptt
 from experiments import common, run
 from experiments.run import setting
-from tbptt import checks
+from tbptt.streams.arrays import Archive, check_lengths
+from tbptt.streams.files import DataError
 
 PRESETS: dict[str, dict] = {"default": {}}
 TEST_INDEX = 5  # of the free spoken digits, its authors' rule: below it is the test part
+PARTS = ("train", "test")
+EXPECTED = (
+    "an .npz file of train, train_len, train_y, test, test_len and test_y, or of mfcc, lengths, "
+    "digit and index"
+)
 LAGS = (1, 3)  # frames
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -41,46 +46,71 @@ class Settings(common.CommonSettings):
     data: str = setting("", "A .npz file; empty: contours.")
     deltas: bool = setting(False, "Features too: the change since 1 and since 3 frames before.")
     valid_fraction: float = setting(
-        0.1, "Part of the training utterances: validation; 0: none, the last parameters count."
-    )
+        0.1, "Part of the training utterances: validation; 0: none, the last parameters count.",
+        least=0, below=1,
+    )  # fmt: skip
     pooling: bool = setting(True, "Decide by the mean of all outputs so far, not by the last.")
-    score: str = setting("every", "Train on the label at every step, or at the last only.")
+    score: str = setting("every", "Where the label is trained on", choices=("last", "every"))
     window_length: int = setting(
         32, "T: steps in a window; the gradient goes no further back.", least=1
     )
-    dropout: float = setting(0.3, "Rate, of the layers' outputs.")
-    input_dropout: float = setting(0.1, "Rate, of the inputs.")
+    dropout: float = setting(0.3, "Rate, of the layers' outputs.", least=0, below=1)
+    input_dropout: float = setting(0.1, "Rate, of the inputs.", least=0, below=1)
     max_epochs: int = setting(40, "Epochs to train.", least=1)
 
 
 def load(path: str) -> tuple[Part, Part]:
-    """Training and test part.
+    """Returns training and test part.
 
     Raises:
-      ValueError: no such file, or not one of these layouts (what is missing).
+      ValueError: no such file, or not one of these layouts (file, array and expected form).
     """
     if not path:
         return contours(0, 300), contours(1, 100)
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"There is no file {path!r}.")
-    with np.load(path, allow_pickle=False) as stored:
-        names = set(stored)
-        if {"mfcc", "lengths", "digit", "index"} <= names:
-            pieces = tbptt.Pieces(stored["mfcc"], np.cumsum(stored["lengths"]))
-            test = stored["index"] < TEST_INDEX
-            labels = stored["digit"]
-            return _chosen(pieces, labels, ~test), _chosen(pieces, labels, test)
-        missing = {f"{p}{s}" for p in ("train", "test") for s in ("", "_len", "_y")} - names
-        if missing:
-            raise ValueError(
-                f"{path!r} lacks {', '.join(sorted(missing))}. It must hold train, train_len, "
-                "train_y and the same for test, or mfcc, lengths, digit and index."
+    archive = Archive(path, EXPECTED)
+    if {"mfcc", "lengths", "digit", "index"} <= set(archive):
+        pieces = _pieces(archive, "mfcc", "lengths")
+        labels = _labels(archive, "digit", pieces)
+        test = archive.numbers("index", 1, integers=True) < TEST_INDEX
+        if len(test) != len(pieces) or test.all() or not test.any():
+            raise DataError(
+                f"{path}: index must have one number for each of the {len(pieces)} recordings, "
+                f"some below {TEST_INDEX}, which are the test part, and some not."
             )
-        train, test = (
-            (tbptt.Pieces(stored[part], np.cumsum(stored[f"{part}_len"])), stored[f"{part}_y"])
-            for part in ("train", "test")
+        return _chosen(pieces, labels, ~test), _chosen(pieces, labels, test)
+    archive.require([f"{part}{suffix}" for part in PARTS for suffix in ("", "_len", "_y")])
+    parts = []
+    for part in PARTS:
+        pieces = _pieces(archive, part, f"{part}_len")
+        parts.append((pieces, _labels(archive, f"{part}_y", pieces)))
+    widths = [pieces.values.shape[1] for pieces, _ in parts]
+    if widths[0] != widths[1]:
+        raise DataError(
+            f"{path}: frames of train have {widths[0]} features, of test {widths[1]}. They must "
+            "have the same."
         )
-        return train, test
+    if (parts[0][1].dtype.kind == "U") != (parts[1][1].dtype.kind == "U"):
+        raise DataError(f"{path}: one of train_y and test_y holds texts, the other one numbers.")
+    return parts[0], parts[1]
+
+
+def _pieces(archive: Archive, frames: str, lengths: str) -> tbptt.Pieces:
+    values = archive.numbers(frames, 2)
+    name = f"{archive.path}: {lengths}"
+    return tbptt.Pieces(values, check_lengths(name, archive[lengths], len(values)))
+
+
+def _labels(archive: Archive, name: str, pieces: tbptt.Pieces) -> np.ndarray:
+    """One label for each utterance: numbers or texts."""
+    labels = archive[name]
+    if labels.dtype.kind != "U":
+        labels = archive.numbers(name, 1)
+    if labels.shape != (len(pieces),):
+        raise DataError(
+            f"{archive.path}: {name} has shape {list(labels.shape)}, but there are {len(pieces)} "
+            "utterances. Give one label for each."
+        )
+    return labels
 
 
 def _chosen(pieces: tbptt.Pieces, labels: np.ndarray, which: np.ndarray) -> Part:
@@ -91,10 +121,14 @@ def _chosen(pieces: tbptt.Pieces, labels: np.ndarray, which: np.ndarray) -> Part
 
 def split(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:
     """Most of the utterances, and a fraction of them drawn by the seed."""
-    checks.check_between("valid_fraction", fraction, 0.0, 1.0)
     if not fraction:
         return part, None
     pieces, labels = part
+    if max(1, round(fraction * len(pieces))) == len(pieces):
+        raise ValueError(
+            f"--valid_fraction ({fraction}) of {len(pieces)} utterances leaves none to train on. "
+            "Use a smaller one, or 0."
+        )
     drawn = np.random.default_rng([seed, 9]).permutation(len(pieces))
     held = np.isin(np.arange(len(pieces)), drawn[: max(1, round(fraction * len(pieces)))])
     return _chosen(pieces, labels, ~held), _chosen(pieces, labels, held)
@@ -175,13 +209,22 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         given, test_part = load(settings.data)
         names = np.unique(given[1])
         train_part, valid_part = split(given, settings.valid_fraction, settings.seed)
-        mean, deviation = train_part[0].values.mean(0), train_part[0].values.std(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = train_part[0].values.mean(0), train_part[0].values.std(0)
+        if not np.isfinite(deviation).all():
+            raise ValueError(
+                f"Feature {np.argmin(np.isfinite(deviation))} has values too large to be "
+                "standardised. Replace them."
+            )
 
         def stream(part: Part, *, shuffle: bool = False, share: float = 1.0) -> tbptt.FrameStream:
             pieces, labels = part
             unknown = np.setdiff1d(labels, names)
             if len(unknown):
-                raise ValueError(f"Label {unknown[0]} is in the test part, but not in training.")
+                raise ValueError(
+                    f"Label {unknown[0]!r} is in the test part, but not in training. Leave its "
+                    "utterances out, or train on some."
+                )
             scaled = (pieces.values - mean) / np.where(deviation > 0, deviation, 1.0)
             features = tbptt.Pieces(scaled, pieces.ends)
             return tbptt.FrameStream(

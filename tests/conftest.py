@@ -2,7 +2,9 @@
 
 import experiments  # isort: skip  # noqa: F401  (first: keeps TensorFlow quiet while imported)
 
+import contextlib
 import itertools
+import resource
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +16,18 @@ tf.config.threading.set_inter_op_parallelism_threads(1)
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+@contextlib.contextmanager
+def full_disk(limit):
+    """No file of this process can grow beyond so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
 
 # What two computations of the same thing may differ by. Nothing else sets a tolerance. `atol` is
 # in units of an array's largest element, if that is above 1: sums that cancel are as far off.

@@ -23,7 +23,7 @@ from absl import app, flags
 
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
-from tbptt.streams import corpus
+from tbptt.streams import prepared
 from tools import small_model
 
 FOLDER = flags.DEFINE_string("folder", None, "Where texts and corpora are made.")
@@ -55,10 +55,10 @@ def prepare(text: pathlib.Path, out: pathlib.Path) -> None:
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     usage = os.wait4(process.pid, 0)[2]  # of this process alone
-    if not (out / corpus.ABOUT).exists():
+    if not (out / prepared.ABOUT).exists():
         raise SystemExit(f"error: {' '.join(command)} failed.")
     seconds = time.perf_counter() - began
-    about = json.loads((out / corpus.ABOUT).read_text("utf-8"))
+    about = json.loads((out / prepared.ABOUT).read_text("utf-8"))
     print(
         f"{out.name}: {about['tokens']:,} tokens in {about['documents']:,} documents prepared in "
         f"{seconds:.0f} s, {usage.ru_maxrss / 1024:.0f} MB resident at most",
@@ -70,7 +70,8 @@ def measure(folder: pathlib.Path, kind: str) -> dict[str, float]:
     """Milliseconds a window, megabytes resident before and at most, seconds to open the stream."""
     small_model.build()  # TensorFlow's own: what is resident before there is any corpus
     before, began = small_model.resident_mb(), time.perf_counter()
-    vocabulary, tokens, ends = corpus.open_corpus(folder)
+    corpus = prepared.open_corpus(folder)
+    vocabulary, tokens, ends = corpus.vocabulary, corpus.tokens, corpus.ends
     stream: tbptt.DocumentStream | tbptt.ContiguousStream
     if kind == "documents":
         stream = tbptt.DocumentStream(
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> None:
         text, corpora[count] = folder / f"{name}.txt", folder / name
         if not text.exists() or text.stat().st_size != count:
             write_text(text, count)
-        if not (corpora[count] / corpus.ABOUT).exists():
+        if not (corpora[count] / prepared.ABOUT).exists():
             prepare(text, corpora[count])
     cases = [(count, kind) for kind in ("documents", "text") for count in corpora]
     found: dict[tuple[int, str], list[dict[str, float]]] = {case: [] for case in cases}

@@ -10,7 +10,7 @@ import numpy as np
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt import optimizers
-from tbptt.streams.corpus import open_tokens
+from tbptt.streams.prepared import open_tokens
 from tbptt.streams.rows import RowStream
 
 VOCABULARY = 256

@@ -2,43 +2,25 @@
 
 import collections
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import pathlib
 import pydoc_data.topics
 import sysconfig
+from typing import TypeVar
 
 import numpy as np
 
 from tbptt import checks
+from tbptt.streams.files import DataError, read_json, write_text
 
 KINDS = ("characters", "bytes", "words")
 EOS = "<eos>"
 UNK = "<unk>"
-ABOUT, TOKENS, ENDS = "corpus.json", "tokens.bin", "ends.bin"  # of a folder of tools/prepare.py
+UNKNOWN = {"characters": "\ufffd", "words": UNK}  # what stands for tokens without an id, by kind
 BOUNDARY = {"characters": "\0", "bytes": "\0", "words": EOS}  # between documents, by kind
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a UTF-8 file.
-
-    Raises:
-      ValueError: there is no such file, it is empty, or it is not UTF-8 (where and what).
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no file {str(path)!r}. Give the path of a UTF-8 text file.")
-    data = path.read_bytes()
-    if not data:
-        raise ValueError(f"{str(path)!r} is empty: there is nothing to learn from it.")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{str(path)!r} is not UTF-8: byte 0x{data[error.start]:02x} at offset "
-            f"{error.start}. Convert it (iconv -f latin1 -t utf-8), or train on bytes "
-            "(--tokens=bytes)."
-        ) from None
 
 
 def python_docs() -> str:
@@ -60,14 +42,18 @@ def python_source() -> str:
     return "\n".join(text for text in texts if text)
 
 
+BYTES = tuple(chr(byte) for byte in range(256))
+
+
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
     """The tokens a model knows; a token's id is its place.
 
     Attributes:
-      kind: `characters`; `bytes`, the 256 of them, of UTF-8; or `words`, what stands between
-        blanks, with `<eos>` at the end of every line, and `<unk>` for the rest if there is one.
-      tokens: all different.
+      kind: `characters`; `bytes`, the 256 of them; or `words`, what stands between blanks, with
+        `<eos>` at the end of every line.
+      tokens: all different. Where `<unk>` is among words, or U+FFFD among characters, it stands for
+        all that are not in the vocabulary.
     """
 
     kind: str
@@ -78,6 +64,13 @@ class Vocabulary:
         if len(set(self.tokens)) != len(self.tokens):
             twice = collections.Counter(self.tokens).most_common(1)[0][0]
             raise ValueError(f"The vocabulary holds {twice!r} twice; tokens must differ.")
+        if self.kind != "words" and any(len(token) != 1 for token in self.tokens):
+            wrong = next(token for token in self.tokens if len(token) != 1)
+            raise ValueError(
+                f"The vocabulary of {self.kind} holds {wrong!r}, but each must be one character."
+            )
+        if self.kind == "bytes" and self.tokens != BYTES:
+            raise ValueError("A vocabulary of bytes must hold all 256 of them, in their order.")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -110,15 +103,18 @@ class Vocabulary:
                 )
             return cls(kind, tuple(sorted({*text, *(BOUNDARY[kind] if boundary else "")})))
         if kind == "bytes":
-            return cls(kind, tuple(chr(byte) for byte in range(256)))
+            return cls(kind, BYTES)
         checks.check_choice("kind of tokens", kind, KINDS)
         counts = collections.Counter(split_words(text))
         words = sorted(counts, key=lambda word: (-counts[word], word))
-        if max_size is not None and len(words) > max_size:
-            checks.check_at_least("vocabulary size", max_size, 2)
-            kept = words[:max_size]
-            words = kept if UNK in kept else [*kept[:-1], UNK]
-        return cls(kind, tuple(words))
+        needed = [EOS] if boundary else []
+        if max_size is not None and len({*words, *needed}) > max_size:
+            needed.append(UNK)
+            checks.check_at_least("vocabulary size", max_size, 1 + len(needed))
+            others = [word for word in words if word not in needed]
+            left_out = set(others[max_size - len(needed) :])
+            words = [word for word in words if word not in left_out]
+        return cls(kind, (*words, *(word for word in needed if word not in words)))
 
     @property
     def boundary(self) -> int:
@@ -130,29 +126,44 @@ class Vocabulary:
         token = BOUNDARY[self.kind]
         if token not in self.tokens:
             raise ValueError(
-                f"The vocabulary has no {token!r} to stand between documents. Build it with "
-                "boundary=True."
+                f"The vocabulary has no {token!r} to stand between documents, so it is not of "
+                "documents. Build it with boundary=True, or prepare the corpus again."
             )
         return self.tokens.index(token)
 
-    def encode(self, text: str) -> np.ndarray:
-        """The ids of a text, one-dimensional.
+    @property
+    def unknown(self) -> int | None:
+        """The id of what stands for tokens that have none, or None if there is no such token."""
+        return self._ids.get(UNKNOWN.get(self.kind, ""))
+
+    def with_unknown(self) -> "Vocabulary":
+        """Returns the vocabulary with a token for what it lacks, at the end if it is a new one."""
+        if self.kind == "bytes" or self.unknown is not None:
+            return self
+        return Vocabulary(self.kind, (*self.tokens, UNKNOWN[self.kind]))
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Returns the ids of a text, one-dimensional; of bytes any, of other kinds a text.
 
         Raises:
-          ValueError: a token is not in the vocabulary, and there is no `<unk>` (which token
+          ValueError: a token is not in the vocabulary, and nothing stands for such (which token
             and on which line).
         """
         if self.kind == "bytes":
-            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(self.dtype)
+            data = text.encode("utf-8") if isinstance(text, str) else text
+            return np.frombuffer(data, np.uint8).astype(self.dtype)
+        if isinstance(text, bytes):
+            raise TypeError(f"These are bytes, and the vocabulary is of {self.kind}. Decode them.")
         if self.kind == "words":
             return self._encode_words(text)
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        known = np.array([ord(token) for token in self.tokens], np.uint32)
-        order = np.argsort(known)
+        known, order = self._known
         ids = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
         wrong = np.flatnonzero(known[ids] != codes)
         if wrong.size:
-            self._refuse(text[wrong[0]], text.count("\n", 0, int(wrong[0])) + 1)
+            if self.unknown is None:
+                self._refuse(text[wrong[0]], text.count("\n", 0, int(wrong[0])) + 1)
+            ids[wrong] = self.unknown
         return ids.astype(self.dtype)
 
     def decode(self, ids: np.ndarray) -> str:
@@ -166,28 +177,47 @@ class Vocabulary:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON: `{"kind": ..., "tokens": [...]}`."""
         content = {"kind": self.kind, "tokens": list(self.tokens)}
-        pathlib.Path(path).write_text(json.dumps(content, ensure_ascii=True) + "\n", "utf-8")
+        write_text(path, json.dumps(content, ensure_ascii=True) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
         """Reads what `save` wrote.
 
         Raises:
-          ValueError: the file does not hold a vocabulary.
+          DataError: there is no such file, or it does not hold a vocabulary.
         """
+        expected = 'a vocabulary, {"kind": "words", "tokens": ["a", "b"]}'
+        content = read_json(path, expected)
+        tokens = content.get("tokens")
+        if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+            raise DataError(f"{str(path)!r} has no list of tokens. It must be {expected}.")
+        if any("\ud800" <= letter <= "\udfff" for token in tokens for letter in token):
+            raise DataError(f"{str(path)!r} holds half of a surrogate pair, which is no character.")
         try:
-            content = json.loads(read_text(path))
-            tokens = content["tokens"]
-            if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
-                raise TypeError("tokens must be a list of strings")
-            return cls(content["kind"], tuple(tokens))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} holds no vocabulary: {error}.") from None
+            return cls(str(content.get("kind")), tuple(tokens))
+        except ValueError as error:
+            raise DataError(f"{str(path)!r} is no vocabulary: {error}") from None
+
+    @property
+    def sha256(self) -> str:
+        """A digest of kind and tokens, in order: another vocabulary, another digest."""
+        content = json.dumps([self.kind, *self.tokens], ensure_ascii=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @functools.cached_property
+    def _known(self) -> tuple[np.ndarray, np.ndarray]:
+        """The codes of characters, and their order."""
+        known = np.array([ord(token) for token in self.tokens], np.uint32)
+        return known, np.argsort(known)
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.tokens)}
 
     def _encode_words(self, text: str) -> np.ndarray:
-        ids = {word: i for i, word in enumerate(self.tokens)}
-        if UNK in ids:
-            unknown = ids[UNK]
+        ids = self._ids
+        unknown = self.unknown
+        if unknown is not None:
             return np.array([ids.get(word, unknown) for word in split_words(text)], self.dtype)
         try:
             return np.array([ids[word] for word in split_words(text)], self.dtype)
@@ -203,8 +233,9 @@ class Vocabulary:
         thing = "word" if self.kind == "words" else "character"
         raise ValueError(
             f"The {thing} {token!r} on line {line} is not among the {len(self)} tokens of the "
-            f"vocabulary, and the vocabulary has no {UNK}. Build it from a text that holds the "
-            f"{thing}, or of words with a size limit, which makes room for {UNK}."
+            f"vocabulary, and the vocabulary has no {UNKNOWN[self.kind]} for others. Build it from "
+            f"a text that holds the {thing}, or of words with a size limit, which makes room for "
+            f"{UNK}."
         )
 
 
@@ -213,14 +244,20 @@ def split_words(text: str) -> list[str]:
     return text.replace("\n", f" {EOS} ").split()
 
 
+Tokens = TypeVar("Tokens", np.ndarray, str, list[str])
+
+
 def split(
-    tokens: np.ndarray, valid_fraction: float, test_fraction: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Training, validation and test part, in this order: the test part is the end.
+    tokens: Tokens, valid_fraction: float, test_fraction: float
+) -> tuple[Tokens, Tokens, Tokens]:
+    """Returns training, validation and test part, in this order: the test part is the end.
 
     Example:
       >>> [len(part) for part in split(np.arange(100), 0.2, 0.1)]
       [70, 20, 10]
+
+    Raises:
+      ValueError: one of the parts would be empty.
     """
     for name, fraction in (("valid", valid_fraction), ("test", test_fraction)):
         checks.check_between(f"{name}_fraction", fraction, 0.0, 1.0)
@@ -234,56 +271,14 @@ def split(
     return tokens[:valid], tokens[valid:test], tokens[test:]
 
 
-def open_tokens(path: str | os.PathLike[str], dtype: type[np.integer] = np.uint16) -> np.ndarray:
-    """Memory-maps a one-dimensional token file: `.npy`, or raw little-endian integers.
+def split_text(text: str, kind: str, valid_fraction: float, test_fraction: float) -> list[str]:
+    """Returns the parts of a text, divided between two tokens: see `split`.
 
-    Raises:
-      ValueError: no such file, an empty one, or one of another kind.
+    Example:
+      >>> split_text("a b c d e f", "words", 0.2, 0.2)
+      ['a b c d', 'e', 'f']
     """
-    path = pathlib.Path(path)
-    if not path.is_file() or path.stat().st_size == 0:
-        raise ValueError(f"There are no tokens in {str(path)!r}: no such file, or an empty one.")
-    if path.suffix == ".npy":
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    else:
-        size = path.stat().st_size
-        if size % np.dtype(dtype).itemsize:
-            raise ValueError(
-                f"{str(path)!r} has {size} bytes, not a multiple of the "
-                f"{np.dtype(dtype).itemsize} bytes of a {np.dtype(dtype).name} token."
-            )
-        tokens = np.memmap(path, dtype, mode="r")
-    return tokens
-
-
-def open_corpus(folder: str | os.PathLike[str]) -> tuple[Vocabulary | None, np.ndarray, np.ndarray]:
-    """What `tools/prepare.py` has written, memory-mapped.
-
-    Returns:
-      the vocabulary, None where a tokenizer of the user's made the tokens; tokens `[N]`; where
-      each document ends, `[D]` int64.
-
-    Raises:
-      ValueError: the folder holds no corpus, or not the one that its `corpus.json` says.
-    """
-    folder = pathlib.Path(folder)
-    if not (folder / ABOUT).is_file():
-        raise ValueError(
-            f"{str(folder)!r} holds no prepared corpus: there is no {ABOUT}. Make one, or finish "
-            "it, with python -m tools.prepare."
-        )
-    try:
-        about = json.loads((folder / ABOUT).read_text("utf-8"))
-        kind, counts = about["kind"], (about["tokens"], about["documents"])
-        dtype = {"uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32}[about["dtype"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{ABOUT} in {str(folder)!r} cannot be used: {error!r}.") from None
-    parts = [open_tokens(folder / TOKENS, dtype), open_tokens(folder / ENDS, np.int64)]
-    for name, part, count in zip((TOKENS, ENDS), parts, counts, strict=True):
-        if len(part) != count:
-            raise ValueError(
-                f"{name} in {str(folder)!r} has {len(part)} entries, but {ABOUT} says {count}. "
-                "The folder is damaged; prepare it again."
-            )
-    vocabulary = Vocabulary.load(folder / "vocabulary.json") if kind in KINDS else None
-    return vocabulary, parts[0], parts[1]
+    if kind == "words":  # joined again, they are the same words
+        parts = split(split_words(text), valid_fraction, test_fraction)
+        return [" ".join(part) for part in parts]
+    return list(split(text, valid_fraction, test_fraction))

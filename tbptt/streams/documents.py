@@ -1,14 +1,13 @@
 """Documents of tokens: state starts anew at each, wherever in a window that is."""
 
-import json
-import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
 from tbptt import checks
 from tbptt.streams.contiguous import check_ids, fresh
 from tbptt.streams.corpus import Vocabulary
+from tbptt.streams.files import Document
 from tbptt.streams.pieces import Pieces, PieceStream
 from tbptt.streams.truncation import Truncation, truncation_of
 
@@ -106,38 +105,8 @@ class DocumentStream(PieceStream):
         return ids[0], ids[1], None
 
 
-def read_documents(path: str) -> Iterator[tuple[str, str | np.ndarray]]:
-    """Documents as `(name, text or tokens)`, one at a time.
-
-    Args:
-      path: a folder: every file in it is a document, in the order of the names; a `.jsonl` file:
-        every line is a JSON object with a `text`, or with `tokens`, a list of integers; any other
-        file: every line is a document. Blank lines are none.
-
-    Raises:
-      ValueError: no such path, no UTF-8, a line that is no such object (file and line), an empty
-        document.
-    """
-    source = pathlib.Path(path)
-    if source.is_dir():
-        files = sorted(file for file in source.rglob("*") if file.is_file())
-        for file in files:
-            yield str(file), _not_empty(str(file), decode(file.read_bytes(), str(file)))
-        return
-    if not source.is_file():
-        raise ValueError(f"There is no file or folder {path!r}.")
-    with source.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            name = f"{path}:{number}"
-            if not line.strip():
-                continue
-            text = decode(line, name)
-            content = from_json(text, name) if source.suffix == ".jsonl" else text.rstrip("\r\n")
-            yield name, _not_empty(name, content)
-
-
 def encode_documents(
-    documents: Iterable[tuple[str, str | np.ndarray]], vocabulary: Vocabulary | None = None
+    documents: Iterable[tuple[str, Document]], vocabulary: Vocabulary | None = None
 ) -> Pieces:
     """What `read_documents` gives, as tokens.
 
@@ -150,44 +119,14 @@ def encode_documents(
     """
     arrays = []
     for name, content in documents:
-        if isinstance(content, str):
+        if not isinstance(content, np.ndarray):
             if vocabulary is None:
                 raise ValueError(f"{name} is a text, and there is no vocabulary to encode it.")
             try:
                 content = vocabulary.encode(content)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
+        if len(content) == 0:
+            raise ValueError(f"{name} is an empty document. Leave it out.")
         arrays.append(content)
     return Pieces.of(arrays)
-
-
-def decode(data: bytes, name: str) -> str:
-    """UTF-8, or ValueError that says where."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8: {error}. Convert it first.") from None
-
-
-def from_json(line: str, name: str) -> str | np.ndarray:
-    """The text or the tokens of one JSON object, or ValueError that says where."""
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}. Every line must be one object.") from None
-    text = content.get("text") if isinstance(content, dict) else None
-    tokens = content.get("tokens") if isinstance(content, dict) else None
-    if isinstance(text, str):
-        return text
-    if isinstance(tokens, list) and all(type(token) is int for token in tokens):
-        return np.array(tokens, np.int64)
-    raise ValueError(
-        f"{name} has neither a text nor tokens. Every line must be an object like "
-        '{"text": "..."} or {"tokens": [1, 2]}.'
-    )
-
-
-def _not_empty(name: str, content: str | np.ndarray) -> str | np.ndarray:
-    if len(content) == 0:
-        raise ValueError(f"{name} is an empty document. Leave it out.")
-    return content

@@ -1,9 +1,6 @@
 """Series of measurements: calendar gaps, missing values, and what is to be forecast."""
 
-import csv
 import dataclasses
-import math
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +8,6 @@ import numpy as np
 from tbptt import checks
 from tbptt.streams.pieces import Pieces, PieceStream
 from tbptt.streams.truncation import Truncation, truncation_of
-
-MISSING = ("", "na", "nan", "null", "none", "?", "-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +95,14 @@ class Scale:
                 f"Column {series.names[int(empty.argmax())]!r} has no value in the training part. "
                 "Leave it out."
             )
-        deviation = np.nanstd(series.values, axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            deviation = np.nanstd(series.values, axis=0)
+        if not np.isfinite(deviation).all():
+            raise ValueError(
+                f"Column {series.names[int(np.argmin(np.isfinite(deviation)))]!r} has values too "
+                "large to be standardised. Replace them, or make them NaN, which stands for "
+                "missing ones."
+            )
         return cls(np.nanmean(series.values, axis=0), np.where(deviation > 0, deviation, 1.0))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
@@ -121,6 +123,9 @@ class SeriesStream(PieceStream):
 
     Attributes: see `PieceStream`, and
       input_size: of an input vector.
+      origins: `[N]`, for each step of all stretches, one after another: the line that it reads, by
+        its number in its own series. With one row and no shuffling the row has this order.
+      scored: how many steps of an epoch have a target that counts.
 
     Example:
       >>> series = Series(np.array([[1.0], [2.0], [np.nan], [4.0]]), ("x",))
@@ -187,13 +192,14 @@ class SeriesStream(PieceStream):
                 )
         chosen = names if targets is None else tuple(targets)
         self._columns = [_column(names, name) for name in chosen]
-        parts, scored = [], []
+        parts, scored, origins = [], [], []
         for one in series:
             begin = 0
             for end in one.stretch_ends():
                 if end - begin > horizon:
                     parts.append(scale.apply(one.values[begin:end]))
                     scored.append(np.arange(begin, end) >= warm_up)
+                    origins.append(np.arange(begin, end - horizon))
                 begin = end
         if not parts:
             raise ValueError(
@@ -206,6 +212,7 @@ class SeriesStream(PieceStream):
         self._weight = np.concatenate(scored) & there[:, self._columns].all(axis=1)
         self._values = np.where(there, pieces.values, 0.0).astype(np.float32)
         self._begins = pieces.begins
+        self.origins = np.concatenate(origins)
         self._ahead = np.arange(1, horizon + 1) if path else np.array([horizon])
         self._masked = bool(masked if masked is not None else not there.all())
         self._changes = None
@@ -213,6 +220,10 @@ class SeriesStream(PieceStream):
             self._changes = np.diff(self._values, axis=0, prepend=self._values[:1])
             self._changes[~(there & np.roll(there, 1, axis=0))] = 0.0
             self._changes[pieces.begins] = 0.0
+        spans = zip(pieces.begins, pieces.ends - horizon, strict=True)
+        at = np.concatenate([np.arange(begin, end) for begin, end in spans])
+        self._at = at  # of each step, where its line is among all values
+        self.scored = int(self._counts(at).sum())
         self.input_size = len(names) * (1 + int(self._masked) + int(changes))
         super().__init__(
             pieces.lengths - horizon,
@@ -231,81 +242,35 @@ class SeriesStream(PieceStream):
         ahead = at[..., None] + self._ahead
         parts = (self._values, self._changes, self._there if self._masked else None)
         inputs = np.concatenate([part[at] for part in parts if part is not None], axis=-1)
-        weight = self._weight[ahead].all(axis=-1).astype(np.float32)
+        weight = self._counts(at).astype(np.float32)
         targets = self._values[ahead][..., self._columns]
         return inputs, targets.reshape([*at.shape, -1]), weight
 
+    def _counts(self, at: np.ndarray) -> np.ndarray:
+        """Whether what is predicted from these lines is scored."""
+        return self._weight[at[..., None] + self._ahead].all(axis=-1)
 
-def read_series(
-    path: str, columns: Sequence[str] | None = None, *, time_column: str | None = None
-) -> Series:
-    """A CSV file with a line of column names.
+    def persistence(self) -> float:
+        """Returns the mean squared error of predicting that every target stays as it is.
 
-    Args:
-      path: of the file.
-      columns: names of those to read. None: all that are not times.
-      time_column: holds times, as ISO 8601 or as 20200131. None: the first column, unless it
-        holds numbers.
+        It is in standardised units and over the steps that a model is scored at, `scored` of them.
+        Where a value is missing it is the last one that its stretch had, and before the first one
+        the mean.
 
-    Raises:
-      ValueError: no such file, no such column, a line with more or fewer fields, something that
-        is neither a number nor one of the signs for a missing one (file, line and column).
-    """
-    source = pathlib.Path(path)
-    if not source.is_file():
-        raise ValueError(f"There is no file {path!r}.")
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        lines = [line for line in csv.reader(file) if line]
-    if len(lines) < 3:
-        raise ValueError(f"{path!r} must have a line of column names, and two lines of values.")
-    names, *body = lines
-    for number, line in enumerate(body, start=2):
-        if len(line) != len(names):
-            raise ValueError(
-                f"{path}:{number} has {len(line)} fields, but there are {len(names)} column names."
-            )
-    if time_column is None and _number(body[0][0]) is None:
-        time_column = names[0]
-    others = [name for name in names if name != time_column]
-    values_of = others if columns is None else list(columns)
-    places = [_column(names, name) for name in values_of]
-    values = np.empty([len(body), len(places)])
-    for number, line in enumerate(body):
-        for k, place in enumerate(places):
-            value = _number(line[place])
-            if value is None:
-                raise ValueError(
-                    f"{path}:{number + 2}: {line[place]!r} in column {names[place]!r} is no "
-                    f"number. Choose other columns, or leave it empty if it is missing."
-                )
-            values[number, k] = value
-    times = None
-    if time_column is not None:
-        place = _column(names, time_column)
-        try:
-            times = np.array([_iso(line[place].strip()) for line in body], "datetime64")
-        except ValueError as error:
-            raise ValueError(
-                f"{path!r}: column {time_column!r} must hold times like 2020-01-31 or 2020-01-31 "
-                f"12:00: {error}."
-            ) from None
-    return Series(values, tuple(values_of), times)
-
-
-def _iso(time: str) -> str:
-    """20200131 as 2020-01-31; anything else as it is."""
-    compact = len(time) == 8 and time.isdecimal()
-    return f"{time[:4]}-{time[4:6]}-{time[6:]}" if compact else time
-
-
-def _number(text: str) -> float | None:
-    """NaN where a value is missing; None if this is no number."""
-    if text.strip().lower() in MISSING:
-        return math.nan
-    try:
-        return float(text)
-    except ValueError:
-        return None
+        Example:
+          >>> series = Series(np.array([[1.0], [2.0], [np.nan], [4.0]]), ("x",))
+          >>> scale = Scale(np.zeros(1), np.ones(1))
+          >>> SeriesStream([series], scale, rows=1, window_length=3).persistence()  # 1 -> 2, 2 -> 4
+          2.5
+        """
+        at = self._at[self._counts(self._at)]
+        known = np.where(self._there > 0, np.arange(len(self._there))[:, None], -1)
+        known[self._begins] = np.maximum(known[self._begins], self._begins[:, None])
+        last = np.maximum.accumulate(known, axis=0)[at]
+        columns = np.array(self._columns)
+        now = self._values[last[:, columns], columns].astype(np.float64)
+        truth = self._values[at[:, None] + self._ahead][..., columns]
+        return float(np.mean((truth - now[:, None]) ** 2))
 
 
 def _column(names: Sequence[str], name: str) -> int:

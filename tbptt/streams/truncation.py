@@ -59,10 +59,12 @@ class Truncation:
             checks.check_between("stride", self.stride, 1, self.window_length + 1)
         checks.check_at_least("burn_in", self.burn_in, 0)
         if self.burn_in > self.look_back:
+            most = self.window_length - self.burn_in
+            advice = f"Use stride={most} or less" if most > 0 else "Use a smaller burn_in"
             raise ValueError(
                 f"burn_in ({self.burn_in}) must be at most window_length - stride "
                 f"({self.look_back}), because what burns in is not scored, and every step is "
-                f"scored once. Use stride={self.window_length - self.burn_in} or less."
+                f"scored once. {advice}."
             )
         checks.check_between("cut", self.cut, 0.0, 1.0)
         if not 0.0 <= self.drop_state <= 1.0:

@@ -32,7 +32,12 @@ class Evaluation(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Nats a target."""
+        """Nats a target. Raises ValueError if there is no target that counts."""
+        if not self.weight_sum:
+            raise ValueError(
+                "Nothing was scored: every weight of the stream is 0. Evaluate on a stream that "
+                "has targets."
+            )
         return self.loss_sum / self.weight_sum
 
     @property

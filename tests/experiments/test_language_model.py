@@ -99,8 +99,8 @@ def test_every_readout_runs(tmp_path, corpus_file, settings):
 
 def test_chunked_starts_and_learns_as_full_does(tmp_path, corpus_file):
     results = [
-        trained(tmp_path / readout, corpus=corpus_file, readout=readout, readout_chunk=5)
-        for readout in ("full", "chunked")
+        trained(tmp_path / readout, corpus=corpus_file, readout=readout, **more)
+        for readout, more in (("full", {}), ("chunked", dict(readout_chunk=5)))
     ]
     for key in ("valid", "test"):
         assert np.isclose(results[0][key], results[1][key], rtol=1e-4)
@@ -123,9 +123,9 @@ def test_prepared_corpus(tmp_path, corpus_file):
     result = trained(tmp_path / "run", prepared=str(tmp_path / "lines"), tokens="words")
     assert result["metric"] == "perplexity"
     assert np.isfinite([result["valid"], result["test"]]).all()
-    settings = language_model.Settings(prepared=str(tmp_path / "text"), tokens="words")
-    _, parts = language_text.load(settings)
-    assert all(isinstance(part, np.memmap) for part in parts)
+    settings = language_model.Settings(prepared=str(tmp_path / "text"), valid_rows=2)
+    data = language_text.load(settings)
+    assert all(isinstance(part, np.memmap) for part in data.parts)
 
 
 def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
@@ -236,10 +236,10 @@ def test_run_goes_on_only_with_the_data_it_was_begun_with(tmp_path, corpus_file)
 BAD = {
     "missing file": (dict(corpus="no/such.txt"), "There is no file 'no/such.txt'"),
     "missing train_text": (
-        dict(config="ptb_small", corpus=""),
+        dict(config="ptb_small", corpus="", vocabulary_size=0),
         "--config=ptb_small needs --train_text",
     ),
-    "one of three": (dict(train_text="a.txt"), "go together"),
+    "one of three": (dict(train_text="a.txt", corpus=""), "go together"),
     "rows": (dict(rows=0), r"rows \(0\) must be at least 1"),
     "window": (dict(window_length=-1), r"window_length \(-1\) must be at least 1"),
     "calls": (dict(windows_per_call=0), r"windows_per_call \(0\) must be at least 1"),
@@ -250,21 +250,24 @@ BAD = {
     "optimizer": (dict(optimizer="lion"), r"optimizer \('lion'\) must be one of sgd"),
     "schedule": (dict(schedule="step"), r"schedule \('step'\) must be one of constant"),
     "reduction": (dict(reduction="max"), r"reduction \('max'\) must be one of mean"),
-    "tokens": (dict(tokens="syllables"), r"kind of tokens \('syllables'\)"),
-    "dropout": (dict(dropout=1.0), r"dropout rate \(1.0\) must be at least 0.0 and below 1.0"),
+    "tokens": (dict(tokens="syllables"), r"tokens \('syllables'\) must be one of"),
+    "dropout": (dict(dropout=1.0), r"dropout \(1.0\) must be below 1"),
     "per": (dict(dropout_per="batch"), r"per \('batch'\) must be one of"),
     "tied": (dict(tied=True), r"embedding_size \(3\) equal to the core's output size \(4\)"),
     "stride": (dict(stride=9), r"stride \(9\) must be at least 1 and below 6"),
     "burn-in": (dict(burn_in=1), r"burn_in \(1\) must be at most window_length - stride \(0\)"),
     "shuffle": (dict(shuffle="all"), r"shuffle \('all'\) must be one of none, offset, rotate"),
     "keep and stride": (dict(keep="states", stride=2), "--keep=states keeps no state"),
-    "no documents": (dict(documents="no/such"), "There is no file or folder 'no/such'"),
-    "not prepared": (dict(prepared="no/such"), "'no/such' holds no prepared corpus"),
+    "no documents": (dict(documents="no/such", corpus=""), "There is no file 'no/such'"),
+    "not prepared": (dict(prepared="no/such", corpus=""), "'no/such' holds no prepared corpus"),
     "readout": (dict(readout="half"), r"readout \('half'\) must be one of full, chunked"),
-    "readout chunk": (dict(readout_chunk=0), r"readout_chunk \(0\) must be at least 1"),
+    "readout chunk": (
+        dict(readout_chunk=0, readout="chunked"),
+        r"readout_chunk \(0\) must be at",
+    ),
     "readout of characters": (
         dict(readout="adaptive"),
-        "--readout=adaptive needs ids sorted by frequency, as --tokens=words has them",
+        "--readout=adaptive needs ids sorted by frequency, as words have them",
     ),
     "readout tied": (
         dict(readout="sampled", tokens="words", tied=True, embedding=4),

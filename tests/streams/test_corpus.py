@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tbptt import Vocabulary
-from tbptt.streams import corpus
+from tbptt.streams import corpus, files
 
 TEXT = "the cat sat\non the mat\nthe end\n"
 
@@ -77,7 +77,7 @@ def test_saved_vocabulary_comes_back(tmp_path, kind):
 )  # fmt: skip
 def test_file_that_holds_no_vocabulary_is_refused(tmp_path, content):
     (tmp_path / "v.json").write_text(content)
-    with pytest.raises(ValueError, match=r"holds no vocabulary|must be one of|twice"):
+    with pytest.raises(ValueError, match=r"must be a vocabulary|must be one of|twice"):
         Vocabulary.load(tmp_path / "v.json")
 
 
@@ -90,7 +90,7 @@ def test_unknown_kind_is_refused():
     ("content", "message"),
     [
         (None, r"There is no file '.*text'\. Give the path"),
-        (b"", "is empty: there is nothing to learn"),
+        (b"", "is empty. Give the path of a UTF-8 text"),
         (b"good\xe9", r"is not UTF-8: byte 0xe9 at offset 4\. Convert it"),
     ],
 )
@@ -98,7 +98,7 @@ def test_text_files_that_cannot_be_read_are_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "text").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        corpus.read_text(tmp_path / "text")
+        files.read_text(tmp_path / "text")
 
 
 def test_python_corpora_are_there():
