@@ -168,9 +168,10 @@ class LanguageModel(tf.Module):
         if activation:
             penalty += activation * tf.reduce_mean(h * h, axis=-1)
         if slowness:
-            change = tf.reduce_mean(tf.math.squared_difference(raw[1:], raw[:-1]), axis=-1)
-            if reset is not None:
-                change = tf.where(reset[1:], tf.zeros_like(change), change)
+            before = raw[:-1]
+            if reset is not None:  # before the difference, whose derivative would see what was
+                before = tf.where(reset[1:, :, None], raw[1:], before)
+            change = tf.reduce_mean(tf.math.squared_difference(raw[1:], before), axis=-1)
             penalty += slowness * tf.pad(change, [[1, 0], [0, 0]])
         return penalty
 

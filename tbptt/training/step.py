@@ -4,7 +4,7 @@ Everything here is traced into a larger program; nothing here decides about comp
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import tensorflow as tf
 
@@ -13,6 +13,7 @@ from tbptt.optimizers.clipping import global_norm
 from tbptt.optimizers.transform import GradientTransform
 from tbptt.state import detach, select
 from tbptt.training.loss_scale import divide
+from tbptt.training.unseen import counted_only, replace_unseen, true_state
 from tbptt.types import Loss, Model, Nest, ScoringModel, Seed, State, Window
 
 
@@ -120,7 +121,7 @@ def score(
     if loss is None:
         return cast(ScoringModel, model).score(window, state, training=training, seed=seed)
     outputs, state = model(window, state, training=training, seed=seed)
-    return loss(outputs, window.targets), state
+    return loss(counted_only(outputs, window.weight), window.targets), state
 
 
 def window_gradients(
@@ -138,11 +139,16 @@ def window_gradients(
 
     With a `scale`, a float32 scalar, what is differentiated is multiplied by it and the gradients
     are divided by it, see `loss_scale`. `training=False` leaves out dropout and the like.
+
+    A value that is not finite and reaches nothing that counts changes no gradient; the state that
+    is carried on is the true one, NaN included.
     """
     parameters = model.trainable_variables
+    how: dict[str, Any] = dict(training=training, seed=seed)
     with tf.GradientTape() as tape:
         begun = begin(model, window, state)
-        step_losses, state = score(model, loss, window, begun, training=training, seed=seed)
+        seen, seen_state, changed = replace_unseen(window, begun)
+        step_losses, state = score(model, loss, seen, seen_state, **how)
         loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)
         objective = losses.reduce(reduction, loss_sum, weight_sum, rows(window))
         if scale is not None:
@@ -150,6 +156,7 @@ def window_gradients(
     gradients = tape.gradient(
         objective, parameters, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
+    state = true_state(changed, state, lambda: score(model, loss, window, begun, **how)[1])
     # An embedding's gradient comes as slices; every transform below wants tensors.
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     if scale is not None:
