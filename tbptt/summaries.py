@@ -106,7 +106,9 @@ class SummaryWriter:
 
 
 def state_rms(state: Any) -> float:
-    """Root mean square over all parts of a recurrent state."""
+    """Returns the root mean square over all parts of a recurrent state, however large they are."""
     leaves = [tf.cast(leaf, tf.float32) for leaf in tf.nest.flatten(state)]
-    squares = tf.add_n([tf.reduce_sum(leaf * leaf) for leaf in leaves])
-    return float(tf.sqrt(squares / sum(int(tf.size(leaf)) for leaf in leaves)))
+    largest = tf.reduce_max([tf.reduce_max(tf.abs(leaf)) for leaf in leaves])
+    scale = tf.where(largest > 0, largest, 1.0)
+    squares = tf.add_n([tf.reduce_sum((leaf / scale) ** 2) for leaf in leaves])
+    return float(scale * tf.sqrt(squares / sum(int(tf.size(leaf)) for leaf in leaves)))

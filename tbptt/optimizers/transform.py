@@ -23,6 +23,31 @@ class GradientTransform(NamedTuple):
     update: Callable[[Nest, Nest, Nest, tf.Tensor], tuple[Nest, Nest]]
 
 
+def widened(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns the tensor in float32 if its type is smaller: squares would leave its range.
+
+    Example:
+      >>> widened(tf.constant(300.0, tf.float16)).dtype.name
+      'float32'
+    """
+    return tensor if tensor.dtype.size >= tf.float32.size else tf.cast(tensor, tf.float32)
+
+
+def bounded(gradient: tf.Tensor) -> tf.Tensor:
+    """Returns the gradient, `widened`, with values of infinite square cut to some of finite square.
+
+    One such value would leave a running mean of squares infinite, and its parameter would stand
+    still for ever.
+
+    Example:
+      >>> float(bounded(tf.constant(1e20))) < 1e19, float(bounded(tf.constant(-1e10)))
+      (True, -10000000000.0)
+    """
+    wide = widened(gradient)
+    most = 0.5 * float(wide.dtype.max) ** 0.5
+    return tf.clip_by_value(wide, -most, most)
+
+
 def chain(*transforms: GradientTransform) -> GradientTransform:
     """Applies transforms one after the other; the state is the tuple of theirs.
 
