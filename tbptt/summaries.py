@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 LOSS_TRAIN = "loss/train"
+LOSS_PENALTY = "loss/penalty"
 LOSS_VALID = "loss/valid"
 RESULT_VALID = "result/valid"
 RESULT_TEST = "result/test"

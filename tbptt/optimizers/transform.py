@@ -17,10 +17,13 @@ class GradientTransform(NamedTuple):
     init: `parameters -> state`, the slots.
     update: `(updates, state, parameters, step) -> (updates, state)`. `step` is an int64
       scalar, the number of windows seen before this one: what schedules go by.
+    rate_first: a window's `rate` multiplies its gradient, before `update`, and not the update that
+      comes out: where an update is made of several windows, each at its own rate.
     """
 
     init: Callable[[Nest], Nest]
     update: Callable[[Nest, Nest, Nest, tf.Tensor], tuple[Nest, Nest]]
+    rate_first: bool = False
 
 
 def widened(tensor: tf.Tensor) -> tf.Tensor:
@@ -68,7 +71,8 @@ def chain(*transforms: GradientTransform) -> GradientTransform:
             new_state.append(slots)
         return updates, tuple(new_state)
 
-    return GradientTransform(init, update)
+    rate_first = any(transform.rate_first for transform in transforms)
+    return GradientTransform(init, update, rate_first=rate_first)
 
 
 def stateless(function: Callable[[Nest, Nest, tf.Tensor], Nest]) -> GradientTransform:

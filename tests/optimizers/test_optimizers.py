@@ -9,6 +9,7 @@ import tensorflow as tf
 from tbptt import optimizers
 from tbptt.optimizers.clipping import global_norm
 from tbptt.optimizers.sgd import trace
+from tbptt.training.step import update
 from tests.conftest import assert_close
 
 RATE = 0.05
@@ -182,6 +183,29 @@ def test_chain_applies_in_order_and_keeps_states_apart():
     for expected in (-0.1, -0.15):
         updates, state = chained.update([tf.constant([7.0])], state, parameters, 0)
         assert_close(updates, [np.float32([expected])])
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_accumulated_windows_count_by_their_own_rates(chained):
+    """The mean of gradients, each times the rate of its window, and not times that of the last."""
+    optimizer = optimizers.accumulate(2, optimizers.sgd(1.0))
+    if chained:
+        optimizer = optimizers.chain(optimizer, optimizers.clip_by_value(100.0))
+    parameter = tf.Variable([0.0])
+    slots = tf.nest.map_structure(tf.Variable, optimizer.init([tf.zeros([1])]))
+    moved = []
+    for gradient, rate in ((3.0, 0.5), (5.0, 2.0), (1.0, 1.0), (1.0, 3.0)):
+        update(
+            optimizer,
+            [parameter],
+            slots,
+            [tf.constant([gradient])],
+            tf.zeros([], tf.int64),
+            accept=tf.constant(True),
+            rate=tf.constant(rate),
+        )
+        moved.append(float(parameter[0]))
+    assert moved == [0.0, -5.75, -5.75, -7.75]
 
 
 def values(schedule, steps):
