@@ -6,16 +6,19 @@ import functools
 import hashlib
 import json
 import math
+import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from absl import logging
 
 import tbptt
 from experiments import run
 from experiments.run import setting
 from experiments.settings import decisive, profile_range, save_interval
 from tbptt import checks, optimizers, summaries
-from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints, write_parameters
 from tbptt.distribution import Replicas
 from tbptt.state import named_leaves
 from tbptt.streams.fingerprint import fingerprint
@@ -163,6 +166,37 @@ class Told:
         self.writer.histograms(report.step, summaries.STATE, named_leaves(report.state))
 
 
+@dataclasses.dataclass
+class BestFile:
+    """Writes the best parameters to a file. A failure is told and tried again later.
+
+    Attributes:
+      path: an `.npz`; None: this process writes nothing.
+      best: holds the parameters.
+      due: whether they are not in the file yet.
+    """
+
+    path: pathlib.Path | None
+    best: tbptt.KeepBest
+    due: bool = True
+
+    def write(self) -> None:
+        """Writes the file if that is due, or logs what went wrong with the disk."""
+        parameters = self.best.parameters()
+        if self.path is None or not self.due or not parameters:
+            return
+        try:
+            write_parameters(self.path, parameters)
+            self.due = False
+        except OSError as error:
+            logging.error(
+                "The best parameters could not be written to %s: %s. The run goes on, with them in "
+                "its checkpoints, and tries again.",
+                self.path,
+                error.strerror,
+            )
+
+
 def fit(
     settings: Any,
     claim: run.Claim,
@@ -194,6 +228,7 @@ def fit(
     Raises:
       UsageError: no checkpoint in the folder can be used, or it is of other data.
       UnfinishedError: --max_minutes are over; all is saved.
+      NonFiniteError: no validation was finite.
     """
     logdir, options, stream = claim.folder, claim.options, feed.stream
     replicas = claim.replicas
@@ -202,6 +237,7 @@ def fit(
     parts = {"best": best, **(parts or {})}
     facts = {"settings": decisive(settings), "data": claim.data}
     checkpoints, start = take_up(claim, trainer, stream, parts, facts)
+    best_file = BestFile(logdir / "best_parameters.npz" if claim.writes else None, best)
     first = trainer.windows_seen
     run.announce(logdir, trainer.model, first, windows, replicas)
     writer = tbptt.SummaryWriter(logdir if claim.writes else None, first_step=first)
@@ -220,8 +256,8 @@ def fit(
         with average.applied() if average else contextlib.nullcontext():
             loss, figure = judge()
             better = best.offer(figure, report.step)
-            if better and claim.writes:
-                tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
+            best_file.due = best_file.due or better
+            best_file.write()
         writer.scalars(report.step, {summaries.LOSS_VALID: loss})
         progress.note(
             f"window {report.step}: valid {metric} {figure:.4f}"
@@ -239,6 +275,7 @@ def fit(
         due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
 
     def take(position: tbptt.Position) -> Checkpoint:
+        best_file.write()
         writer.flush()  # what is shown up to here is not shown again
         return resume.snapshot(trainer, position, parts=parts, facts=facts)
 
@@ -264,11 +301,18 @@ def fit(
             "same command goes on."
         )
     if validate is None:
-        if claim.writes:
-            tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
-        return Fit(writer, math.nan, windows, progress.tokens_per_second)
+        best.offer(0.0, windows)
+        best_file.due = True
+    elif not best.parameters():
+        raise tbptt.NonFiniteError(
+            f"No validation of {windows} windows was finite, so there are no best parameters to "
+            f"test. Begin anew with a lower --learning_rate, in another --logdir than {logdir}."
+        )
+    best_file.write()
     best.apply()
-    return Fit(writer, best.figure, windows, progress.tokens_per_second)
+    return Fit(
+        writer, math.nan if validate is None else best.figure, windows, progress.tokens_per_second
+    )
 
 
 def take_up(

@@ -1,8 +1,15 @@
 """Commands that cannot be carried out: what is promised to be said, and that nothing is lost."""
 
+import contextlib
+import json
+import os
+import resource
+import shutil
+
 import pytest
 
 from experiments import language_model, music
+from tbptt.checkpoint import read_checkpoint
 from tests.experiments.conftest import command_line, contents
 
 # Flags of a run that is as small as can be; the cases give one more.
@@ -34,3 +41,200 @@ def test_settings_are_checked_before_anything_is_read_or_written(tmp_path, case)
     assert (done.status, done.stdout) == (1, "")
     assert done.stderr == f"error: {message}\n"
     assert contents(tmp_path) == {}
+
+
+@contextlib.contextmanager
+def quota(size):
+    """No file may grow beyond so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def partial(folder):
+    return [name for name in contents(folder) if name.endswith(".partial")]
+
+
+def test_a_disk_too_full_for_the_settings_is_told(tmp_path):
+    with quota(100):
+        done = command_line(music, *TINY, "--logdir=run", cwd=tmp_path)
+    assert done.status == 1
+    assert done.stderr == (
+        "error: 'run/settings.json' cannot be written: File too large. Make room or choose another "
+        "--logdir, and give the same command again.\n"
+    )
+    assert partial(tmp_path) == []
+    assert command_line(music, *TINY, "--logdir=run", cwd=tmp_path).status == 0
+
+
+def test_a_disk_too_full_for_all_but_the_result_is_survived(tmp_path):
+    """Checkpoints, best parameters and events cannot be written; there is room again at the end."""
+    flags = [*TINY, "--hidden=40", "--max_windows=4", "--eval_every=2", "--logdir=run"]
+    with quota(2000):
+        done = command_line(music, *flags, "--save_every=1", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert json.loads(done.stdout)["windows"] == 4
+    for told in (
+        "A checkpoint could not be written to run/checkpoints",
+        "The best parameters could not be written to run/best_parameters.npz: File too large.",
+        "TensorBoard's events could not be written to run",
+    ):
+        assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert partial(tmp_path) == []
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "best_parameters.npz").exists()
+
+
+def test_best_parameters_that_could_not_be_written_are_tried_again(tmp_path, monkeypatch):
+    failures = []
+    replace = os.replace
+
+    def full_once(source, target):
+        if str(target).endswith("best_parameters.npz") and not failures:
+            failures.append(target)
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full_once)
+    monkeypatch.setattr(type(tmp_path), "replace", lambda path, target: full_once(path, target))
+    done = command_line(music, *TINY, "--logdir=run", cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert len(failures) == 1
+    assert (tmp_path / "run" / "best_parameters.npz").exists()
+    assert partial(tmp_path) == []
+
+
+def test_a_run_without_a_finite_validation_is_no_success(tmp_path):
+    """Its checkpoints are written and read all the same."""
+    flags = [*TINY, "--learning_rate=3e38", "--clip_norm=0", "--max_windows=4", "--eval_every=1"]
+    flags += ["--logdir=run", "--save_every=1"]
+    for _ in range(2):
+        done = command_line(music, *flags, cwd=tmp_path)
+        assert done.status == 1
+        assert done.stdout == ""
+        assert "error: No validation of 4 windows was finite, so there are no best" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "step-000000000004").step == 4
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which there is a finished run, `run`."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = command_line(music, *TINY, "--logdir=run", cwd=folder)
+    assert done.status == 0, done.stderr
+    return folder
+
+
+def spoilt(path, content):
+    if path.is_file():
+        path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+
+NO_SETTINGS = (
+    "settings.json in 'run' cannot be read, so whose run that is cannot be told. Choose another "
+    "--logdir."
+)
+NO_RESULT = (
+    "result.json in 'run' cannot be read, so whether the run is finished cannot be told. Remove "
+    "that file to go on from the last checkpoint, or use --restart after it."
+)
+# In the folder of a finished run: a file, what it holds instead (None: a folder), more flags.
+FILES = {
+    "settings empty": ("run/settings.json", b"", [], NO_SETTINGS),
+    "settings cut": ("run/settings.json", b'{"rows": 2,', [], NO_SETTINGS),
+    "settings a list": ("run/settings.json", b"[]", [], NO_SETTINGS),
+    "settings null": ("run/settings.json", b"null", [], NO_SETTINGS),
+    "settings binary": ("run/settings.json", b"\xff\x00\x01", [], NO_SETTINGS),
+    "settings a folder": ("run/settings.json", None, [], NO_SETTINGS),
+    "settings of another experiment": (
+        "run/settings.json",
+        b'{"experiment": "speech", "rows": 3}',
+        [],
+        "'run' holds a run of experiments.speech. Choose another --logdir.",
+    ),
+    "settings of a stranger": (
+        "run/settings.json",
+        b'{"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6}',
+        [],
+        "'run' holds a run with other settings (a=1 there, None here; b=2 there, None here; ",
+    ),
+    "result empty": ("run/result.json", b"", [], NO_RESULT),
+    "result cut": ("run/result.json", b'{"test": 1.', [], NO_RESULT),
+    "result garbage": ("run/result.json", b"\xff\xfe", [], NO_RESULT),
+    "result a list": ("run/result.json", b"[1]", [], NO_RESULT),
+    "other settings": (
+        "note",
+        b"",
+        ["--seed=1"],
+        "'run' holds a run with other settings (seed=0 there, 1 here). Choose another --logdir, or "
+        "give the same settings.",
+    ),
+    "other data": (
+        "run/result.json",
+        b'{"test": 1.0, "data": "0123"}',
+        [],
+        "The run in 'run' is finished, but its data have changed since. Use --restart to run it "
+        "again on the data as they are now, or choose another --logdir.",
+    ),
+    "seeds in a run": (
+        "note",
+        b"",
+        ["--seeds=2"],
+        "'run' holds a run of one seed. Choose another --logdir for several.",
+    ),
+    "a stranger's files": (
+        "mine/thesis.tex",
+        b"years of work",
+        ["--logdir=mine"],
+        "'mine' holds files (thesis.tex) and no run. Choose a new or an empty folder as --logdir.",
+    ),
+    "a stranger's files, seeds": (
+        "mine/thesis.tex",
+        b"years of work",
+        ["--logdir=mine", "--seeds=2"],
+        "'mine' holds files (thesis.tex) and no run. Choose a new or an empty folder as --logdir.",
+    ),
+    "a stranger's files, restart": (
+        "mine/thesis.tex",
+        b"years of work",
+        ["--logdir=mine", "--restart"],
+        "'mine' holds files (thesis.tex) and no run. Choose a new or an empty folder as --logdir.",
+    ),
+    "the folder of runs": (
+        "note",
+        b"",
+        ["--logdir=."],
+        "'.' holds files (note, run) and no run. Choose a new or an empty folder as --logdir.",
+    ),
+    "a file": ("note", b"", ["--logdir=note"], "--logdir ('note') is a file. Choose a folder."),
+    "below a file": (
+        "note",
+        b"",
+        ["--logdir=note/run"],
+        "--logdir ('note/run') cannot be made: Not a directory. Choose another one.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_folder_that_cannot_be_claimed_is_left_as_it_is(tmp_path, finished, case):
+    file, content, flags, message = FILES[case]
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    spoilt(tmp_path / file, content)
+    before = contents(tmp_path)
+    done = command_line(music, *TINY, "--logdir=run", *flags, cwd=tmp_path)
+    assert (done.status, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
+    assert "Traceback" not in done.stderr
+    assert contents(tmp_path) == before
