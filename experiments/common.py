@@ -287,19 +287,24 @@ def fit(
             trainer, feed, start, windows=windows, actions=due,
             stop=lambda: replicas.any(stopped() or options.seconds_left() < 0)[0],
         )  # fmt: skip
-        if trainer.windows_seen < windows:
+        finished = trainer.windows_seen == windows
+        if not finished:
             save.save(position)
-        save.close()
-    if trainer.windows_seen < windows:
+        error = save.close()
+    if not finished:
+        (unsaved,) = replicas.any(error is not None)  # nobody leaves before the chief has written
         writer.close()
         stopped.exit()
         why = "another worker was told to stop"
         if options.seconds_left() < 0:
             why = f"{options.max_minutes:g} minutes are over"
-        raise run.UnfinishedError(
-            f"The run is saved at window {trainer.windows_seen} of {windows}, because {why}. The "
-            "same command goes on."
-        )
+        where = f"at window {trainer.windows_seen} of {windows}, because {why}"
+        if unsaved:
+            raise run.UsageError(
+                f"The run stopped {where}, and could not be saved ({error or 'by the chief'}). "
+                "Make room on the disk; the same command goes on from the last checkpoint."
+            )
+        raise run.UnfinishedError(f"The run is saved {where}. The same command goes on.")
     if validate is None:
         best.offer(0.0, windows)
         best_file.due = True

@@ -267,7 +267,10 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             begin = valid_end - min(valid_end, WARM_UP + settings.horizon - 1)
             outputs = predict(model, testing)
             outputs = scale.undo(outputs.reshape([len(outputs), -1, len(names)]), chosen)[..., -1]
-            lines, ahead = min(SHOWN, test_end - valid_end), 1 if settings.path else settings.horizon
+            lines, ahead = (
+                min(SHOWN, test_end - valid_end),
+                1 if settings.path else settings.horizon,
+            )
             forecasts = by_line(outputs, begin + testing.origins + ahead - valid_end, lines)
             truth = series.values[valid_end : valid_end + lines, chosen[-1]]
             png = draw(truth, forecasts, names[-1])

@@ -218,7 +218,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             for name, part in (("dynamic_valid", validating), ("dynamic_test", testing))
             if settings.dynamic_rate
         }
-        data = common.data_of(training, validating, testing)
+        of_data = common.data_of(training, validating, testing)
     trigger = NonMonotonic(settings.average_patience or 1)
 
     def judge() -> tuple[float, float]:
@@ -227,9 +227,10 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             average.begin()
         return evaluation.loss, read(evaluation)
 
-    with run.Claim(settings, options, replicas, data=data) as claim:
+    with run.Claim(settings, options, replicas, data=of_data) as claim:
         if claim.writes:
-            vocabulary.save(claim.folder / "vocabulary.json")
+            with run.usage_errors():
+                vocabulary.save(claim.folder / "vocabulary.json")
         fitted = common.fit(
             settings,
             claim,

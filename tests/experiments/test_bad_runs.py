@@ -1,16 +1,21 @@
 """Commands that cannot be carried out: what is promised to be said, and that nothing is lost."""
 
 import contextlib
+import errno
 import json
 import os
 import resource
 import shutil
+import time
+import zipfile
 
 import pytest
 
 from experiments import language_model, music
 from tbptt.checkpoint import read_checkpoint
-from tests.experiments.conftest import command_line, contents
+from tbptt.distribution import Replicas
+from tests.experiments.conftest import command_line, contents, tool_line
+from tools import inspect_checkpoint, launch
 
 # Flags of a run that is as small as can be; the cases give one more.
 TINY = ("--rows=2", "--hidden=4", "--max_windows=2", "--windows_per_call=2", "--nojit_compile")
@@ -120,6 +125,39 @@ def test_a_run_without_a_finite_validation_is_no_success(tmp_path):
         assert "Traceback" not in done.stderr
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "step-000000000004").step == 4
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+OUT_OF_TIME = [*TINY, "--max_windows=6", "--max_minutes=1e-9", "--logdir=run"]
+
+
+def test_workers_leave_once_the_last_checkpoint_is_written(tmp_path, monkeypatch):
+    """What all processes ask each other last comes after the write, however slow the disk is."""
+    asked, ask, sync = [], Replicas.any, os.fsync
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000000002"
+    monkeypatch.setattr(os, "fsync", lambda file: time.sleep(0.1) or sync(file))
+
+    def any_of(self, *flags):
+        asked.append((flags, checkpoint.exists()))
+        return ask(self, *flags)
+
+    monkeypatch.setattr(Replicas, "any", any_of)
+    done = command_line(music, *OUT_OF_TIME, cwd=tmp_path)
+    assert done.status == 75, done.stderr
+    assert "The run is saved at window 2 of 6, because 1e-09 minutes are over." in done.stderr
+    assert asked[-1] == ((False,), True)
+
+
+def test_a_last_save_that_failed_is_not_reported_as_saved(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", full)
+    done = command_line(music, *OUT_OF_TIME, cwd=tmp_path)
+    assert done.status == 1
+    assert "The run stopped at window 2 of 6, because 1e-09 minutes are over, and could not be" in (
+        done.stderr
+    )
+    assert "The run is saved" not in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +276,46 @@ def test_a_folder_that_cannot_be_claimed_is_left_as_it_is(tmp_path, finished, ca
     assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
     assert "Traceback" not in done.stderr
     assert contents(tmp_path) == before
+
+
+TOOLS = {
+    "hosts without ports": (
+        launch,
+        ["--hosts=alpha,beta", "--", "python"],
+        "--hosts has 'alpha', but must be like alpha:2222,beta:2222.",
+    ),
+    "a host twice": (
+        launch,
+        ["--hosts=alpha:1,alpha:1", "--", "python"],
+        "--hosts (alpha:1,alpha:1) has a worker twice. Give each its own port.",
+    ),
+    "an endless grace": (
+        launch,
+        ["--grace=nan", "--", "python"],
+        "--grace (nan) must be finite.",
+    ),
+    "no such command": (
+        launch,
+        ["--", "/nope/cmd"],
+        "'/nope/cmd' cannot be run: No such file or directory.",
+    ),
+    "nothing to inspect": (
+        inspect_checkpoint,
+        ["nowhere"],
+        "There is no checkpoint in 'nowhere'. Give a run's folder.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOOLS)
+def test_tools_refuse_in_one_line(tmp_path, case):
+    module, argv, message = TOOLS[case]
+    done = tool_line(module, *argv, cwd=tmp_path)
+    assert done == (1, "", f"error: {message}\n")
+    assert contents(tmp_path) == {}
+
+
+def test_threads_below_zero_are_refused(tmp_path):
+    done = tool_line(launch, "--threads=-3", "--", "python", cwd=tmp_path)
+    assert done.status == 1
+    assert "flag --threads=-3" in done.stderr
