@@ -64,4 +64,7 @@ def accumulate(windows: int, optimizer: GradientTransform) -> GradientTransform:
         new = AccumulationState(count, where_due(zeros, total), where_due(inner, state.inner))
         return where_due(made, zeros), new
 
-    return GradientTransform(init, update)
+    description = {
+        "name": "accumulate", "windows": windows, "optimizer": optimizer.description,
+    }  # fmt: skip
+    return GradientTransform(init, update, description)

@@ -31,7 +31,7 @@ def clip_by_global_norm(max_norm: float) -> GradientTransform:
         scale = max_norm / tf.maximum(global_norm(updates), max_norm)
         return tf.nest.map_structure(lambda u: u * tf.cast(scale, u.dtype), updates)
 
-    return stateless(clip)
+    return stateless(clip, {"name": "clip_by_global_norm", "max_norm": max_norm})
 
 
 def clip_by_value(max_value: float) -> GradientTransform:
@@ -47,4 +47,4 @@ def clip_by_value(max_value: float) -> GradientTransform:
         del parameters, step
         return tf.nest.map_structure(lambda u: tf.clip_by_value(u, -max_value, max_value), updates)
 
-    return stateless(clip)
+    return stateless(clip, {"name": "clip_by_value", "max_value": max_value})

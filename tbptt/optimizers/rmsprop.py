@@ -47,4 +47,6 @@ def rmsprop(
         scaled = tf.nest.map_structure(lambda g, v: g / (tf.sqrt(v) + epsilon), updates, nu)
         return scaled, RMSPropState(nu)
 
-    return chain(GradientTransform(init, update), scale_by_learning_rate(learning_rate))
+    description = {"name": "scale_by_rmsprop", "decay": decay, "epsilon": epsilon}
+    scaling = GradientTransform(init, update, description)
+    return chain(scaling, scale_by_learning_rate(learning_rate))
