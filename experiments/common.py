@@ -4,20 +4,23 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
+import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import tensorflow as tf
 from absl import logging
 
 import tbptt
 from experiments import run
 from experiments.run import setting
 from experiments.settings import decisive, profile_range, save_interval
-from tbptt import checks, optimizers, summaries
+from tbptt import optimizers, summaries
 from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints, write_parameters
 from tbptt.distribution import Replicas
 from tbptt.state import named_leaves
@@ -26,18 +29,22 @@ from tbptt.training import resume
 from tbptt.training.saving import Save, StopOnSignal
 from tbptt.types import Core, Loss, Seed, Stream
 
+CELLS: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings(run.Settings):
     """Settings of every model on sequences of features; each experiment has its own defaults."""
 
     rows: int = setting(16, "B: rows, streams read side by side.", least=1)
-    cell: str = setting("lstm", "lstm or gru.")
+    cell: str = setting("lstm", "Cell", choices=tuple(CELLS))
     hidden: int = setting(128, "Units in a layer.", least=1)
-    layers: int = setting(1, "Layers.", least=1)
-    dropout: float = setting(0.0, "Rate, of the layers' outputs.")
-    input_dropout: float = setting(0.0, "Rate, of the inputs.")
-    recurrent_dropout: float = setting(0.0, "Rate, from step to step, one mask a window.")
+    layers: int = setting(1, "Layers.", least=1, most=1000)
+    dropout: float = setting(0.0, "Rate, of the layers' outputs.", least=0, below=1)
+    input_dropout: float = setting(0.0, "Rate, of the inputs.", least=0, below=1)
+    recurrent_dropout: float = setting(
+        0.0, "Rate, from step to step, one mask a window.", least=0, below=1
+    )
     learning_rate: float = setting(3e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     weight_decay: float = setting(0.01, "Decoupled weight decay.", least=0)
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
@@ -68,13 +75,12 @@ def truncation(settings: CommonSettings) -> tbptt.Truncation:
 
 
 def build_core(settings: ModelSettings, input_size: int, seed: Seed) -> Core:
-    """The recurrent layers."""
-    cells: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
-    checks.check_choice("cell", settings.cell, list(cells))
-    seeds = tbptt.split_seed(seed, settings.layers)
+    """Returns the recurrent layers."""
     sizes = [input_size] + [settings.hidden] * settings.layers
+    check_memory(core_parameters(settings.cell, sizes))
+    seeds = tbptt.split_seed(seed, settings.layers)
     layers = [
-        cells[settings.cell](
+        CELLS[settings.cell](
             sizes[i],
             sizes[i + 1],
             seed=seeds[i],
@@ -84,6 +90,26 @@ def build_core(settings: ModelSettings, input_size: int, seed: Seed) -> Core:
         for i in range(settings.layers)
     ]
     return tbptt.Stack(layers, dropout_rate=settings.dropout)
+
+
+def core_parameters(cell: str, sizes: Sequence[int]) -> int:
+    """Returns how many parameters layers of a cell have, with biases left out."""
+    gates = {"lstm": 4, "gru": 3}[cell]
+    return sum(gates * (below + size) * size for below, size in itertools.pairwise(sizes))
+
+
+def check_memory(parameters: int) -> None:
+    """Raises ValueError if so many parameters cannot be trained in this machine's memory.
+
+    Each needs 16 bytes: its value, its gradient, and two slots of Adam. A GPU's own memory is its
+    own affair.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 16 * parameters > memory and not tf.config.list_physical_devices("GPU"):
+        raise ValueError(
+            f"{parameters:,} parameters need {16 * parameters / 1e9:,.0f} GB to be trained, and "
+            f"this machine has {memory / 1e9:,.0f} GB. Use a smaller --hidden or fewer --layers."
+        )
 
 
 def build_model(
@@ -101,10 +127,21 @@ def build_model(
     )
 
 
-def windows_to_train(settings: Any, windows_per_epoch: int) -> int:
-    """How many."""
+def windows_to_train(settings: Any, options: run.Options, windows_per_epoch: int) -> int:
+    """Returns the number of windows to train: all epochs, or `max_windows` if that is fewer.
+
+    Raises:
+      ValueError: --profile_windows go beyond them.
+    """
     windows = settings.max_epochs * windows_per_epoch
-    return min(windows, settings.max_windows or windows)
+    windows = min(windows, settings.max_windows or windows)
+    profile = profile_range(options.profile_windows)
+    if profile and profile[1] > windows:
+        raise ValueError(
+            f"--profile_windows ({options.profile_windows}) must end by window {windows}, the last "
+            "of the run."
+        )
+    return windows
 
 
 def build_optimizer(

@@ -167,7 +167,9 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         cuts = settings.cuts.split(",")
         for cut in cuts:
             parse(cut)
-        if run.replicas_of(options).count > 1:
+        if options.profile_windows:
+            raise ValueError("--profile_windows has no effect here. Leave it out.")
+        if run.replicas_of(options, settings.rows).count > 1:
             raise ValueError("This compares windows on one device. Use --strategy=one.")
     name = "repeated wrongly" if settings.task == "copy" else "mean squared error"
     with run.Claim(settings, options) as claim:

@@ -17,6 +17,7 @@ import math
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -51,10 +52,15 @@ GRACE = flags.DEFINE_float(
 UNFINISHED = 75  # a run that saved and ended in time: nothing went wrong
 
 
+# Tells workers that are started again from those of another launch, see experiments/folder.py.
+LAUNCH = f"{socket.gethostname()} {os.getpid()} {time.time()}"
+
+
 def start(command: Sequence[str], addresses: Sequence[str], index: int) -> subprocess.Popen:
     """One worker; what it says is shown line by line behind its number."""
     threads = THREADS.value or max(1, (os.cpu_count() or 1) // len(addresses))
     more = {"TF_CONFIG": tf_config(addresses, index), "TF_NUM_INTRAOP_THREADS": str(threads)}
+    more["TBPTT_LAUNCH"] = LAUNCH
     process = subprocess.Popen(
         command, env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -9,10 +9,11 @@ import shutil
 import time
 import zipfile
 
+import numpy as np
 import pytest
 
-from experiments import language_model, music
-from tbptt.checkpoint import read_checkpoint
+from experiments import language_model, memory, music
+from tbptt.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from tbptt.distribution import Replicas
 from tests.experiments.conftest import command_line, contents, tool_line
 from tools import inspect_checkpoint, launch
@@ -35,6 +36,71 @@ SETTINGS = {
         ["--sample_length=99999999999999999999"],
         "sample_length (99999999999999999999) must fit into 64 bits.",
     ),
+    "nothing to sample": (
+        language_model,
+        ["--sample_length=-5"],
+        "sample_length (-5) must be at least 1.",
+    ),
+    "many layers": (music, ["--layers=1000000000"], "layers (1000000000) must be at most 1000."),
+    "no cell": (music, ["--cell=rnn"], "cell ('rnn') must be one of lstm, gru."),
+    "no dropout": (music, ["--dropout=1"], "dropout (1.0) must be below 1."),
+    "many devices": (
+        music,
+        ["--logical_devices=100000"],
+        "logical_devices (100000) must be at most 64.",
+    ),
+    "more devices than rows": (
+        music,
+        ["--logical_devices=3"],
+        "--rows=2 must be a multiple of --logical_devices=3, because a device carries the state of "
+        "its own rows. Use other --rows or fewer devices.",
+    ),
+    "more devices than rows, seeds": (
+        music,
+        ["--logical_devices=3", "--seeds=2", "--logdir=run"],
+        "--rows=2 must be a multiple of --logical_devices=3, because a device carries the state of "
+        "its own rows. Use other --rows or fewer devices.",
+    ),
+    "no strategy": (
+        music,
+        ["--strategy=two"],
+        "strategy ('two') must be one of auto, one, mirrored, multi_worker, tpu.",
+    ),
+    "no TPU": (
+        music,
+        ["--strategy=tpu"],
+        "strategy='tpu' needs a TPU that the environment names, and none of TPU_NAME, TPU_CONFIG, "
+        "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS is set. Set TPU_NAME, or use another strategy.",
+    ),
+    "no memory for layers": (
+        music,
+        ["--hidden=10000000"],
+        "400,003,520,000,000 parameters need 6,400,056 GB to be trained, and this machine has ",
+    ),
+    "no memory for a text's layers": (
+        language_model,
+        ["--hidden=10000000"],
+        "400,00",
+    ),
+    "profile beyond the run": (
+        music,
+        ["--profile_windows=1:9"],
+        "--profile_windows (1:9) must end by window 2, the last of the run.",
+    ),
+    "profile of nothing": (
+        memory,
+        ["--profile_windows=1:9"],
+        "--profile_windows has no effect here. Leave it out.",
+    ),
+    "no seed": (music, ["--seeds=0"], "seeds (0) must be at least 1."),
+    "seeds beyond the last": (
+        music,
+        ["--seed=2147483647", "--seeds=2"],
+        "--seed=2147483647 and --seeds=2 go beyond the largest seed, 2147483647. Use a smaller "
+        "--seed.",
+    ),
+    "minutes": (music, ["--max_minutes=-1"], "max_minutes (-1.0) must be at least 0."),
+    "endless minutes": (music, ["--max_minutes=inf"], "max_minutes (inf) must be finite."),
     "huge seed": (music, ["--seed=3000000000"], "seed (3000000000) must be at most 2147483647."),
 }
 
@@ -44,8 +110,35 @@ def test_settings_are_checked_before_anything_is_read_or_written(tmp_path, case)
     module, flags, message = SETTINGS[case]
     done = command_line(module, *TINY, *flags, cwd=tmp_path)
     assert (done.status, done.stdout) == (1, "")
-    assert done.stderr == f"error: {message}\n"
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
     assert contents(tmp_path) == {}
+
+
+def test_a_process_that_its_cluster_does_not_name_does_not_train(tmp_path, monkeypatch):
+    task = {"type": "worker", "index": 5}
+    config = {"cluster": {"worker": ["alpha:2222"]}, "task": task}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    done = command_line(music, *TINY, cwd=tmp_path)
+    assert done.status == 1
+    assert "says that this process is worker 5, but names 1 of them, counted from 0." in done.stderr
+    assert contents(tmp_path) == {}
+
+
+def test_what_shapes_the_report_alone_may_change(tmp_path):
+    """An unfinished run goes on to a longer and wilder sample, and is still the same run."""
+    (tmp_path / "text").write_text("the cat sat on the mat\n" * 20)
+    flags = [*TINY, "--corpus=text", "--max_windows=4", "--window_length=4", "--logdir=run"]
+    flags += ["--valid_rows=1"]
+    done = command_line(language_model, *flags, "--max_minutes=1e-9", cwd=tmp_path)
+    assert done.status == 75, done.stderr
+    more = ["--sample_length=7", "--temperature=2", "--histogram_every=1"]
+    done = command_line(language_model, *flags, *more, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    text, _, line = done.stdout.strip().rpartition("\n\n")
+    assert len(text.rpartition("|")[2].strip("\n")) <= 7
+    assert json.loads(line)["windows"] == 4
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["sample_length"] == 7
 
 
 @contextlib.contextmanager
@@ -276,6 +369,62 @@ def test_a_folder_that_cannot_be_claimed_is_left_as_it_is(tmp_path, finished, ca
     assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
     assert "Traceback" not in done.stderr
     assert contents(tmp_path) == before
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:99]),
+    "foreign": lambda path: path.write_text("[1, 2]"),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "arrays.npz"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_run_of_which_no_checkpoint_can_be_read(tmp_path, finished, file, damage):
+    """Each reason once, and the way out; --restart takes it."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "run" / "result.json").unlink()
+    folders = list((tmp_path / "run" / "checkpoints").iterdir())
+    for folder in folders:
+        DAMAGE[damage](folder / file)
+    flags = [*TINY, "--logdir=run"]
+    done = command_line(music, *flags, cwd=tmp_path)
+    assert done.status == 1
+    assert "error: No checkpoint in 'run/checkpoints' can be used. " in done.stderr
+    assert done.stderr.endswith("Use --restart to begin anew.\n")
+    assert done.stderr.count(str(folders[0].name)) == 1
+    done = tool_line(inspect_checkpoint, "run", cwd=tmp_path)
+    assert done.status == 1
+    assert f"{folders[0].name}: DAMAGED: " in done.stdout
+    assert done.stderr == "error: none of these can be used.\n"
+    if damage == "empty":
+        done = command_line(music, *flags, "--restart", cwd=tmp_path)
+        assert done.status == 0, done.stderr
+
+
+def test_checkpoints_of_a_stranger_are_refused(tmp_path, finished):
+    """Their checksums are right, and their content is another program's."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "run" / "result.json").unlink()
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        found = read_checkpoint(folder)
+        shutil.rmtree(folder)
+        write_checkpoint(folder, Checkpoint(found.step, found.arrays, {"cursor": "here"}))
+    done = command_line(music, *TINY, "--logdir=run", cwd=tmp_path)
+    assert done.status == 1
+    assert "has 'here' for a cursor, which must be two numbers" in done.stderr.splitlines()[-1]
+    done = tool_line(inspect_checkpoint, "run", cwd=tmp_path)
+    assert done.status == 1
+    assert "DAMAGED: The checkpoint of window 2 has 'here' for a cursor" in done.stdout
+
+
+def test_an_array_of_text_is_shown(tmp_path):
+    arrays = {"names": np.array(["a", "bc"]), "none": np.zeros([0, 3])}
+    write_checkpoint(tmp_path / "one", Checkpoint(3, arrays, {"cursor": [0, 1]}))
+    done = tool_line(inspect_checkpoint, "one", cwd=tmp_path)
+    assert done.status == 1
+    assert "one: DAMAGED: " in done.stdout
 
 
 TOOLS = {

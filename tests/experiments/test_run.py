@@ -117,6 +117,21 @@ def test_max_minutes_count_from_the_start_of_the_process(tmp_path, monkeypatch):
     assert left == [120.0, 30.0]
 
 
+def test_an_interrupt_during_the_imports_ends_without_a_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.music", "--help"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    maps = pathlib.Path(f"/proc/{process.pid}/maps")
+    while "tensorflow" not in maps.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert said == ""
+
+
 def test_terminated_run_is_saved_and_ends_by_the_signal(tmp_path):
     arguments = ["--max_epochs=100000", "--nojit_compile", "--hidden=4", "--windows_per_call=5"]
     process = subprocess.Popen(
