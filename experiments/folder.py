@@ -285,12 +285,16 @@ def read_object(path: pathlib.Path, message: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise UsageError(message)
     return content
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON.")
 
 
 def write_result(settings: Settings, claim: Claim, **result: Any) -> Result:

@@ -149,7 +149,10 @@ def compare(settings: Settings, claim: run.Claim, cuts: Sequence[str]) -> dict[s
       UnfinishedError: --max_minutes are over.
     """
     done = claim.folder / "figures.json"
-    figures = run.read_object(done, f"{str(done)!r} cannot be read. Remove it.") or {}
+    unread = f"{str(done)!r} does not hold figures of windows. Remove it to find them again."
+    figures = run.read_object(done, unread) or {}
+    if not all(isinstance(figure, int | float) for figure in figures.values()):
+        raise run.UsageError(unread)
     for cut in cuts:
         if cut not in figures:
             claim.check()

@@ -101,6 +101,7 @@ SETTINGS = {
     ),
     "minutes": (music, ["--max_minutes=-1"], "max_minutes (-1.0) must be at least 0."),
     "endless minutes": (music, ["--max_minutes=inf"], "max_minutes (inf) must be finite."),
+    "no flag": (music, ["seed=3"], "'seed=3' is not a flag; write --name=value, or see --help."),
     "huge seed": (music, ["--seed=3000000000"], "seed (3000000000) must be at most 2147483647."),
 }
 
@@ -303,6 +304,7 @@ FILES = {
     "result empty": ("run/result.json", b"", [], NO_RESULT),
     "result cut": ("run/result.json", b'{"test": 1.', [], NO_RESULT),
     "result garbage": ("run/result.json", b"\xff\xfe", [], NO_RESULT),
+    "result not finite": ("run/result.json", b'{"test": NaN}', [], NO_RESULT),
     "result a list": ("run/result.json", b"[1]", [], NO_RESULT),
     "other settings": (
         "note",
@@ -371,6 +373,47 @@ def test_a_folder_that_cannot_be_claimed_is_left_as_it_is(tmp_path, finished, ca
     assert contents(tmp_path) == before
 
 
+IN_THE_WAY = {
+    "checkpoints": (b"", "A checkpoint could not be written to run/checkpoints: "),
+    "best_parameters.npz": (
+        None,
+        "The best parameters could not be written to run/best_parameters",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_a_run_is_finished_though_something_is_in_the_way(tmp_path, name):
+    content, message = IN_THE_WAY[name]
+    flags = [*TINY, "--logdir=run"]
+    begun = command_line(music, *flags, "--max_minutes=1e-9", cwd=tmp_path)
+    assert begun.status == 0  # of two windows, both were made in the first call
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    spoilt(tmp_path / "run" / name, content)
+    done = command_line(music, *flags, cwd=tmp_path)
+    assert done.status == 0, done.stderr
+    assert message in done.stderr
+    assert json.loads(done.stdout)["test"] == json.loads(begun.stdout)["test"]
+    assert partial(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"5": "good"}', b"\xff", b'{"5": NaN}'])
+def test_figures_that_cannot_be_read_are_told(tmp_path, content):
+    flags = ["--cuts=2", "--steps=10", "--rows=2", "--hidden=4", "--nojit_compile", "--logdir=run"]
+    assert command_line(memory, *flags, cwd=tmp_path).status == 0
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "figures.json").write_bytes(content)
+    before = contents(tmp_path)
+    done = command_line(memory, *flags, cwd=tmp_path)
+    assert done.status == 1
+    assert done.stderr == (
+        "error: 'run/figures.json' does not hold figures of windows. Remove it to find them "
+        "again.\n"
+    )
+    assert contents(tmp_path) == before
+
+
 DAMAGE = {
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:99]),
@@ -419,7 +462,7 @@ def test_checkpoints_of_a_stranger_are_refused(tmp_path, finished):
     assert "DAMAGED: The checkpoint of window 2 has 'here' for a cursor" in done.stdout
 
 
-def test_an_array_of_text_is_shown(tmp_path):
+def test_an_array_of_text_is_no_checkpoint_s(tmp_path):
     arrays = {"names": np.array(["a", "bc"]), "none": np.zeros([0, 3])}
     write_checkpoint(tmp_path / "one", Checkpoint(3, arrays, {"cursor": [0, 1]}))
     done = tool_line(inspect_checkpoint, "one", cwd=tmp_path)
