@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -19,6 +20,11 @@ def _quiet() -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
 
+
+# `python -m experiments.NAME` imports for some seconds. An interrupt then ends the process without
+# the traceback of an import; `run.launch` puts Python's own handler back.
+if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # While it is imported, TensorFlow talks of oneDNN and of missing GPUs whatever the level is.
 # With TF_CPP_MIN_LOG_LEVEL set, to any level, it is heard.

@@ -4,18 +4,24 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
+import os
+import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import tensorflow as tf
+from absl import logging
 
 import tbptt
 from experiments import run
 from experiments.run import setting
 from experiments.settings import decisive, profile_range, save_interval
-from tbptt import checks, optimizers, summaries
-from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from tbptt import optimizers, summaries
+from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints, write_parameters
 from tbptt.distribution import Replicas
 from tbptt.state import named_leaves
 from tbptt.streams.fingerprint import fingerprint
@@ -23,18 +29,22 @@ from tbptt.training import resume
 from tbptt.training.saving import Save, StopOnSignal
 from tbptt.types import Core, Loss, Seed, Stream
 
+CELLS: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings(run.Settings):
     """Settings of every model on sequences of features; each experiment has its own defaults."""
 
     rows: int = setting(16, "B: rows, streams read side by side.", least=1)
-    cell: str = setting("lstm", "lstm or gru.")
+    cell: str = setting("lstm", "Cell", choices=tuple(CELLS))
     hidden: int = setting(128, "Units in a layer.", least=1)
-    layers: int = setting(1, "Layers.", least=1)
-    dropout: float = setting(0.0, "Rate, of the layers' outputs.")
-    input_dropout: float = setting(0.0, "Rate, of the inputs.")
-    recurrent_dropout: float = setting(0.0, "Rate, from step to step, one mask a window.")
+    layers: int = setting(1, "Layers.", least=1, most=1000)
+    dropout: float = setting(0.0, "Rate, of the layers' outputs.", least=0, below=1)
+    input_dropout: float = setting(0.0, "Rate, of the inputs.", least=0, below=1)
+    recurrent_dropout: float = setting(
+        0.0, "Rate, from step to step, one mask a window.", least=0, below=1
+    )
     learning_rate: float = setting(3e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     weight_decay: float = setting(0.01, "Decoupled weight decay.", least=0)
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
@@ -65,13 +75,12 @@ def truncation(settings: CommonSettings) -> tbptt.Truncation:
 
 
 def build_core(settings: ModelSettings, input_size: int, seed: Seed) -> Core:
-    """The recurrent layers."""
-    cells: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
-    checks.check_choice("cell", settings.cell, list(cells))
-    seeds = tbptt.split_seed(seed, settings.layers)
+    """Returns the recurrent layers."""
     sizes = [input_size] + [settings.hidden] * settings.layers
+    check_memory(core_parameters(settings.cell, sizes))
+    seeds = tbptt.split_seed(seed, settings.layers)
     layers = [
-        cells[settings.cell](
+        CELLS[settings.cell](
             sizes[i],
             sizes[i + 1],
             seed=seeds[i],
@@ -81,6 +90,26 @@ def build_core(settings: ModelSettings, input_size: int, seed: Seed) -> Core:
         for i in range(settings.layers)
     ]
     return tbptt.Stack(layers, dropout_rate=settings.dropout)
+
+
+def core_parameters(cell: str, sizes: Sequence[int]) -> int:
+    """Returns how many parameters layers of a cell have, with biases left out."""
+    gates = {"lstm": 4, "gru": 3}[cell]
+    return sum(gates * (below + size) * size for below, size in itertools.pairwise(sizes))
+
+
+def check_memory(parameters: int) -> None:
+    """Raises ValueError if so many parameters cannot be trained in this machine's memory.
+
+    Each needs 16 bytes: its value, its gradient, and two slots of Adam. A GPU's own memory is its
+    own affair.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 16 * parameters > memory and not tf.config.list_physical_devices("GPU"):
+        raise ValueError(
+            f"{parameters:,} parameters need {16 * parameters / 1e9:,.0f} GB to be trained, and "
+            f"this machine has {memory / 1e9:,.0f} GB. Use a smaller --hidden or fewer --layers."
+        )
 
 
 def build_model(
@@ -98,10 +127,21 @@ def build_model(
     )
 
 
-def windows_to_train(settings: Any, windows_per_epoch: int) -> int:
-    """How many."""
+def windows_to_train(settings: Any, options: run.Options, windows_per_epoch: int) -> int:
+    """Returns the number of windows to train: all epochs, or `max_windows` if that is fewer.
+
+    Raises:
+      ValueError: --profile_windows go beyond them.
+    """
     windows = settings.max_epochs * windows_per_epoch
-    return min(windows, settings.max_windows or windows)
+    windows = min(windows, settings.max_windows or windows)
+    profile = profile_range(options.profile_windows)
+    if profile and profile[1] > windows:
+        raise ValueError(
+            f"--profile_windows ({options.profile_windows}) must end by window {windows}, the last "
+            "of the run."
+        )
+    return windows
 
 
 def build_optimizer(
@@ -166,6 +206,37 @@ class Told:
         self.writer.histograms(report.step, summaries.STATE, named_leaves(report.state))
 
 
+@dataclasses.dataclass
+class BestFile:
+    """Writes the best parameters to a file. A failure is told and tried again later.
+
+    Attributes:
+      path: an `.npz`; None: this process writes nothing.
+      best: holds the parameters.
+      due: whether they are not in the file yet.
+    """
+
+    path: pathlib.Path | None
+    best: tbptt.KeepBest
+    due: bool = True
+
+    def write(self) -> None:
+        """Writes the file if that is due, or logs what went wrong with the disk."""
+        parameters = self.best.parameters()
+        if self.path is None or not self.due or not parameters:
+            return
+        try:
+            write_parameters(self.path, parameters)
+            self.due = False
+        except OSError as error:
+            logging.error(
+                "The best parameters could not be written to %s: %s. The run goes on, with them in "
+                "its checkpoints, and tries again.",
+                self.path,
+                error.strerror,
+            )
+
+
 def fit(
     settings: Any,
     claim: run.Claim,
@@ -197,6 +268,7 @@ def fit(
     Raises:
       UsageError: no checkpoint in the folder can be used, or it is of other data.
       UnfinishedError: --max_minutes are over; all is saved.
+      NonFiniteError: no validation was finite.
     """
     logdir, options, stream = claim.folder, claim.options, feed.stream
     replicas = claim.replicas
@@ -205,6 +277,7 @@ def fit(
     parts = {"best": best, **(parts or {})}
     facts = {"settings": decisive(settings), "data": claim.data}
     checkpoints, start = take_up(claim, trainer, stream, parts, facts)
+    best_file = BestFile(logdir / "best_parameters.npz" if claim.writes else None, best)
     first = trainer.windows_seen
     run.announce(logdir, trainer.model, first, windows, replicas)
     writer = tbptt.SummaryWriter(logdir if claim.writes else None, first_step=first)
@@ -223,8 +296,8 @@ def fit(
         with average.applied() if average else contextlib.nullcontext():
             loss, figure = judge()
             better = best.offer(figure, report.step)
-            if better and claim.writes:
-                tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
+            best_file.due = best_file.due or better
+            best_file.write()
         writer.scalars(report.step, {summaries.LOSS_VALID: loss})
         progress.note(
             f"window {report.step}: valid {metric} {figure:.4f}"
@@ -242,6 +315,7 @@ def fit(
         due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
 
     def take(position: tbptt.Position) -> Checkpoint:
+        best_file.write()
         writer.flush()  # what is shown up to here is not shown again
         return resume.snapshot(trainer, position, parts=parts, facts=facts)
 
@@ -253,25 +327,37 @@ def fit(
             trainer, feed, start, windows=windows, actions=due,
             stop=lambda: replicas.any(stopped() or options.seconds_left() < 0)[0],
         )  # fmt: skip
-        if trainer.windows_seen < windows:
+        finished = trainer.windows_seen == windows
+        if not finished:
             save.save(position)
-        save.close()
-    if trainer.windows_seen < windows:
+        error = save.close()
+    if not finished:
+        (unsaved,) = replicas.any(error is not None)  # nobody leaves before the chief has written
         writer.close()
         stopped.exit()
         why = "another worker was told to stop"
         if options.seconds_left() < 0:
             why = f"{options.max_minutes:g} minutes are over"
-        raise run.UnfinishedError(
-            f"The run is saved at window {trainer.windows_seen} of {windows}, because {why}. The "
-            "same command goes on."
-        )
+        where = f"at window {trainer.windows_seen} of {windows}, because {why}"
+        if unsaved:
+            raise run.UsageError(
+                f"The run stopped {where}, and could not be saved ({error or 'by the chief'}). "
+                "Make room on the disk; the same command goes on from the last checkpoint."
+            )
+        raise run.UnfinishedError(f"The run is saved {where}. The same command goes on.")
     if validate is None:
-        if claim.writes:
-            tbptt.save_parameters(logdir / "best_parameters.npz", trainer.model)
-        return Fit(writer, math.nan, windows, progress.tokens_per_second)
+        best.offer(0.0, windows)
+        best_file.due = True
+    elif not best.parameters():
+        raise tbptt.NonFiniteError(
+            f"No validation of {windows} windows was finite, so there are no best parameters to "
+            f"test. Begin anew with a lower --learning_rate, in another --logdir than {logdir}."
+        )
+    best_file.write()
     best.apply()
-    return Fit(writer, best.figure, windows, progress.tokens_per_second)
+    return Fit(
+        writer, math.nan if validate is None else best.figure, windows, progress.tokens_per_second
+    )
 
 
 def take_up(

@@ -8,19 +8,34 @@ from experiments.settings import Options
 from tbptt.distribution import Replicas, open_replicas
 
 
-def replicas_of(options: Options) -> Replicas:
-    """Who trains, as the options have it. To be asked for before TensorFlow does anything else.
+def replicas_of(options: Options, rows: int = 0) -> Replicas:
+    """Returns who trains, as the options have it; asked before TensorFlow does anything else.
+
+    Args:
+      options: with strategy and logical devices.
+      rows: rows to be dealt to them; 0: not known yet.
 
     Raises:
-      UsageError: there is no such strategy, or the environment does not fit it.
+      UsageError: the environment does not fit the strategy, or the rows do not fit the devices.
     """
     name, devices = options.strategy, options.logical_devices
+    if devices and rows % devices:
+        raise UsageError(
+            f"--rows={rows} must be a multiple of --logical_devices={devices}, because a device "
+            "carries the state of its own rows. Use other --rows or fewer devices."
+        )
     if devices:
         split_cpu(devices)
         name = "mirrored" if name == "auto" else name
     tf.get_logger().setLevel("WARNING")  # or every reduce is told
-    with usage_errors():
-        replicas = open_replicas(name)
+    try:
+        with usage_errors():
+            replicas = open_replicas(name)
+    except tf.errors.OpError as error:
+        raise UsageError(
+            f"--strategy={name} cannot be opened ({error.message.splitlines()[0]}). Use "
+            "--strategy=one to train on this device alone."
+        ) from None
     if not replicas.is_chief:
         logging.set_verbosity(logging.WARNING)  # the chief tells for all
     return replicas

@@ -22,7 +22,7 @@ def usage_errors() -> Iterator[None]:
     """Takes what is raised inside for a mistake in the settings."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, OverflowError) as error:
         logging.debug("%s", traceback.format_exc())  # seen with --verbosity=1
         raise UsageError(str(error)) from None
 

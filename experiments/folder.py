@@ -75,8 +75,8 @@ class Claim:
         with usage_errors():
             there = check_folder(self.folder, self._settings)
             finished = read_result(self.folder) if there else None
-            restarted = (self.folder / RESTARTED_FILE).exists() and finished is None
-            restart = self.options.restart and not restarted
+            begun = begun_by_restart(self.folder, finished is not None)
+            restart = self.options.restart and not begun
             if finished is not None and not restart:
                 self._check_same_data(finished)
                 raise FinishedError(self.folder, finished)
@@ -94,7 +94,7 @@ class Claim:
             self._lock = Lock(self.folder)
             try:
                 if self.options.restart:
-                    (self.folder / RESTARTED_FILE).touch()
+                    mark_restarted(self.folder)
                 values = {"experiment": self._settings.experiment}
                 values |= dataclasses.asdict(self._settings)
                 write_file(self.folder / SETTINGS_FILE, json.dumps(values, indent=2))
@@ -159,6 +159,23 @@ class Lock:
                 f"{str(self._path.parent)!r} was removed or replaced while the run wrote to it. "
                 "Nothing more is written. Run the same command again to start anew."
             )
+
+
+def mark_restarted(folder: pathlib.Path) -> None:
+    """Records that what is in a folder was begun by --restart, and by which launcher."""
+    write_file(folder / RESTARTED_FILE, os.environ.get("TBPTT_LAUNCH", ""))
+
+
+def begun_by_restart(folder: pathlib.Path, finished: bool) -> bool:
+    """Returns whether --restart has begun what is in a folder, so that it must not begin it again.
+
+    That ends when it is finished, but not for a launcher that starts its workers again.
+    """
+    path = folder / RESTARTED_FILE
+    if not path.is_file():
+        return False
+    launch = os.environ.get("TBPTT_LAUNCH")
+    return not finished or (launch is not None and path.read_text("utf-8").strip() == launch)
 
 
 def make_folder(folder: pathlib.Path) -> None:
@@ -268,12 +285,16 @@ def read_object(path: pathlib.Path, message: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise UsageError(message)
     return content
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON.")
 
 
 def write_result(settings: Settings, claim: Claim, **result: Any) -> Result:

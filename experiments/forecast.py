@@ -212,7 +212,7 @@ def draw(truth: np.ndarray, forecasts: np.ndarray, name: str) -> bytes | None:
 def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests, draws."""
     began = time.monotonic()
-    replicas = run.replicas_of(options)
+    replicas = run.replicas_of(options, settings.rows)
     with run.usage_errors():
         series = load(settings)
         train_end, valid_end, test_end = parts(settings, len(series))
@@ -236,7 +236,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         training = stream(0, train_end, rows=settings.rows, truncation=common.truncation(settings))
         check_scored(training, "training", 0, train_end)
         feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
-        windows = common.windows_to_train(settings, training.windows_per_epoch)
+        windows = common.windows_to_train(settings, options, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
         with replicas.scope():
             model = build_model(settings, training, len(series.names), len(names))

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 import tbptt
 from experiments import common, run
+from experiments.common import check_memory, core_parameters
 from experiments.language_settings import PRESETS, Settings
 from experiments.language_text import Data, load, open_stream
 from tbptt import optimizers, summaries
@@ -78,6 +79,10 @@ def build_readout(
 
 def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel:
     """Embedding, layers, readout."""
+    sizes = [settings.embedding] + [settings.hidden] * settings.layers
+    sizes[-1] = settings.top_hidden or settings.hidden
+    tables = vocabulary_size * (sizes[0] + (0 if settings.tied else sizes[-1]))
+    check_memory(core_parameters(settings.cell, sizes) + tables)
     seeds = tbptt.split_seed(tbptt.make_seed(settings.seed), settings.layers + 1)
     _, of_readout = tbptt.split_seed(seeds[-1], 2)  # as LanguageModel does for its own
     initializer = initializers.uniform(settings.init_scale) if settings.init_scale else None
@@ -101,8 +106,6 @@ def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel
         "lstm": functools.partial(tbptt.LSTM, **of_lstm),
         "gru": tbptt.GRU,
     }
-    sizes = [settings.embedding] + [settings.hidden] * settings.layers
-    sizes[-1] = settings.top_hidden or settings.hidden
     layers = [
         cells[settings.cell](sizes[i], sizes[i + 1], seed=seeds[i], **common)
         for i in range(settings.layers)
@@ -167,7 +170,7 @@ def figure(kind: str) -> tuple[str, Callable[[tbptt.Evaluation], float]]:
 def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests, samples."""
     began = time.monotonic()
-    replicas = run.replicas_of(options)
+    replicas = run.replicas_of(options, settings.rows)
     with run.usage_errors():
         check_sampling(settings.sample_length, settings.temperature)
         data = load(settings)
@@ -182,7 +185,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                 "out, or use --strategy=one."
             )
         feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
-        windows = common.windows_to_train(settings, training.windows_per_epoch)
+        windows = common.windows_to_train(settings, options, training.windows_per_epoch)
         optimizer, schedule = build_optimizer(settings, windows, training.windows_per_epoch)
         with replicas.scope():
             model = build_model(settings, len(vocabulary))
@@ -218,7 +221,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             for name, part in (("dynamic_valid", validating), ("dynamic_test", testing))
             if settings.dynamic_rate
         }
-        data = common.data_of(training, validating, testing)
+        of_data = common.data_of(training, validating, testing)
     trigger = NonMonotonic(settings.average_patience or 1)
 
     def judge() -> tuple[float, float]:
@@ -227,9 +230,10 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             average.begin()
         return evaluation.loss, read(evaluation)
 
-    with run.Claim(settings, options, replicas, data=data) as claim:
+    with run.Claim(settings, options, replicas, data=of_data) as claim:
         if claim.writes:
-            vocabulary.save(claim.folder / "vocabulary.json")
+            with run.usage_errors():
+                vocabulary.save(claim.folder / "vocabulary.json")
         fitted = common.fit(
             settings,
             claim,

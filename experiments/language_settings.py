@@ -99,7 +99,7 @@ class Settings(run.Settings):
     cell: str = setting("lstm", "The recurrent layers", choices=("lstm", "gru"))
     embedding: int = setting(64, "Size of the embedding.", least=1)
     hidden: int = setting(256, "Units in a layer.", least=1)
-    layers: int = setting(1, "Layers.", least=1)
+    layers: int = setting(1, "Layers.", least=1, most=1000)
     top_hidden: int = setting(0, "Units in the top layer; 0: as in the others.", least=0)
     core_dropout: float = setting(
         -1.0, "Rate between the layers; -1: as --dropout.", least=-1, below=1

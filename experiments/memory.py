@@ -149,7 +149,10 @@ def compare(settings: Settings, claim: run.Claim, cuts: Sequence[str]) -> dict[s
       UnfinishedError: --max_minutes are over.
     """
     done = claim.folder / "figures.json"
-    figures = run.read_object(done, f"{str(done)!r} cannot be read. Remove it.") or {}
+    unread = f"{str(done)!r} does not hold figures of windows. Remove it to find them again."
+    figures = run.read_object(done, unread) or {}
+    if not all(isinstance(figure, int | float) for figure in figures.values()):
+        raise run.UsageError(unread)
     for cut in cuts:
         if cut not in figures:
             claim.check()
@@ -167,7 +170,9 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         cuts = settings.cuts.split(",")
         for cut in cuts:
             parse(cut)
-        if run.replicas_of(options).count > 1:
+        if options.profile_windows:
+            raise ValueError("--profile_windows has no effect here. Leave it out.")
+        if run.replicas_of(options, settings.rows).count > 1:
             raise ValueError("This compares windows on one device. Use --strategy=one.")
     name = "repeated wrongly" if settings.task == "copy" else "mean squared error"
     with run.Claim(settings, options) as claim:

@@ -138,7 +138,7 @@ def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:
 def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests."""
     began = time.monotonic()
-    replicas = run.replicas_of(options)
+    replicas = run.replicas_of(options, settings.rows)
     with run.usage_errors():
         pieces = load(settings.data, settings.keys)
 
@@ -154,7 +154,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         training = stream("train", True)
         feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
         keys = pieces["train"].values.shape[1]
-        windows = common.windows_to_train(settings, training.windows_per_epoch)
+        windows = common.windows_to_train(settings, options, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
         with replicas.scope():
             model = common.build_model(settings, keys, keys)

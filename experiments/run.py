@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,9 @@ from experiments.folder import (
     RESTARTED_FILE,
     FinishedError,
     Lock,
+    begun_by_restart,
     make_folder,
+    mark_restarted,
     move_aside,
     refuse_foreign,
 )
@@ -49,6 +52,7 @@ LOST = (
     tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.FailedPreconditionError,
     tf.errors.DeadlineExceededError, tf.errors.CancelledError,
 )  # fmt: skip
+INTERRUPTED = 128 + signal.SIGINT
 UNFINISHED = 75  # exit status, as of sysexits.h: try again
 
 Presets = Mapping[str, Mapping[str, Any]]
@@ -71,6 +75,8 @@ def launch(
       settings: the class of its settings.
       presets: by name, what differs from the defaults of `settings`; the first is the default.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it is while modules are imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     define_flags(settings, presets)
     logging.set_verbosity(logging.INFO)
     app.run(lambda argv: run_flags(name, main, settings, presets, argv[1:]))
@@ -117,6 +123,15 @@ def run_flags(
         sys.exit(UNFINISHED)
     except (UsageError, tbptt.NonFiniteError, tbptt.ContinuityError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        logging.info("Interrupted.")
+        sys.exit(INTERRUPTED)
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        reason = getattr(error, "message", str(error)).splitlines()[0]
+        sys.exit(
+            f"error: there is not enough memory ({reason}). Use smaller sizes, as of --hidden, "
+            "--rows and --window_length."
+        )
     except LOST as error:
         sys.exit(
             f"error: another worker is gone ({error.message.splitlines()[0]}). Start all of "
@@ -142,7 +157,7 @@ def run_seeds(
             f"--seed={settings.seed} and --seeds={count} go beyond the largest seed, {MOST_SEED}. "
             "Use a smaller --seed."
         )
-    replicas = replicas_of(options)
+    replicas = replicas_of(options, getattr(settings, "rows", 0))
     if replicas.is_chief:
         with usage_errors():
             _claim_seeds(options)
@@ -175,14 +190,14 @@ def _claim_seeds(options: Options) -> None:
             f"{str(folder)!r} holds a run of one seed. Choose another --logdir for several."
         )
     refuse_foreign(folder, _of_seeds)
-    begun = (folder / RESTARTED_FILE).exists() and not (folder / SEEDS_FILE).exists()
+    begun = begun_by_restart(folder, (folder / SEEDS_FILE).exists())
     if options.restart and folder.exists() and not begun:
         for path in folder.glob("seed-*"):
             Lock(path).release()  # or another process runs one of them
         move_aside(folder)
     make_folder(folder)
     if options.restart:
-        (folder / RESTARTED_FILE).touch()
+        mark_restarted(folder)
 
 
 def _of_seeds(name: str) -> bool:

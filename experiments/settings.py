@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from tbptt import checks
+from tbptt.distribution import STRATEGIES
 
 IMPORTED = time.monotonic()
 MOST_SEED = (1 << 31) - 1  # of `make_seed`
@@ -170,10 +171,10 @@ class Options:
         least=0,
     )
     strategy: str = setting(
-        "auto", "Who trains: one, mirrored, multi_worker, tpu; auto: as the environment calls for."
+        "auto", "Who trains, auto as the environment calls for", choices=STRATEGIES
     )
     logical_devices: int = setting(
-        0, "Devices to make of this CPU, to try --strategy=mirrored; 0: as it is.", least=0
+        0, "Devices to make of this CPU, to try --strategy=mirrored; 0: as it is.", least=0, most=64
     )
     profile_windows: str = setting("", "first:last window to trace, as 100:150; empty: none.")
     began: float = dataclasses.field(default_factory=time.monotonic, compare=False)

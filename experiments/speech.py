@@ -204,7 +204,7 @@ def wrong(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 def main(settings: Settings, options: run.Options) -> run.Result:
     """Reads, trains, tests."""
     began = time.monotonic()
-    replicas = run.replicas_of(options)
+    replicas = run.replicas_of(options, settings.rows)
     with run.usage_errors():
         given, test_part = load(settings.data)
         names = np.unique(given[1])
@@ -241,7 +241,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         training = stream(train_part, shuffle=True)
         feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
         width = train_part[0].values.shape[1] * (1 + len(LAGS) * settings.deltas)
-        windows = common.windows_to_train(settings, training.windows_per_epoch)
+        windows = common.windows_to_train(settings, options, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
         with replicas.scope():
             model = build_model(settings, width, len(names))

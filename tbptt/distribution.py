@@ -19,6 +19,7 @@ import tensorflow as tf
 from tbptt import checks
 from tbptt.types import ROW_AXES, Nest, Window
 
+TPU_VARIABLES = ("TPU_NAME", "TPU_CONFIG", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS")
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 
 
@@ -68,13 +69,22 @@ def _workers() -> list[str]:
     """Addresses of the processes that `TF_CONFIG` names."""
     text = os.environ.get("TF_CONFIG") or "{}"
     try:
-        cluster = json.loads(text).get("cluster", {})
-        return [*cluster.get("chief", []), *cluster.get("worker", [])]
+        config = json.loads(text)
+        cluster, task = config.get("cluster", {}), config.get("task", {})
+        workers = [*cluster.get("chief", []), *cluster.get("worker", [])]
+        kind, index = task.get("type", "worker"), int(task.get("index", 0))
+        alike = len(cluster.get(kind, []))
     except (AttributeError, TypeError, ValueError):
         raise ValueError(
             f"TF_CONFIG ({text!r}) must be as "
             '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}.'
         ) from None
+    if cluster and not 0 <= index < alike:
+        raise ValueError(
+            f"TF_CONFIG ({text!r}) says that this process is {kind} {index}, but names {alike} of "
+            "them, counted from 0. Correct its task, or its cluster."
+        )
+    return workers
 
 
 @functools.cache
@@ -83,6 +93,11 @@ def _open(name: str, resolver: Any) -> tf.distribute.Strategy:
     # system, which would clear every page of it again. Heard until TensorFlow first allocates.
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
     if name == "tpu":
+        if not any(os.environ.get(variable) for variable in TPU_VARIABLES):
+            raise ValueError(
+                "strategy='tpu' needs a TPU that the environment names, and none of "
+                f"{', '.join(TPU_VARIABLES)} is set. Set TPU_NAME, or use another strategy."
+            )
         tpu = tf.distribute.cluster_resolver.TPUClusterResolver()
         tf.config.experimental_connect_to_cluster(tpu)
         tf.tpu.experimental.initialize_tpu_system(tpu)

@@ -1,11 +1,13 @@
 """What TensorBoard shows: every tag is a constant, every step axis is in windows."""
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -30,7 +32,11 @@ STATE = "state"
 
 
 class SummaryWriter:
-    """Writes one run's event file. Every method takes the step, in windows."""
+    """Writes one run's event file. Every method takes the step, in windows.
+
+    Where it cannot be written, as on a full disk, that is logged, what is shown meanwhile is lost,
+    and `flush` begins another file, which TensorBoard reads after the first.
+    """
 
     def __init__(self, logdir: str | os.PathLike[str] | None, *, first_step: int = 0) -> None:
         """Args:
@@ -38,44 +44,47 @@ class SummaryWriter:
         first_step: where the run goes on. What an earlier process wrote for later steps was never
           saved, and TensorBoard is told to forget it, so that its lines are unbroken.
         """
+        self._logdir = logdir
+        self._failed = False
+        self._writer = tf.summary.create_noop_writer()
         if logdir is None:
-            self._writer = tf.summary.create_noop_writer()
             return
         # The first marker of a run says that it began, each other one that it was restarted.
-        marker = EventFileWriter(str(logdir))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         step = first_step + 1 if first_step else 0
-        marker.add_event(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
-        marker.close()
-        self._writer = tf.summary.create_file_writer(str(logdir))
+        with self._logged():
+            marker = EventFileWriter(str(logdir))
+            marker.add_event(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
+            marker.close()
+            self._writer = tf.summary.create_file_writer(str(logdir))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One number a tag."""
-        with self._writer.as_default(step):
+        with self._logged(), self._writer.as_default(step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value)
 
     def text(self, step: int, tag: str, text: str) -> None:
         """Text as it is, in a fixed-width font: Markdown would take its indentation."""
         lines = "\n".join("    " + line for line in text.split("\n"))
-        with self._writer.as_default(step):
+        with self._logged(), self._writer.as_default(step):
             tf.summary.text(tag, lines)
 
     def table(self, step: int, tag: str, rows: Mapping[str, Any]) -> None:
         """Names and values as a table."""
         lines = ["| name | value |", "|---|---|"]
         lines += [f"| {name} | {value} |" for name, value in rows.items()]
-        with self._writer.as_default(step):
+        with self._logged(), self._writer.as_default(step):
             tf.summary.text(tag, "\n".join(lines))
 
     def picture(self, step: int, tag: str, png: bytes) -> None:
         """A PNG file's content."""
-        with self._writer.as_default(step):
+        with self._logged(), self._writer.as_default(step):
             tf.summary.image(tag, tf.image.decode_png(png, channels=3)[None])
 
     def histograms(self, step: int, prefix: str, values: Mapping[str, tf.Tensor]) -> None:
         """Distributions of tensors, under `prefix/name`."""
-        with self._writer.as_default(step):
+        with self._logged(), self._writer.as_default(step):
             for name, value in values.items():
                 tf.summary.histogram(f"{prefix}/{name}", value)
 
@@ -90,7 +99,7 @@ class SummaryWriter:
             name: value if isinstance(value, bool | int | float) else str(value)
             for name, value in settings.items()
         }
-        with self._writer.as_default(0):
+        with self._logged(), self._writer.as_default(0):
             hparams.hparams_config(
                 hparams=[hparams.HParam(name) for name in plain],
                 metrics=[hparams.Metric(tag, display_name=name) for tag, name in metrics.items()],
@@ -98,12 +107,33 @@ class SummaryWriter:
             hparams.hparams(plain)
 
     def flush(self) -> None:
-        """Hands everything to the file."""
-        self._writer.flush()
+        """Hands everything to the file; after a failure, to a new one."""
+        with self._logged():
+            if self._failed:
+                self._writer = tf.summary.create_file_writer(str(self._logdir))
+                self._failed = False
+            self._writer.flush()
 
     def close(self) -> None:
         """Flushes, and ends."""
-        self._writer.close()
+        with self._logged():
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _logged(self) -> Iterator[None]:
+        """Logs an error of the file, once until it is written again, and goes on without it."""
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            self._writer = tf.summary.create_noop_writer()
+            if not self._failed:
+                reason = getattr(error, "message", str(error)).partition("}} ")
+                logging.error(
+                    "TensorBoard's events could not be written to %s: %s. The run goes on.",
+                    self._logdir,
+                    (reason[2] or reason[0]).splitlines()[0],
+                )
+            self._failed = True
 
 
 def state_rms(state: Any) -> float:

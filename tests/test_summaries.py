@@ -1,9 +1,11 @@
 """What is in the event file."""
 
+import resource
 import time
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
 import tbptt
@@ -53,3 +55,38 @@ def test_a_run_that_goes_on_shows_one_unbroken_line(tmp_path):
     expected = [(1, 0.1), (2, 0.2), (3, 0.3), (4, 3.4), (5, 3.5), (6, 3.6), (7, 6.7), (8, 6.8)]
     assert [step for step, _ in found] == [step for step, _ in expected]
     np.testing.assert_allclose([v for _, v in found], [v for _, v in expected], rtol=1e-6)
+
+
+def test_a_full_disk_is_told_and_a_new_file_is_begun(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(logging, "error", lambda text, *a: told.append(text % a))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = tbptt.SummaryWriter(tmp_path)
+    writer.scalars(1, {summaries.LOSS_TRAIN: 1.0})
+    writer.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        for step in (2, 3):
+            writer.scalars(step, {summaries.LOSS_TRAIN: 2.0})
+            writer.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(told) == 1
+    assert f"events could not be written to {tmp_path}: " in told[0]
+    assert "File too large. The run goes on." in told[0]
+    writer.scalars(4, {summaries.LOSS_TRAIN: 3.0})  # lost: the file is begun by flush
+    writer.flush()
+    writer.scalars(5, {summaries.LOSS_TRAIN: 4.0})
+    writer.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Tensors("loss/train")] == [1, 5]
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(logging, "error", lambda text, *a: told.append(text % a))
+    (tmp_path / "file").write_text("")
+    writer = tbptt.SummaryWriter(tmp_path / "file" / "run")
+    writer.scalars(1, {summaries.LOSS_TRAIN: 1.0})
+    writer.close()
+    assert len(told) == 1

@@ -16,10 +16,12 @@ import time
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from absl import app, flags
 
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 from tbptt import checkpoint as ck
+from tbptt.training.resume import cursor_of
 
 DIFF = flags.DEFINE_bool("diff", False, "Compare two.")
 
@@ -60,9 +62,12 @@ def line_of(path: pathlib.Path) -> tuple[str, bool]:
         checkpoint = ck.read_checkpoint(path)
     except ck.CheckpointError as error:
         return f"{path.name}: DAMAGED: {error}", False
+    try:
+        epoch, index = cursor_of(checkpoint)
+    except ck.CheckpointError as error:
+        return f"{path.name}: DAMAGED: {error}", False
     size = sum(file.stat().st_size for file in path.iterdir()) / 1e6
     minutes = (time.time() - path.stat().st_mtime) / 60
-    epoch, index = checkpoint.facts["cursor"]
     text = f"window {checkpoint.step:,}, epoch {epoch}, its window {index:,}"
     return f"{path.name}: intact, {text}; {size:,.1f} MB, {minutes:,.0f} minutes old", True
 
@@ -77,9 +82,10 @@ def describe(checkpoint: ck.Checkpoint) -> str:
     ]
     for name, array in checkpoint.arrays.items():
         shape = " x ".join(map(str, array.shape)) or "one"
-        values = np.asarray(array, np.float64)
         figures = ["", "", ""]
-        if values.size:
+        numbers = array.dtype.kind in "biuf" or array.dtype == tf.bfloat16.as_numpy_dtype
+        if numbers and array.size:
+            values = np.asarray(array, np.float64)
             figures = [f"{f:.4g}" for f in (np.linalg.norm(values), values.min(), values.max())]
         lines.append(f"| {name} | {array.dtype.name} | {shape} | {' | '.join(figures)} |")
     return "\n".join(lines)
@@ -122,6 +128,8 @@ def main(argv: list[str]) -> None:
             sys.exit(1 if lines else 0)
         told = [line_of(path) for path in found_at(paths[0])]
         print("\n".join(line for line, _ in told))
+        if not any(intact for _, intact in told):
+            sys.exit("error: none of these can be used.")
         path, checkpoint = read_newest(paths[0])
         print(f"\n{path.name}\n{describe(checkpoint)}")
     except ValueError as error:

@@ -8,13 +8,16 @@ they say behind their numbers. Signals go to all of them. If one dies, the other
 a strategy cannot go on without a worker. --restart=3 then starts all of them again, up to three
 times; they go on from their last checkpoint. The second prints the command line of each host.
 
-The exit status is 0 if all workers end well, else that of the first one that did not.
+The exit status is 0 if all workers end well, else that of the first one that did not. It is 75,
+which says that the run is saved, only if no worker had to be stopped.
 """
 
 import contextlib
+import math
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -33,19 +36,31 @@ RESTART = flags.DEFINE_integer(
     "restart", 0, "How often all start again if one dies.", lower_bound=0
 )
 THREADS = flags.DEFINE_integer(
-    "threads", 0, "Threads of each worker inside an operation; 0: the machine's, shared out."
+    "threads",
+    0,
+    "Threads of each worker inside an operation; 0: the machine's, shared out.",
+    lower_bound=0,
 )
 GRACE = flags.DEFINE_float(
-    "grace", 10.0, "Seconds for the others to end by themselves if one dies."
+    "grace",
+    60.0,
+    "Seconds for the others to end by themselves if one ends, a checkpoint that is being written "
+    "included; then they are stopped.",
+    lower_bound=0.0,
 )
 
 UNFINISHED = 75  # a run that saved and ended in time: nothing went wrong
+
+
+# Tells workers that are started again from those of another launch, see experiments/folder.py.
+LAUNCH = f"{socket.gethostname()} {os.getpid()} {time.time()}"
 
 
 def start(command: Sequence[str], addresses: Sequence[str], index: int) -> subprocess.Popen:
     """One worker; what it says is shown line by line behind its number."""
     threads = THREADS.value or max(1, (os.cpu_count() or 1) // len(addresses))
     more = {"TF_CONFIG": tf_config(addresses, index), "TF_NUM_INTRAOP_THREADS": str(threads)}
+    more["TBPTT_LAUNCH"] = LAUNCH
     process = subprocess.Popen(
         command, env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -80,22 +95,28 @@ def forwarding(processes: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def stop(processes: Sequence[subprocess.Popen], grace: float) -> None:
-    """Waits so long, asks, waits as long again, kills."""
-    for end in (lambda p: None, subprocess.Popen.terminate, subprocess.Popen.kill):
-        for process in processes:
-            if process.poll() is None:
+def stop(processes: Sequence[subprocess.Popen], grace: float) -> list[int]:
+    """Waits so long, asks, waits as long again, kills; returns the numbers of those it asked."""
+    asked: list[int] = []
+    for end in (None, subprocess.Popen.terminate, subprocess.Popen.kill):
+        for index, process in enumerate(processes):
+            if end is not None and process.poll() is None:
                 end(process)
+                asked.append(index)
         deadline = time.monotonic() + grace
         while time.monotonic() < deadline and any(p.poll() is None for p in processes):
             time.sleep(0.05)
+    for process in processes:
+        process.wait()
+    return asked
 
 
 def run_all(command: Sequence[str], workers: int, grace: float) -> tuple[int, bool]:
     """Runs the command so many times at once.
 
     Returns:
-      0, or the status of the first that did not end well; whether a signal ended them.
+      0, or the status of the first that did not end well; whether that is the end, because a
+      signal or the time of the run ended them.
     """
     addresses = free_addresses(workers)
     processes = [start(command, addresses, index) for index in range(workers)]
@@ -107,9 +128,29 @@ def run_all(command: Sequence[str], workers: int, grace: float) -> tuple[int, bo
                 status = processes[dead[0]].returncode
                 if not received and status != UNFINISHED:
                     logging.error("Worker %d ended with status %d.", dead[0], status)
-                stop(processes, grace)
-                return status, bool(received)
-    return next((p.returncode for p in processes if p.returncode), 0), bool(received)
+                asked = stop(processes, grace)
+                ended = bool(received) or status == UNFINISHED
+                if asked and status == UNFINISHED:
+                    status = processes[asked[0]].returncode or 1
+                    logging.error(
+                        "Worker %d had to be stopped, with status %d: what it was saving is lost. "
+                        "Give it a longer --grace.",
+                        asked[0],
+                        status,
+                    )
+                return status, ended
+    status = next((p.returncode for p in processes if p.returncode), 0)
+    return status, bool(received) or status in (0, UNFINISHED)
+
+
+def check_hosts(hosts: Sequence[str]) -> None:
+    """Raises ValueError unless each host is another `host:port`."""
+    for host in hosts:
+        name, _, port = host.rpartition(":")
+        if not (name and port.isdecimal() and 0 < int(port) < 1 << 16):
+            raise ValueError(f"--hosts has {host!r}, but must be like alpha:2222,beta:2222.")
+    if len(set(hosts)) < len(hosts):
+        raise ValueError(f"--hosts ({','.join(hosts)}) has a worker twice. Give each its own port.")
 
 
 def main(argv: list[str]) -> None:
@@ -117,7 +158,13 @@ def main(argv: list[str]) -> None:
     command = argv[1:]
     if not command:
         sys.exit("error: what is to be run? Write it after --, as: -- python -m experiments.music")
+    if not math.isfinite(GRACE.value):
+        sys.exit(f"error: --grace ({GRACE.value}) must be finite.")
     if HOSTS.value:
+        try:
+            check_hosts(HOSTS.value)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         for index, host in enumerate(HOSTS.value):
             print(
                 f"{host}: TF_CONFIG={shlex.quote(tf_config(HOSTS.value, index))}",
@@ -125,8 +172,11 @@ def main(argv: list[str]) -> None:
             )
         return
     for left in range(RESTART.value, -1, -1):
-        status, by_signal = run_all(command, WORKERS.value, GRACE.value)
-        if status in (0, UNFINISHED) or by_signal or not left:
+        try:
+            status, ended = run_all(command, WORKERS.value, GRACE.value)
+        except OSError as error:  # of the first worker: none has been started
+            sys.exit(f"error: {command[0]!r} cannot be run: {error.strerror}.")
+        if ended or not left:
             break
         logging.info("All workers start again; %d more times if need be.", left - 1)
     sys.exit(status if status >= 0 else 128 - status)

@@ -6,6 +6,7 @@ from tbptt.checkpoint.parameters import load_parameters as load_parameters
 from tbptt.checkpoint.parameters import named_parameters as named_parameters
 from tbptt.checkpoint.parameters import named_variables as named_variables
 from tbptt.checkpoint.parameters import save_parameters as save_parameters
+from tbptt.checkpoint.parameters import write_parameters as write_parameters
 from tbptt.checkpoint.store import Checkpoint as Checkpoint
 from tbptt.checkpoint.store import CheckpointError as CheckpointError
 from tbptt.checkpoint.store import Checkpoints as Checkpoints

@@ -16,28 +16,37 @@ SUFFIXES = (".npz", ".safetensors")
 
 
 def save_parameters(path: str | os.PathLike[str], module: tf.Module) -> None:
-    """Writes every parameter under its name: beside first, then in its place.
+    """Writes every parameter of a module under its name, as `write_parameters` does."""
+    parameters = named_parameters(module)
+    write_parameters(path, {name: variable.numpy() for name, variable in parameters.items()})
+
+
+def write_parameters(path: str | os.PathLike[str], values: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name: beside first, then in their place.
 
     Args:
       path: an `.npz`, or a `.safetensors` (`pip install 'tbptt[safetensors]'`).
-      module: whose parameters.
+      values: by name.
 
     Raises:
       ValueError: another suffix, or safetensors is not installed.
-      OSError: it cannot be written; what was there is still there.
+      OSError: it cannot be written; what was there is still there, and nothing beside it.
     """
     path = pathlib.Path(path)
     safetensors = _check_suffix(path)
-    values = {name: variable.numpy() for name, variable in named_parameters(module).items()}
     beside = path.with_name(path.name + ".partial")
-    with open(beside, "wb") as file:
-        if safetensors is None:
-            np.savez(file, allow_pickle=False, **values)
-        else:
-            file.write(safetensors.save(values))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with open(beside, "wb") as file:
+            if safetensors is None:
+                np.savez(file, allow_pickle=False, **values)
+            else:
+                file.write(safetensors.save(dict(values)))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def load_parameters(path: str | os.PathLike[str], module: tf.Module) -> None:

@@ -9,7 +9,6 @@ whatever happens while it is written, what was there before is still there, and 
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -22,20 +21,14 @@ import tensorflow as tf
 from absl import logging
 
 from tbptt import checks
+from tbptt.checkpoint.manifest import MANIFEST as MANIFEST
+from tbptt.checkpoint.manifest import CheckpointError as CheckpointError
+from tbptt.checkpoint.manifest import LaterVersionError, manifest_of, read_manifest
 
-VERSION = 1
-ARRAYS, MANIFEST = "arrays.npz", "manifest.json"
+ARRAYS = "arrays.npz"
 PARTIAL = ".partial"  # ends the name of what is not whole
 DAMAGED = ".damaged"  # ends the name of what was found not to be whole
 BLOCK = 1 << 20  # bytes that are hashed at a time
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, of another version, or of another run."""
-
-
-class LaterVersionError(CheckpointError):
-    """A checkpoint is of a version that this program does not know."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +64,6 @@ def write_checkpoint(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> 
             _write_arrays(file, checkpoint.arrays)
             _make_durable(file)
         content = {
-            "version": VERSION,
             "step": checkpoint.step,
             "facts": checkpoint.facts,
             "bytes": (beside / ARRAYS).stat().st_size,
@@ -82,7 +74,7 @@ def write_checkpoint(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> 
             },
         }
         with open(beside / MANIFEST, "w", encoding="utf-8") as file:
-            json.dump({"content": content, "sha256": _digest(content)}, file, allow_nan=False)
+            file.write(manifest_of(content))
             _make_durable(file)
         _make_names_durable(beside)
         beside.rename(folder)
@@ -111,40 +103,27 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             raise CheckpointError(f"{path} is not what was written: its checksum differs.")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except OSError as error:
+        arrays = {name: array.view(_dtype(content, name)) for name, array in arrays.items()}
+    except CheckpointError:
+        raise
+    except Exception as error:  # of the system, of zipfile and of NumPy
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
-    dtypes = {
-        name: tf.as_dtype(dtype).as_numpy_dtype for name, (dtype, _) in content["arrays"].items()
-    }
-    return Checkpoint(
-        content["step"],
-        {name: array.view(dtypes[name]) for name, array in arrays.items()},
-        content["facts"],
-    )
-
-
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """What a checkpoint says of itself, without its arrays.
-
-    Raises:
-      CheckpointError: it cannot be read, is damaged, or is of a later version.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-        content = manifest["content"]
-        fine = manifest["sha256"] == _digest(content)
-        version = content["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error!r}.") from None
-    if not fine:
-        raise CheckpointError(f"{path} is not what was written: its checksum differs.")
-    if version > VERSION:
-        raise LaterVersionError(
-            f"{path} is of version {version}, but this program reads up to {VERSION}. Use a newer "
-            "tbptt."
+    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    told = {name: shape for name, (_, shape) in content["arrays"].items()}
+    if shapes != told:
+        name = min(name for name in {*shapes, *told} if shapes.get(name) != told.get(name))
+        raise CheckpointError(
+            f"{path} has {name!r} of shape {shapes.get(name)}, but {MANIFEST} says "
+            f"{told.get(name)}: they are not of one checkpoint."
         )
-    return content
+    return Checkpoint(content["step"], arrays, content["facts"])
+
+
+def _dtype(content: dict[str, Any], name: str) -> Any:
+    """Returns the NumPy type that a manifest gives an array."""
+    if name not in content["arrays"]:
+        raise CheckpointError(f"{MANIFEST} says nothing of the array {name!r}.")
+    return tf.as_dtype(content["arrays"][name][0]).as_numpy_dtype
 
 
 class Checkpoints:
@@ -224,22 +203,27 @@ class Checkpoints:
         Raises:
           CheckpointError: there are some, and all are damaged, or one is of a later version.
         """
-        problems = []
+        problems: dict[int, CheckpointError] = {}
         for step in reversed(self.steps()):
             try:
                 found = read_checkpoint(self.path(step))
             except LaterVersionError:
                 raise  # nothing is wrong with it
             except CheckpointError as error:
-                logging.warning("The checkpoint of window %d cannot be used: %s", step, error)
-                problems.append((self.path(step), str(error)))
+                problems[step] = error
             else:
-                for path, _ in [] if self._read_only else problems:
-                    shutil.rmtree(path.with_name(path.name + DAMAGED), ignore_errors=True)
-                    path.rename(path.with_name(path.name + DAMAGED))
+                for damaged, problem in problems.items():
+                    logging.warning(
+                        "The checkpoint of window %d cannot be used: %s", damaged, problem
+                    )
+                    if not self._read_only:
+                        path = self.path(damaged)
+                        aside = path.with_name(path.name + DAMAGED)
+                        shutil.rmtree(aside, ignore_errors=True)
+                        path.rename(aside)
                 return found
         if problems:
-            told = " ".join(text for _, text in problems)
+            told = " ".join(map(str, problems.values()))
             raise CheckpointError(f"No checkpoint in {str(self.folder)!r} can be used. {told}")
         return None
 
@@ -269,10 +253,6 @@ def _write_arrays(file: Any, arrays: dict[str, np.ndarray]) -> None:
                 header = np.lib.format.header_data_from_array_1_0(plain)
                 np.lib.format.write_array_header_1_0(entry, header)
                 entry.write(plain.reshape(-1).view(np.uint8).data)
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _digest_of_file(path: pathlib.Path) -> str:

@@ -65,4 +65,7 @@ def accumulate(windows: int, optimizer: GradientTransform) -> GradientTransform:
         new = AccumulationState(count, where_due(zeros, total), where_due(inner, state.inner))
         return where_due(made, zeros), new
 
-    return GradientTransform(init, update, rate_first=True)
+    description = {
+        "name": "accumulate", "windows": windows, "optimizer": optimizer.description,
+    }  # fmt: skip
+    return GradientTransform(init, update, description, rate_first=True)

@@ -62,7 +62,8 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8) -> 
 
         return tf.nest.map_structure(direction, mu, nu, updates), AdamState(count, mu, nu)
 
-    return GradientTransform(init, update)
+    description = {"name": "scale_by_adam", "b1": b1, "b2": b2, "epsilon": epsilon}
+    return GradientTransform(init, update, description)
 
 
 def add_weight_decay(rate: float) -> GradientTransform:
@@ -79,7 +80,7 @@ def add_weight_decay(rate: float) -> GradientTransform:
             lambda u, p: u + rate * p if len(p.shape) > 1 else u, updates, parameters
         )
 
-    return stateless(decay)
+    return stateless(decay, {"name": "add_weight_decay", "rate": rate})
 
 
 def adam(

@@ -71,7 +71,7 @@ def clip_by_global_norm(max_norm: float) -> GradientTransform:
 
         return tf.nest.map_structure(scaled, updates)
 
-    return stateless(clip)
+    return stateless(clip, {"name": "clip_by_global_norm", "max_norm": max_norm})
 
 
 def clip_by_value(max_value: float) -> GradientTransform:
@@ -87,4 +87,4 @@ def clip_by_value(max_value: float) -> GradientTransform:
         del parameters, step
         return tf.nest.map_structure(lambda u: tf.clip_by_value(u, -max_value, max_value), updates)
 
-    return stateless(clip)
+    return stateless(clip, {"name": "clip_by_value", "max_value": max_value})

@@ -50,4 +50,6 @@ def rmsprop(
         )
         return scaled, RMSPropState(nu)
 
-    return chain(GradientTransform(init, update), scale_by_learning_rate(learning_rate))
+    description = {"name": "scale_by_rmsprop", "decay": decay, "epsilon": epsilon}
+    scaling = GradientTransform(init, update, description)
+    return chain(scaling, scale_by_learning_rate(learning_rate))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -10,12 +11,18 @@ from tbptt.optimizers.transform import GradientTransform, stateless
 from tbptt.types import Nest
 
 Schedule = Callable[[tf.Tensor], tf.Tensor]
-"""`step int64 scalar -> float32 scalar`."""
+"""`step int64 scalar -> float32 scalar`.
+
+An attribute `description` of such a function, as JSON holds it, goes into checkpoints; without one
+a schedule is known there by its name.
+"""
 
 
 def constant(value: float) -> Schedule:
     """The same value always."""
-    return lambda step: tf.constant(value, tf.float32)
+    return _described(
+        lambda step: tf.constant(value, tf.float32), {"name": "constant", "value": value}
+    )
 
 
 def warmup_cosine(peak: float, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Schedule:
@@ -44,7 +51,11 @@ def warmup_cosine(peak: float, warmup_steps: int, total_steps: int, floor: float
         cosine = floor + (peak - floor) * 0.5 * (1.0 + tf.cos(math.pi * done))
         return tf.where(step < warmup_steps, peak * rising, cosine)
 
-    return schedule
+    description = {
+        "name": "warmup_cosine", "peak": peak, "warmup_steps": warmup_steps,
+        "total_steps": total_steps, "floor": floor,
+    }  # fmt: skip
+    return _described(schedule, description)
 
 
 def epoch_decay(
@@ -68,7 +79,11 @@ def epoch_decay(
         decays = tf.cast(tf.maximum(epoch + 1 - constant_epochs, 0), tf.float32)
         return initial * tf.pow(factor, decays)
 
-    return schedule
+    description = {
+        "name": "epoch_decay", "initial": initial, "factor": factor,
+        "constant_epochs": constant_epochs, "windows_per_epoch": windows_per_epoch,
+    }  # fmt: skip
+    return _described(schedule, description)
 
 
 def scale_by_learning_rate(learning_rate: float | Schedule) -> GradientTransform:
@@ -80,4 +95,9 @@ def scale_by_learning_rate(learning_rate: float | Schedule) -> GradientTransform
         rate = schedule(step)
         return tf.nest.map_structure(lambda u: -tf.cast(rate, u.dtype) * u, updates)
 
-    return stateless(scale)
+    return stateless(scale, {"name": "scale_by_learning_rate", "schedule": schedule})
+
+
+def _described(schedule: Any, description: dict[str, Any]) -> Schedule:
+    schedule.description = description
+    return schedule

@@ -47,4 +47,5 @@ def trace(decay: float, *, nesterov: bool = False) -> GradientTransform:
             return new, new
         return tf.nest.map_structure(lambda m, g: g + decay * m, new, updates), new
 
-    return GradientTransform(init, update)
+    description = {"name": "trace", "decay": decay, "nesterov": nesterov}
+    return GradientTransform(init, update, description)

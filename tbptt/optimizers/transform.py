@@ -5,7 +5,7 @@ the parameters. Updates, parameters and slots are nests of tensors; nothing is a
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -17,12 +17,15 @@ class GradientTransform(NamedTuple):
     init: `parameters -> state`, the slots.
     update: `(updates, state, parameters, step) -> (updates, state)`. `step` is an int64
       scalar, the number of windows seen before this one: what schedules go by.
+    description: name and hyperparameters, as JSON holds them; of a chain, a list of those of its
+      transforms. A checkpoint records it, so that a run does not go on with others. None: unknown.
     rate_first: a window's `rate` multiplies its gradient, before `update`, and not the update that
       comes out: where an update is made of several windows, each at its own rate.
     """
 
     init: Callable[[Nest], Nest]
     update: Callable[[Nest, Nest, Nest, tf.Tensor], tuple[Nest, Nest]]
+    description: Any = None
     rate_first: bool = False
 
 
@@ -71,16 +74,23 @@ def chain(*transforms: GradientTransform) -> GradientTransform:
             new_state.append(slots)
         return updates, tuple(new_state)
 
+    parts: list[Any] = []
+    for transform in transforms:
+        told = transform.description
+        parts += told if isinstance(told, list) else [told]
     rate_first = any(transform.rate_first for transform in transforms)
-    return GradientTransform(init, update, rate_first=rate_first)
+    return GradientTransform(init, update, parts, rate_first)
 
 
-def stateless(function: Callable[[Nest, Nest, tf.Tensor], Nest]) -> GradientTransform:
-    """A transform without slots, from `(updates, parameters, step) -> updates`."""
+def stateless(
+    function: Callable[[Nest, Nest, tf.Tensor], Nest], description: Any = None
+) -> GradientTransform:
+    """Makes a transform without slots, from `(updates, parameters, step) -> updates`."""
     return GradientTransform(
         lambda parameters: (),
         lambda updates, state, parameters, step: (
             function(updates, parameters, step),
             (),
         ),
+        description,
     )

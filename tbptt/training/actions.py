@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import tqdm
 from absl import logging
 
 from tbptt import checks
+from tbptt.checkpoint.parameters import named_parameters
 from tbptt.types import State
 
 
@@ -203,12 +204,19 @@ class KeepBest:
         self.step = 0
 
     def offer(self, figure: float, step: int) -> bool:
-        """Keeps the parameters as they are now, if `figure` is the lowest."""
-        if not figure < self.figure:  # NaN is no best figure either
+        """Keeps the parameters as they are now, if `figure` is finite and the lowest."""
+        if not (np.isfinite(figure) and figure < self.figure):
             return False
         self.figure, self.step = figure, step
         self._values = [variable.numpy() for variable in self._module.trainable_variables]
         return True
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Returns the parameters of the lowest figure by name; empty before one."""
+        variables: Sequence[tf.Variable] = self._module.trainable_variables
+        kept = {id(v): value for v, value in zip(variables, self._values, strict=False)}
+        named = named_parameters(self._module)
+        return {name: kept[id(v)] for name, v in named.items() if id(v) in kept}
 
     def apply(self) -> None:
         """Gives the module the parameters of the lowest figure; does nothing before one."""

@@ -7,7 +7,7 @@ numbers a call, and lets the actions do what is due.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -20,6 +20,7 @@ from tbptt.streams.feed import Chunk, Feed
 from tbptt.training import step as one
 from tbptt.training.actions import Every, Report
 from tbptt.training.average import Average
+from tbptt.training.description import describe
 from tbptt.training.fold import fold, make_program
 from tbptt.training.loss_scale import LossScale
 from tbptt.training.replicated import make_replicated_program
@@ -155,6 +156,7 @@ class Trainer(tf.Module):
         self._optimizer = optimizer
         self._reduction = reduction
         self._seed = make_seed(seed)
+        self._seed_number = seed
         self._replicas = replicas or Replicas()
         if self._replicas.strategy is None:
             self._program = make_program(self._train, jit_compile=jit_compile)
@@ -199,6 +201,19 @@ class Trainer(tf.Module):
         checks.check_like("The carried state", self._replicas.one(carry), like, advice)
         carry, metrics = self._program(carry, chunk)
         return carry, self._replicas.one(metrics)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What decides how training goes on, beside the variables; see `describe`."""
+        return {
+            "model": describe(self.model),
+            "loss": "the model's own" if self._loss is None else describe(self._loss),
+            "optimizer": describe(self._optimizer),
+            "reduction": self._reduction,
+            "seed": self._seed_number,
+            "loss_scale": describe(self.loss_scale),
+            "average": self.average is not None,
+        }
 
     @property
     def windows_seen(self) -> int:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tbptt.checkpoint import Checkpoint, CheckpointError, named_parameters, named_variables
 from tbptt.state import named_leaves
+from tbptt.training.description import differences
 from tbptt.training.loop import Position, Trainer
 from tbptt.training.step import Carry
 from tbptt.types import Cursor
@@ -36,7 +37,8 @@ def snapshot(
       trainer: parameters, slots, averages, loss scale and step.
       position: state, position and cursor.
       parts: more, by name.
-      facts: what the run must be for `restore` to take it: settings, the stream's fingerprint.
+      facts: what the run must be for `restore` to take it: the stream's fingerprint, say. What the
+        trainer is, `Trainer.description`, goes along in any case.
 
     Example: put down, and taken up by another trainer.
       >>> def build():
@@ -50,11 +52,14 @@ def snapshot(
       >>> int(other.step), position.cursor
       (7, Cursor(epoch=1, index=3))
     """
+    for name in {*(parts or {}), *(facts or {})} & {"cursor", "trainer"}:
+        raise ValueError(f"{name!r} is a name of a checkpoint's own. Use another one.")
     arrays = {name: v.numpy() for name, v in variables_of(trainer).items()}
     carry = trainer.gather(position.carry)
     arrays |= {name: np.array(t) for name, t in _of_carry(carry).items()}
     more: dict[str, Any] = {
         "cursor": [position.cursor.epoch, position.cursor.index],
+        "trainer": trainer.description,
         **(facts or {}),
     }
     for part_name, part in (parts or {}).items():
@@ -71,6 +76,7 @@ def restore(
     *,
     parts: Mapping[str, Part] | None = None,
     facts: Mapping[str, Any] | None = None,
+    changed: Sequence[str] = (),
 ) -> Position:
     """Gives a run what `snapshot` took: all of it, or nothing changes.
 
@@ -79,25 +85,34 @@ def restore(
       trainer, parts: of the same kind as then; their values are replaced.
       position: of a run that begins: it says what the state looks like.
       facts: as then.
+      changed: what is meant to be another than then, as `seed`, `optimizer` or
+        `optimizer.1.scale_by_adam.b1`: parts of the trainer's description, as the error names them.
 
     Returns:
       where the run stands.
 
     Raises:
-      CheckpointError: names, shapes or types are of another model, or facts differ (all that do).
+      CheckpointError: names, shapes or types are of another model, the trainer would go on
+        differently (another seed, loss, reduction, dropout rate, learning rate, ...), or facts
+        differ: all that do. A checkpoint that an earlier version wrote says nothing of the trainer.
     """
     wrong = [
         f"{name}: {checkpoint.facts.get(name)!r} in the checkpoint, {value!r} here"
         for name, value in (facts or {}).items()
         if checkpoint.facts.get(name) != value
     ]
-    missing = [name for name in (parts or {}) if name not in checkpoint.facts]
-    wrong += [f"{name}: nothing in the checkpoint" for name in missing]
+    described = checkpoint.facts.get("trainer", trainer.description)
+    wrong += [
+        f"{path}: {there} in the checkpoint, {here} here"
+        for path, (there, here) in differences(described, trainer.description).items()
+        if not any(f"{path}.".startswith(f"{name}.") for name in changed)
+    ]
+    stored = {name: _stored_part(checkpoint, name) for name in (parts or {})}
+    wrong += [f"{name}: nothing in the checkpoint" for name, part in stored.items() if not part]
     of_parts = {
-        f"{name}.{array}"
-        for name in (parts or {})
-        for array in checkpoint.facts.get(name, {}).get("arrays", ())
+        f"{name}.{array}" for name, part in stored.items() if part for array in part["arrays"]
     }
+    cursor = cursor_of(checkpoint)
     like = trainer.gather(position.carry)
     variables, carried = variables_of(trainer), _of_carry(like)
     there = {name: _kind(a) for name, a in checkpoint.arrays.items() if name not in of_parts}
@@ -116,7 +131,34 @@ def restore(
         variable.assign(checkpoint.arrays[name])
     leaves = [tf.constant(checkpoint.arrays[name]) for name in carried]
     carry = tf.nest.pack_sequence_as(like, leaves)
-    return Position(trainer.deal(carry), Cursor(*checkpoint.facts["cursor"]))
+    return Position(trainer.deal(carry), Cursor(*cursor))
+
+
+def cursor_of(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Returns epoch and index of a checkpoint's cursor.
+
+    Raises:
+      CheckpointError: it has none, or something else in its place.
+    """
+    cursor: Any = checkpoint.facts.get("cursor")
+    fine = isinstance(cursor, list) and len(cursor) == 2
+    if not fine or not all(type(number) is int and number >= 0 for number in cursor):
+        raise CheckpointError(
+            f"The checkpoint of window {checkpoint.step} has {cursor!r} for a cursor, which must "
+            "be two numbers, [epoch, index]. It is not of a run."
+        )
+    return cursor[0], cursor[1]
+
+
+def _stored_part(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
+    """Returns what a checkpoint holds of a part, or None."""
+    part = checkpoint.facts.get(name)
+    if not isinstance(part, dict) or not isinstance(part.get("facts"), dict):
+        return None
+    arrays = part.get("arrays")
+    if not isinstance(arrays, list):
+        return None
+    return part if all(f"{name}.{array}" in checkpoint.arrays for array in arrays) else None
 
 
 def _restore_parts(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
@@ -128,10 +170,10 @@ def _restore_parts(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
     before = {name: part.snapshot() for name, part in parts.items()}
     try:
         for name, part in parts.items():
-            stored = checkpoint.facts[name]
+            stored: Any = _stored_part(checkpoint, name)
             own = {array: checkpoint.arrays[f"{name}.{array}"] for array in stored["arrays"]}
             part.restore(own, stored["facts"])
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         for name, part in parts.items():
             part.restore(*before[name])
         raise CheckpointError(

@@ -66,18 +66,20 @@ class Save:
         """Begins to write, due or not."""
         checkpoint = self._take(position)
         self._last_step, self._last_time = checkpoint.step, time.monotonic()
-        self._checkpoints.save(checkpoint)
-
-    def close(self) -> None:
-        """Waits for what is being written."""
         self._checkpoints.wait()
         self.tell()
+        self._checkpoints.save(checkpoint)
 
-    def tell(self) -> None:
-        """Logs what went wrong with the disk; raises whatever else went wrong."""
+    def close(self) -> OSError | None:
+        """Waits for what is being written; returns why the last save failed, None if it did not."""
+        self._checkpoints.wait()
+        return self.tell()
+
+    def tell(self) -> OSError | None:
+        """Logs what went wrong with the disk and returns it; raises whatever else went wrong."""
         error = self._checkpoints.error()
         if error is None:
-            return
+            return None
         if not isinstance(error, OSError):
             raise error
         steps = self._checkpoints.steps()
@@ -88,6 +90,7 @@ class Save:
             error,
             last,
         )
+        return error
 
 
 class StopOnSignal:

@@ -14,6 +14,7 @@ import pytest
 from absl import logging
 
 from tbptt import checkpoint as ck
+from tbptt.checkpoint.manifest import _digest
 from tests.conftest import assert_same_bits
 
 ARRAYS = {
@@ -182,20 +183,80 @@ def test_a_checkpoint_of_a_later_version_is_refused_and_left_alone(tmp_path):
     checkpoints.wait()
     path = checkpoints.path(7) / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["content"]["version"] = 2
-    manifest["sha256"] = ck.store._digest(manifest["content"])
+    manifest["content"]["version"] = 3
+    manifest["sha256"] = _digest(manifest["content"])
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ck.CheckpointError, match="is of version 2, but this program reads up to 1"):
+    with pytest.raises(ck.CheckpointError, match="is of version 3, but this program reads up to 2"):
         checkpoints.newest()
     assert checkpoints.steps() == [3, 7]
 
 
-def test_every_version_that_was_is_read():
-    """The golden checkpoint was written when version 1 was new; it stays as it is."""
-    found = ck.read_checkpoint(pathlib.Path(__file__).parent / "golden-version-1")
+def test_facts_that_json_does_not_know_come_back(tmp_path):
+    facts = {
+        "best": float("inf"),
+        "all": [-float("inf"), 1.5, {"last": float("nan")}],
+        "none": None,
+    }
+    ck.write_checkpoint(tmp_path / "one", ck.Checkpoint(1, {}, facts))
+    json.loads(
+        (tmp_path / "one" / "manifest.json").read_text(),
+        parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
+    )
+    found = ck.read_checkpoint(tmp_path / "one").facts
+    assert repr(found) == repr(facts)
+
+
+FOREIGN = {
+    "no object": (lambda c: [], "its content is no JSON object"),
+    "no facts": (lambda c: c.pop("facts") and c, "'facts' in it is null"),
+    "text for facts": (lambda c: c | {"facts": "none"}, "'facts' in it is \"none\""),
+    "no arrays": (lambda c: c | {"arrays": {}}, "manifest.json says nothing of the array 'w'"),
+    "one array more": (
+        lambda c: c | {"arrays": c["arrays"] | {"x": ["int32", [2]]}},
+        r"has 'x' of shape None, but manifest.json says \[2\]",
+    ),
+    "a huge shape": (
+        lambda c: c | {"arrays": c["arrays"] | {"w": ["float32", [10**12, 10**12]]}},
+        r"has 'w' of shape \[2, 3\], but manifest.json says \[1000000000000, 1000000000000\]",
+    ),
+    "a shape of text": (
+        lambda c: c | {"arrays": {"w": ["float32", ["a"]]}},
+        "'arrays' in it is {",
+    ),
+    "no type": (
+        lambda c: c | {"arrays": c["arrays"] | {"w": ["nodtype", [2, 3]]}},
+        "arrays.npz cannot be read: .*nodtype",
+    ),
+    "another type": (
+        lambda c: c | {"arrays": c["arrays"] | {"w": ["float64", [2, 3]]}},
+        "arrays.npz cannot be read",
+    ),
+    "version of text": (lambda c: c | {"version": "9"}, "'version' in it is \"9\""),
+    "step of text": (lambda c: c | {"step": "7"}, "'step' in it is \"7\""),
+    "step below zero": (lambda c: c | {"step": -7}, "'step' in it is -7"),
+    "bytes of text": (lambda c: c | {"bytes": "7"}, "'bytes' in it is \"7\""),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_foreign_content_is_told_though_its_checksum_is_right(tmp_path, case):
+    change, message = FOREIGN[case]
+    ck.write_checkpoint(tmp_path / "one", make())
+    path = tmp_path / "one" / "manifest.json"
+    content = change(json.loads(path.read_text())["content"])
+    path.write_text(json.dumps({"content": content, "sha256": _digest(content)}))
+    with pytest.raises(ck.CheckpointError, match=message):
+        ck.read_checkpoint(tmp_path / "one")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_every_version_that_was_is_read(version):
+    """A golden checkpoint was written when its version was new; it stays as it is."""
+    found = ck.read_checkpoint(pathlib.Path(__file__).parent / f"golden-version-{version}")
     assert (found.step, found.facts["cursor"]) == (12, [1, 4])
     assert found.facts["stream"] == "0123456789abcdef"
     assert found.facts["settings"] == {"seed": 0, "rate": 0.1}
+    assert repr(found.facts.get("best")) == {1: "None", 2: "[inf, nan]"}[version]
     assert {name: (a.dtype.name, a.tolist()) for name, a in found.arrays.items()} == {
         "model.w": ("float32", [[0.0, 0.25, 0.5], [0.75, 1.0, 1.25]]),
         "step": ("int64", 12),

@@ -48,6 +48,7 @@ def ended(call, cwd):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             handler.setStream(err)
+            logging.set_verbosity(logging.INFO)  # as launch and absl do
             os.chdir(cwd)
             call()
         except SystemExit as end:

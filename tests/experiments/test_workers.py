@@ -17,7 +17,7 @@ from tests.experiments.conftest import experiment
 from tools.inspect_checkpoint import difference, read_newest
 
 SETTINGS = dict(
-    max_windows=40, windows_per_call=4, rows=4, hidden=8, eval_every=20, jit_compile=False, keys=12,
+    max_windows=40, windows_per_call=4, rows=4, hidden=8, eval_every=20, jit_compile=False,
     dropout=0.0, input_dropout=0.0, recurrent_dropout=0.0,  # each replica would draw its own
 )  # fmt: skip
 

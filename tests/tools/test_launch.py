@@ -75,6 +75,18 @@ def test_all_start_again_as_often_as_asked(tmp_path):
     assert len(list(tmp_path.glob("start-0-*"))) == 4
 
 
+def test_a_run_is_saved_only_if_no_worker_had_to_be_stopped(tmp_path):
+    """One has left with status 75; the chief still writes: in time, and not in time."""
+    code = "sys.exit(75) if task == 1 else (time.sleep({}), sys.exit(75))"
+    process = launched(tmp_path, code.format(2), "--workers=2", "--grace=30")
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    process = launched(tmp_path, code.format(100), "--workers=2", "--grace=0.5", "--restart=3")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode not in (0, 75)
+    assert "Worker 0 had to be stopped, with status -15: what it was saving is lost." in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_go_to_all(tmp_path, number):
     code = (

@@ -1,5 +1,7 @@
 """Law 7: put down after n windows and taken up by another trainer: the bits of one that went on."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,7 +13,8 @@ from tbptt.streams.fingerprint import fingerprint
 from tbptt.training.average import NonMonotonic
 from tbptt.training.resume import restore, snapshot, variables_of
 from tests.conftest import assert_same_bits, make_core
-from tests.streams.test_streams import STREAMS, AnyModel, any_loss, make
+from tests.streams.test_streams import STREAMS, AnyModel, any_loss
+from tests.streams.test_streams import make as make_stream
 
 VOCABULARY, ROWS, WINDOWS = 7, 2, 11  # an epoch has 6: the end lies in the second
 
@@ -21,24 +24,29 @@ def text():
     return tbptt.ContiguousStream(tokens, rows=ROWS, window_length=4, vocabulary_size=VOCABULARY)
 
 
-def build(kind="lstm", *, jit=False, hidden_seed=1, **options):
+def build(
+    kind="lstm", *, jit=False, hidden_seed=1, dropout=0.4, norm=0.3, rate=0.02, decay=0.1,
+    loss=tbptt.cross_entropy, seed=5, growth=3, core=None, **options,
+):  # fmt: skip
     """A trainer with everything that has a memory: Adam, dropout, an average, a loss scale."""
     model = tbptt.LanguageModel(
-        VOCABULARY, 3, make_core(kind), seed=tbptt.make_seed(hidden_seed), dropout_rate=0.4
-    )
+        VOCABULARY, 3, make_core(kind, **(core or {})), seed=tbptt.make_seed(hidden_seed),
+        dropout_rate=dropout,
+    )  # fmt: skip
+    schedule = rate if callable(rate) else optimizers.warmup_cosine(rate, 3, 20)
     optimizer = optimizers.chain(
-        optimizers.clip_by_global_norm(0.3),
-        optimizers.adamw(optimizers.warmup_cosine(0.02, 3, 20), weight_decay=0.1),
+        optimizers.clip_by_global_norm(norm),
+        optimizers.adamw(schedule, weight_decay=decay),
     )
     average = tbptt.Average(model)
     average.begin()
     return tbptt.Trainer(
         model,
-        tbptt.cross_entropy,
+        loss,
         optimizer,
-        seed=5,
+        seed=seed,
         average=average,
-        loss_scale=tbptt.LossScale(8.0, growth_interval=3),
+        loss_scale=tbptt.LossScale(8.0, growth_interval=growth),
         jit_compile=jit,
         **options,
     )
@@ -87,7 +95,7 @@ def test_every_stream_goes_on_where_it_was(stream):
 
     Laws 11 and 12 too: windows continue, and it is one program whatever the cut and the epoch.
     """
-    made, again = make(stream, "everything"), make(stream, "everything")
+    made, again = make_stream(stream, "everything"), make_stream(stream, "everything")
     trainer = tbptt.Trainer(
         AnyModel(dropout_rate=0.3), any_loss, optimizers.adam(0.01), jit_compile=False
     )
@@ -112,7 +120,7 @@ def test_every_stream_goes_on_where_it_was(stream):
     for name, array in whole.arrays.items():
         assert_same_bits(last.arrays[name], array)
     assert fingerprint(made) == fingerprint(again)
-    assert fingerprint(made) != fingerprint(make(stream, "plain"))
+    assert fingerprint(made) != fingerprint(make_stream(stream, "plain"))
 
 
 def test_a_changed_corpus_has_another_fingerprint():
@@ -151,6 +159,187 @@ def test_another_model_and_other_facts_are_refused_and_nothing_changes():
         assert part in message
     assert "settings" not in message
     assert_same_bits(other.variables, before)
+
+
+def my_loss(outputs, targets):
+    return 2.0 * tbptt.cross_entropy(outputs, targets)
+
+
+OTHERWISE = {
+    "seed": (dict(seed=6), ["seed: 5 in the checkpoint, 6 here"]),
+    "reduction": (
+        dict(reduction="sum_over_window"),
+        ["reduction: 'mean' in the checkpoint, 'sum_over_window' here"],
+    ),
+    "learning rate": (
+        dict(rate=0.03),
+        [
+            "optimizer.3.scale_by_learning_rate.schedule.warmup_cosine.peak: "
+            "0.02 in the checkpoint, 0.03 here"
+        ],
+    ),
+    "schedule": (
+        dict(rate=optimizers.constant(0.02)),
+        ["constant.value: nothing in the checkpoint, 0.02 here"],
+    ),
+    "a user's schedule": (
+        dict(rate=lambda step: 0.02),
+        ["optimizer.3.scale_by_learning_rate.schedule: nothing in the checkpoint, '"],
+    ),
+    "clipping": (
+        dict(norm=0.4),
+        ["optimizer.0.clip_by_global_norm.max_norm: 0.3 in the checkpoint, 0.4 here"],
+    ),
+    "weight decay": (
+        dict(decay=0.2),
+        ["optimizer.2.add_weight_decay.rate: 0.1 in the checkpoint, 0.2 here"],
+    ),
+    "dropout": (dict(dropout=0.5), ["model.dropout_rate: 0.4 in the checkpoint, 0.5 here"]),
+    "recurrent dropout": (
+        dict(core=dict(recurrent_dropout=0.1)),
+        ["model.core.recurrent_dropout: 0.0 in the checkpoint, 0.1 here"],
+    ),
+    "loss": (dict(loss=my_loss), ["loss: 'cross_entropy' in the checkpoint, 'my_loss' here"]),
+    "loss scale": (dict(growth=4), ["loss_scale.growth_interval: 3 in the checkpoint, 4 here"]),
+    "several": (
+        dict(seed=6, dropout=0.5),
+        ["seed: 5 in the checkpoint, 6 here", "model.dropout_rate: 0.4 in the checkpoint, 0.5"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_a_trainer_that_would_go_on_differently_is_refused(tmp_path, case):
+    """All variables have the same names, shapes and types; through the disk."""
+    options, messages = OTHERWISE[case]
+    trainer = build()
+    write_checkpoint(tmp_path / "one", snapshot(trainer, begin(trainer)))
+    other = build(**options)
+    other.step.assign(9)
+    with pytest.raises(CheckpointError, match="is of another run") as error:
+        restore(read_checkpoint(tmp_path / "one"), other, begin(other))
+    for message in messages:
+        assert message in str(error.value)
+    assert other.windows_seen == 9
+    names = [message.split(":")[0] for message in messages]
+    changed = [name if name.startswith(("seed", "model")) else name.split(".")[0] for name in names]
+    if "constant" in changed:
+        changed = ["optimizer"]
+    restore(read_checkpoint(tmp_path / "one"), other, begin(other), changed=changed)
+    assert other.windows_seen == 0
+
+
+def test_how_it_is_computed_may_change():
+    trainer = build(core=dict(backend="scan"))
+    taken = snapshot(trainer, begin(trainer))
+    other = build(core=dict(backend="fused", keep="states"), jit=True)
+    restore(taken, other, begin(other))
+
+
+def test_a_checkpoint_without_a_record_of_the_trainer_is_taken():
+    """As version 1 wrote it."""
+    trainer, other = build(), build(seed=6)
+    taken = snapshot(trainer, begin(trainer))
+    del taken.facts["trainer"]
+    restore(taken, other, begin(other))
+
+
+def test_what_a_user_made_need_not_describe_itself():
+    """Unknown is as good as unknown; a model of a user's is known by its class."""
+
+    def make(rate):
+        own = optimizers.GradientTransform(
+            lambda parameters: (), lambda u, s, p, step: ([-rate * g for g in u], s)
+        )
+        optimizer = optimizers.chain(optimizers.clip_by_value(1.0), own)
+        return tbptt.Trainer(AnyModel(), any_loss, optimizer, jit_compile=False)
+
+    stream = make_stream("contiguous", "plain")
+    trainer, other = make(0.1), make(0.2)
+    told = trainer.description["model"]
+    assert (told["class"], list(told)) == ("AnyModel", ["class", "core"])
+    assert told["core"]["class"] == "LSTM"
+    assert trainer.description["optimizer"] == [{"name": "clip_by_value", "max_value": 1.0}, None]
+    restore(snapshot(trainer, begin(trainer, stream.rows)), other, begin(other, stream.rows))
+
+
+def test_the_record_of_a_trainer_keeps_its_names():
+    """What a checkpoint holds is compared by name, so that another name would be another run."""
+    core = dict(zoneout=(0.1, 0.2), peepholes=True, compute_dtype=tf.bfloat16, keep="states")
+    trainer = build(core=core, rate=optimizers.epoch_decay(1.0, 0.5, 2, 6))
+    assert json.loads(json.dumps(trainer.description)) == {
+        "model": {
+            "class": "LanguageModel",
+            "embedding_dropout": 0.0,
+            "penalties": [0.0, 0.0],
+            "dropout_rate": 0.4,
+            "dropout_per": "step",
+            "compute_dtype": None,
+            "embedding": {"class": "Embedding"},
+            "core": {
+                "class": "LSTM",
+                "output_size": 4,
+                "hidden_size": 4,
+                "recurrent_dropout": 0.0,
+                "weight_dropout": 0.0,
+                "zoneout": [0.1, 0.2],
+                "compute_dtype": "bfloat16",
+                "optional": ["peepholes"],
+            },
+            "readout": {"class": "Dense", "compute_dtype": None},
+        },
+        "loss": "cross_entropy",
+        "optimizer": [
+            {"name": "clip_by_global_norm", "max_norm": 0.3},
+            {"name": "scale_by_adam", "b1": 0.9, "b2": 0.999, "epsilon": 1e-8},
+            {"name": "add_weight_decay", "rate": 0.1},
+            {
+                "name": "scale_by_learning_rate",
+                "schedule": {
+                    "name": "epoch_decay",
+                    "initial": 1.0,
+                    "factor": 0.5,
+                    "constant_epochs": 2,
+                    "windows_per_epoch": 6,
+                },
+            },
+        ],
+        "reduction": "mean",
+        "seed": 5,
+        "loss_scale": {"class": "LossScale", "growth_interval": 3},
+        "average": True,
+    }
+
+
+FOREIGN = {
+    "no cursor": (lambda facts: facts.pop("cursor"), "has None for a cursor"),
+    "text for a cursor": (lambda facts: facts.update(cursor="ab"), "has 'ab' for a cursor"),
+    "three numbers": (
+        lambda facts: facts.update(cursor=[1, 2, 3]),
+        r"has \[1, 2, 3\] for a cursor",
+    ),
+    "a part of text": (lambda facts: facts.update(best="none"), "best: nothing in the checkpoint"),
+    "a part without arrays": (lambda facts: facts["best"].pop("arrays"), "best: nothing in the ch"),
+    "a part without facts": (lambda facts: facts["best"].update(facts={}), "best: 'figure'"),
+    "a trainer of text": (lambda facts: facts.update(trainer="adam"), "'adam' in the checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_facts_of_a_stranger_are_refused(case):
+    change, message = FOREIGN[case]
+    trainer = build()
+    parts = {"best": tbptt.KeepBest(trainer.model)}
+    taken = snapshot(trainer, begin(trainer), parts=parts)
+    change(taken.facts)
+    with pytest.raises(CheckpointError, match=message):
+        restore(taken, trainer, begin(trainer), parts=parts)
+
+
+def test_names_of_the_checkpoint_s_own_are_refused():
+    trainer = build()
+    with pytest.raises(ValueError, match="'trainer' is a name of a checkpoint's own"):
+        snapshot(trainer, begin(trainer), facts={"trainer": 1})
 
 
 def test_other_rows_are_refused():
