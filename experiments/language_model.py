@@ -170,9 +170,9 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     replicas = run.replicas_of(options)
     with run.usage_errors():
         check_sampling(settings.sample_length, settings.temperature)
-        data = load(settings)
-        vocabulary, parts = data.vocabulary, data.parts
-        check_readout(settings, data)
+        loaded = load(settings)
+        vocabulary, parts = loaded.vocabulary, loaded.parts
+        check_readout(settings, loaded)
         metric, read = figure(vocabulary.kind)
         training = open_stream(settings, vocabulary, parts[0], settings.rows, training=True)
         replicas.rows_of_each(settings.rows)
