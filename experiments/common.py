@@ -17,7 +17,7 @@ import tbptt
 from experiments import run
 from experiments.run import setting
 from experiments.settings import decisive, profile_range, save_interval
-from tbptt import checks, optimizers, summaries
+from tbptt import optimizers, summaries
 from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints, write_parameters
 from tbptt.distribution import Replicas
 from tbptt.state import named_leaves
@@ -26,22 +26,26 @@ from tbptt.training import resume
 from tbptt.training.saving import Save, StopOnSignal
 from tbptt.types import Core, Loss, Seed, Stream
 
+BACKENDS = ("auto", "fused", "scan", "reference", "cudnn")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings(run.Settings):
     """Settings of every model on sequences of features; each experiment has its own defaults."""
 
     rows: int = setting(16, "B: rows, streams read side by side.", least=1)
-    cell: str = setting("lstm", "lstm or gru.")
+    cell: str = setting("lstm", "The recurrent layers", choices=("lstm", "gru"))
     hidden: int = setting(128, "Units in a layer.", least=1)
     layers: int = setting(1, "Layers.", least=1)
-    dropout: float = setting(0.0, "Rate, of the layers' outputs.")
-    input_dropout: float = setting(0.0, "Rate, of the inputs.")
-    recurrent_dropout: float = setting(0.0, "Rate, from step to step, one mask a window.")
+    dropout: float = setting(0.0, "Rate, of the layers' outputs.", least=0, below=1)
+    input_dropout: float = setting(0.0, "Rate, of the inputs.", least=0, below=1)
+    recurrent_dropout: float = setting(
+        0.0, "Rate, from step to step, one mask a window.", least=0, below=1
+    )
     learning_rate: float = setting(3e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     weight_decay: float = setting(0.01, "Decoupled weight decay.", least=0)
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
-    backend: str = setting("auto", "Unrolls windows: auto, fused, scan, reference or cudnn.")
+    backend: str = setting("auto", "What unrolls windows", choices=BACKENDS)
     max_windows: int = setting(0, "Windows to train, if that is less; 0: all.", least=0)
     windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.", least=1)
     jit_compile: bool = setting(True, "Compile the loop with XLA.")
@@ -59,6 +63,10 @@ class CommonSettings(ModelSettings):
     max_epochs: int = setting(20, "Epochs to train.", least=1)
     eval_every: int = setting(0, "Windows between validations; 0: once an epoch.", least=0)
 
+    def check_together(self) -> None:
+        """Raises ValueError unless windows can be cut so."""
+        truncation(self)
+
 
 def truncation(settings: CommonSettings) -> tbptt.Truncation:
     """Windows as the settings have them."""
@@ -70,7 +78,6 @@ def truncation(settings: CommonSettings) -> tbptt.Truncation:
 def build_core(settings: ModelSettings, input_size: int, seed: Seed) -> Core:
     """The recurrent layers."""
     cells: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
-    checks.check_choice("cell", settings.cell, list(cells))
     seeds = tbptt.split_seed(seed, settings.layers)
     sizes = [input_size] + [settings.hidden] * settings.layers
     layers = [

@@ -6,13 +6,15 @@ Every case is a command as a user gives it, in a folder that the case has filled
 import io
 import json
 import os
+import re
 import zipfile
 
 import numpy as np
 import pytest
 
 import tbptt
-from experiments import forecast, language_model, music, speech
+from experiments import forecast, language_model, memory, music, speech
+from tbptt.streams import prepared
 from tests.experiments.conftest import command_line, contents, pack
 from tests.experiments.test_bad_runs import TINY
 from tools import prepare
@@ -502,3 +504,32 @@ def test_prepared_corpora_are_checked(tmp_path, case):
     assert message in done.stderr
     assert (done.status, done.stdout) == (1, "")
     assert contents(tmp_path) == before
+
+
+def test_large_id_of_a_large_corpus_is_told_when_it_is_read(tmp_path, monkeypatch):
+    """Of a corpus that is too large to be read whole when it is opened."""
+    (tmp_path / "a.txt").write_text(TEXT)
+    prepare.prepare(tmp_path / "out", [tmp_path / "a.txt"], "words", False, None)
+    poke(tmp_path / "out" / "tokens.bin")
+    monkeypatch.setattr(prepared, "CHECKED", 0)
+    module, *flags = LM
+    done = command_line(module, *TINY, "--logdir=run", *flags, "--prepared=out", cwd=tmp_path)
+    assert done.status == 1
+    assert re.search(r"error: Token 78 is 1000000, but ids must be from 0 to \d+\.", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(task="recall"), r"task \('recall'\) must be one of copy, adding"),
+        (dict(shortest=9, longest=8), r"longest \(8\) must be at least 9"),
+        (dict(steps=15), r"steps \(15\) must be at least 20"),
+        (dict(steps=50, cuts="60"), r"steps \(50\) must be at least 60"),
+        (dict(cuts="5,x"), "--cuts has 'x', but must be like 15, 15/5 or 15f"),
+        (dict(cell="rnn"), r"cell \('rnn'\) must be one of lstm, gru"),
+        (dict(dropout=-0.1), r"dropout \(-0.1\) must be at least 0"),
+    ],
+)
+def test_memory_checks_its_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        memory.Settings(**settings)
