@@ -26,6 +26,7 @@ from experiments.language_text import Data, load, open_stream
 from tbptt import optimizers, summaries
 from tbptt.layers import initializers
 from tbptt.serving.generate import check_sampling
+from tbptt.streams.prepared import VOCABULARY
 from tbptt.training.average import NonMonotonic
 from tbptt.types import Readout, Seed
 
@@ -229,8 +230,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
 
     with run.Claim(settings, options, replicas, data=of_data) as claim:
         if claim.writes:
-            with run.usage_errors():
-                vocabulary.save(claim.folder / "vocabulary.json")
+            run.write_file(claim.folder / VOCABULARY, vocabulary.to_json())
         fitted = common.fit(
             settings,
             claim,

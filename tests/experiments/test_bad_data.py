@@ -15,6 +15,7 @@ import pytest
 import tbptt
 from experiments import forecast, language_model, memory, music, speech
 from tbptt.streams import prepared
+from tests.conftest import full_disk
 from tests.experiments.conftest import command_line, contents, pack
 from tests.experiments.test_bad_runs import TINY
 from tools import prepare
@@ -516,6 +517,18 @@ def test_large_id_of_a_large_corpus_is_told_when_it_is_read(tmp_path, monkeypatc
     done = command_line(module, *TINY, "--logdir=run", *flags, "--prepared=out", cwd=tmp_path)
     assert done.status == 1
     assert re.search(r"error: Token 78 is 1000000, but ids must be from 0 to \d+\.", done.stderr)
+
+
+def test_vocabulary_that_cannot_be_written_is_told_and_the_same_command_goes_on(tmp_path):
+    (tmp_path / "a.txt").write_text(" ".join(f"word{k}" for k in range(3000)))
+    module, *flags = LM
+    command = (*TINY, "--logdir=run", *flags, "--corpus=a.txt", "--tokens=words", "--shuffle=none")
+    with full_disk(10_000):
+        done = command_line(module, *command, cwd=tmp_path)
+    assert done.status == 1
+    assert "error: 'run/vocabulary.json' cannot be written: File too large." in done.stderr
+    assert sorted(contents(tmp_path / "run")) == ["lock", "settings.json"]
+    assert command_line(module, *command, cwd=tmp_path).status == 0
 
 
 @pytest.mark.parametrize(
