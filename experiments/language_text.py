@@ -107,6 +107,11 @@ def load_prepared(settings: Settings) -> Data:
                 "--test_fraction split. Leave out --valid_documents and --test_documents."
             )
         return _split(settings, found.vocabulary, found.tokens, found.by_frequency)
+    if settings.shuffle != "none":
+        raise ValueError(
+            f"--shuffle has no effect with {settings.prepared!r}, whose documents are in another "
+            "order in every epoch anyway. Leave it out."
+        )
     ends = split_documents(settings, len(found.ends))
     documents = tbptt.Pieces(found.tokens, found.ends)
     parts: list[Part] = [documents.part(a, b) for a, b in itertools.pairwise(ends)]
