@@ -26,9 +26,7 @@ def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
       >>> loss.numpy().astype(float).round(4).tolist()
       [[1.3863]]
     """
-    if logits.dtype.size < tf.float32.size:
-        logits = tf.cast(logits, tf.float32)
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=_wide(logits))
 
 
 def binary_cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
@@ -48,6 +46,7 @@ def binary_cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
       >>> loss.numpy().astype(float).round(4).tolist()
       [[1.3863]]
     """
+    logits = _wide(logits)
     targets = tf.cast(targets, logits.dtype)
     each = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits)
     return tf.reduce_sum(each, axis=-1)
@@ -60,6 +59,7 @@ def squared_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
       >>> squared_error(tf.zeros([1, 1, 2]), tf.constant([[[1.0, 3.0]]])).numpy().tolist()
       [[5.0]]
     """
+    outputs, targets = _wide(outputs), _wide(targets)
     return tf.reduce_mean(tf.math.squared_difference(outputs, targets), axis=-1)
 
 
@@ -70,7 +70,7 @@ def absolute_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
       >>> absolute_error(tf.zeros([1, 1, 2]), tf.constant([[[1.0, -3.0]]])).numpy().tolist()
       [[2.0]]
     """
-    return tf.reduce_mean(tf.abs(outputs - targets), axis=-1)
+    return tf.reduce_mean(tf.abs(_wide(outputs) - _wide(targets)), axis=-1)
 
 
 def gaussian(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
@@ -91,8 +91,8 @@ def gaussian(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
       >>> loss.numpy().astype(float).round(4).tolist()
       [[0.9189]]
     """
-    mean, log_deviation = tf.split(outputs, 2, axis=-1)
-    scaled = (targets - mean) * tf.exp(-log_deviation)
+    mean, log_deviation = tf.split(_wide(outputs), 2, axis=-1)
+    scaled = (_wide(targets) - mean) * tf.exp(-log_deviation)
     each = 0.5 * scaled * scaled + log_deviation + 0.5 * math.log(2.0 * math.pi)
     return tf.reduce_sum(each, axis=-1)
 
@@ -100,13 +100,21 @@ def gaussian(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 def weighted_sum(loss: tf.Tensor, weight: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
     """The sum of `loss [T, B]`, and the weight it was taken over, two scalars.
 
-    A step of weight 0 is left out by selection, so what stands there cannot matter.
+    A step of weight 0 is left out by selection, so what stands there cannot matter. The derivative
+    of what stands there is 0 times that of the loss all the same: where it may not be finite,
+    select the outputs before the loss too, as training does.
     """
+    loss = _wide(loss)
     if weight is None:
         return tf.reduce_sum(loss), tf.cast(tf.size(loss), loss.dtype)
     weight = tf.cast(weight, loss.dtype)
     counted = tf.where(weight > 0, loss * weight, tf.zeros_like(loss))
     return tf.reduce_sum(counted), tf.reduce_sum(weight)
+
+
+def _wide(tensor: tf.Tensor) -> tf.Tensor:
+    """At least float32: squares and sums of many steps leave the range of smaller types."""
+    return tensor if tensor.dtype.size >= tf.float32.size else tf.cast(tensor, tf.float32)
 
 
 def reduce(reduction: str, loss_sum: tf.Tensor, weight_sum: tf.Tensor, rows: int) -> tf.Tensor:

@@ -45,6 +45,23 @@ def test_cross_entropy_of_half_precision_is_float32():
     )
 
 
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16], ids=["float16", "bfloat16"])
+def test_losses_and_sums_of_half_precision_are_float32(dtype):
+    """(300 - 0)^2 is beyond float16, and a count above 256 beyond what bfloat16 tells apart."""
+    outputs, targets = tf.fill([1, 1, 2], tf.cast(300.0, dtype)), tf.zeros([1, 1, 2], dtype)
+    cases = {
+        losses.squared_error: (outputs, targets, 300.0**2),
+        losses.absolute_error: (outputs, targets, 300.0),
+        losses.binary_cross_entropy: (outputs, targets, 600.0),
+        losses.gaussian: (targets, outputs[..., :1], 300.0**2 / 2 + np.log(2 * np.pi) / 2),
+    }
+    for loss, (given, wanted, expected) in cases.items():
+        assert_close(loss(given, wanted), np.float32([[expected]]))
+    for weight in (None, tf.ones([300, 11], dtype)):
+        total, count = losses.weighted_sum(tf.ones([300, 11], dtype), weight)
+        assert (float(total), float(count)) == (3300.0, 3300.0)
+
+
 def test_weighted_sum_leaves_out_what_weighs_nothing_nan_included():
     loss = tf.constant([[1.0, np.nan], [2.0, 4.0]])
     total, weight = losses.weighted_sum(loss, tf.constant([[1.0, 0.0], [0.5, 1.0]]))

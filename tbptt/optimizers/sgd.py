@@ -18,6 +18,11 @@ def sgd(
       momentum: see `trace`; 0 keeps no slot.
       nesterov: see `trace`.
     """
+    if nesterov and momentum == 0.0:
+        raise ValueError(
+            "nesterov (True) has no effect with momentum (0.0), whose next step it looks at. Use "
+            "momentum=0.9, or nesterov=False."
+        )
     down = scale_by_learning_rate(learning_rate)
     return down if momentum == 0.0 else chain(trace(momentum, nesterov=nesterov), down)
 

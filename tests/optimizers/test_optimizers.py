@@ -237,6 +237,11 @@ def test_schedule_goes_by_the_step_it_is_given():
         assert_close(optimizer.update([tf.ones([1])], (), None, step)[0], [np.float32([expected])])
 
 
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(ValueError, match=r"nesterov \(True\) has no effect with momentum \(0.0\)"):
+        optimizers.sgd(0.1, nesterov=True)
+
+
 @pytest.mark.parametrize(
     "make",
     [
