@@ -186,8 +186,11 @@ class Told:
         speed = self.progress.tokens_per_second
         if speed:  # not of the first call, which compiles
             self.writer.scalars(report.step, {summaries.TOKENS_PER_SECOND: speed})
+        metrics = report.metrics
+        if metrics.penalty_sum:
+            self.writer.scalars(report.step, {summaries.LOSS_PENALTY: metrics.penalty})
         self.writer.scalars(report.step, {
-            summaries.LOSS_TRAIN: report.metrics.loss,
+            summaries.LOSS_TRAIN: metrics.loss,
             summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
             summaries.GRAD_NORM_MAX: report.metrics.grad_norm_max,
             summaries.WINDOWS_SKIPPED: report.metrics.skipped,

@@ -13,6 +13,7 @@ from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 LOSS_TRAIN = "loss/train"
+LOSS_PENALTY = "loss/penalty"
 LOSS_VALID = "loss/valid"
 RESULT_VALID = "result/valid"
 RESULT_TEST = "result/test"
@@ -136,7 +137,9 @@ class SummaryWriter:
 
 
 def state_rms(state: Any) -> float:
-    """Root mean square over all parts of a recurrent state."""
+    """Returns the root mean square over all parts of a recurrent state, however large they are."""
     leaves = [tf.cast(leaf, tf.float32) for leaf in tf.nest.flatten(state)]
-    squares = tf.add_n([tf.reduce_sum(leaf * leaf) for leaf in leaves])
-    return float(tf.sqrt(squares / sum(int(tf.size(leaf)) for leaf in leaves)))
+    largest = tf.reduce_max([tf.reduce_max(tf.abs(leaf)) for leaf in leaves])
+    scale = tf.where(largest > 0, largest, 1.0)
+    squares = tf.add_n([tf.reduce_sum((leaf / scale) ** 2) for leaf in leaves])
+    return float(scale * tf.sqrt(squares / sum(int(tf.size(leaf)) for leaf in leaves)))

@@ -16,6 +16,19 @@ State = Nest  # every leaf is [B, ...]: row b's memory is at index b
 Loss = Callable[[Nest, Nest], tf.Tensor]
 """`(outputs, targets) -> loss [T, B]`: one number a step."""
 
+
+class PenalisedLoss(NamedTuple):
+    """What a model that scores itself may return for the loss of every step.
+
+    Attributes:
+      loss: `[T, B]`: what the model is judged by.
+      penalty: `[T, B]`: what training minimises with it, and no figure shows.
+    """
+
+    loss: tf.Tensor
+    penalty: tf.Tensor
+
+
 Seed: TypeAlias = tf.Tensor
 """An int32 `[2]` key of a stateless random number generator."""
 
@@ -46,7 +59,8 @@ class Window(NamedTuple):
         the state is multiplied with; 0 cuts it. None: 1.
       advance: int32 scalar: the rows move on by so many steps, and what they carry is the state
         after them, 1 <= advance <= T; the rest of the window is read again. None: T.
-      rate: float32 scalar: what the update is multiplied with. None: 1.
+      rate: float32 scalar: what the update is multiplied with; the gradient, where an update is
+        made of several windows. None: 1.
     """
 
     inputs: Nest
@@ -171,12 +185,14 @@ class Model(Protocol):
 class ScoringModel(Model, Protocol):
     """A model that also scores its windows itself, which is what `loss=None` asks for.
 
-    Optional: it may spare outputs that would be larger than all else, as `[T, B, V]` logits.
+    Optional: it may spare outputs that would be larger than all else, as `[T, B, V]` logits. One
+    that adds to the loss in training says so by an attribute `only_in_score`, the names of what it
+    adds, and is then refused with a loss that would leave them out.
     """
 
     def score(
         self, window: Window, state: State, *, training: bool, seed: Seed | None
-    ) -> tuple[tf.Tensor, State]:
+    ) -> tuple[tf.Tensor | PenalisedLoss, State]:
         """The loss of every step of `window`, `[T, B]`, and the final state."""
 
 

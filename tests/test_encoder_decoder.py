@@ -97,6 +97,37 @@ def test_scheduled_sampling_forces_some():
     assert as_forced.any()
 
 
+class Masks(tf.Module):
+    """A decoder that puts out its dropout mask."""
+
+    output_size = COLUMNS
+
+    def initial_state(self, batch_size):
+        return tf.zeros([batch_size, 1])
+
+    def __call__(self, inputs, state, *, training=False, seed=None, **controls):
+        ones = tf.ones([*inputs.shape[:2], COLUMNS])
+        return tbptt.dropout(ones, 0.5 if training else 0.0, seed), state
+
+
+def test_the_decoder_draws_other_masks_at_every_step(jit):
+    """A forecast's steps differ from each other by the decoder's outputs, here masks of 0 and 2."""
+    model = tbptt.EncoderDecoder(make_core("lstm"), Masks(), COLUMNS, steps=AHEAD, seed=SEED)
+    model.readout.w.assign(tf.eye(COLUMNS))
+    window, state = make_window(), make_state(model.encoder, ROWS)
+    run = tf.function(
+        lambda training: model(window, state, training=training, seed=SEED)[0],
+        autograph=False, jit_compile=jit,
+    )  # fmt: skip
+    outputs = tf.reshape(run(True), [-1, AHEAD, COLUMNS])
+    now = tf.reshape(window.inputs[..., :COLUMNS], [-1, 1, COLUMNS])
+    masks = np.round(np.diff(tf.concat([now, outputs], 1), axis=1), 4)
+    assert set(masks.flat) == {0.0, 2.0}
+    for j in range(1, AHEAD):
+        assert 0.2 < np.mean(masks[:, j] == masks[:, j - 1]) < 0.8
+    assert_same_bits(run(True), run(True))
+
+
 def test_learns_to_go_on_with_a_wave_beyond_its_window():
     t = np.arange(600)
     wave = tbptt.Series(np.stack([np.sin(t / 4), np.cos(t / 4)], 1), ("a", "b"))

@@ -214,14 +214,15 @@ def test_penalties_by_hand():
     reset[3, 1] = True
     window = WINDOW._replace(reset=tf.constant(reset))
     state = model.initial_state(2)
-    loss, _ = model.score(window, state, training=True)
+    scored, _ = model.score(window, state, training=True)
     expected, _ = plain.score(window, state, training=True)
     h, _ = core(model.embedding(window.inputs), state, reset=window.reset)
     h = h.numpy()
     change = np.zeros([5, 2], np.float32)
     change[1:] = ((h[1:] - h[:-1]) ** 2).mean(-1)
     change[3, 1] = 0
-    assert_close(loss, expected + 2.0 * (h**2).mean(-1) + 3.0 * change)
+    assert_close(scored.loss, expected)
+    assert_close(scored.penalty, 2.0 * (h**2).mean(-1) + 3.0 * change)
     assert_close(model.score(window, state)[0], plain.score(window, state)[0])
 
 

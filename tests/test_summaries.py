@@ -36,6 +36,10 @@ def test_everything_written_can_be_read(tmp_path):
 def test_state_rms():
     state = tbptt.LSTMState(tf.fill([2, 3], 3.0), tf.fill([2, 3], 4.0))
     assert np.isclose(summaries.state_rms(state), 12.5**0.5)
+    for factor in (1e30, 1e-30):
+        scaled = tf.nest.map_structure(lambda part, f=factor: part * f, state)
+        assert np.isclose(summaries.state_rms(scaled) / factor, 12.5**0.5)
+    assert summaries.state_rms(tf.zeros([2])) == 0.0
 
 
 def test_a_run_that_goes_on_shows_one_unbroken_line(tmp_path):

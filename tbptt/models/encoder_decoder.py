@@ -64,7 +64,9 @@ class EncoderDecoder(tf.Module):
     ) -> None:
         """Args:
         encoder: `[T, B, D_in - bypass] -> [T, B, H_e]`.
-        decoder: `[1, N, D] -> [1, N, H]`, its state's leaves `[N, n]`.
+        decoder: `[1, N, D] -> [1, N, H]`, its state's leaves `[N, n]`. It is called once a step of
+          the forecast, each time with another seed: its masks are of one step, those of recurrent
+          and weight dropout too.
         output_size: D.
         steps: how many values are forecast from each step.
         seed: int32 `[2]`, of the bridges' and the readout's first weights.
@@ -154,15 +156,17 @@ class EncoderDecoder(tf.Module):
             self.decoder.initial_state(1), [tf.tanh(bridge(h)) for bridge in self.bridges]
         )
         rows = h.shape[0]
-        given: Nest = tf.zeros([self._steps, rows, 0], h.dtype)  # nothing but the own values
+        steps = tf.range(1, self._steps + 1)[:, None]
+        given: Nest = {"step": tf.broadcast_to(steps, [self._steps, rows])}
         if truth is not None:
             of_forcing = None if seed is None else fold_in(seed, tf.constant(0))
             forced = keep_mask([self._steps, rows, 1], 1.0 - self._forcing, of_forcing)
-            given = {"truth": tf.transpose(truth, [1, 0, 2]), "forced": forced}
+            given |= {"truth": tf.transpose(truth, [1, 0, 2]), "forced": forced}
 
         def cell(given: Nest, carried: Nest) -> tuple[tf.Tensor, Nest]:
             value, state = carried
-            outputs, state = self.decoder(value[None], state, training=training, seed=seed)
+            own = None if seed is None else fold_in(seed, given["step"][0])
+            outputs, state = self.decoder(value[None], state, training=training, seed=own)
             value += self.readout(outputs[0])
             following = value
             if truth is not None:

@@ -13,7 +13,7 @@ from tbptt.layers.initializers import Initializer
 from tbptt.losses import cross_entropy
 from tbptt.models.core import run_core
 from tbptt.seeds import fold_in, split_seed
-from tbptt.types import Core, Readout, Seed, State, Window
+from tbptt.types import Core, PenalisedLoss, Readout, Seed, State, Window
 
 
 class LanguageModel(tf.Module):
@@ -89,7 +89,9 @@ class LanguageModel(tf.Module):
         checks.check_at_least("activation_penalty", activation_penalty, 0.0)
         checks.check_at_least("slowness_penalty", slowness_penalty, 0.0)
         self._embedding_dropout = embedding_dropout
-        self._penalties = (activation_penalty, slowness_penalty)
+        self._penalties = {
+            "activation_penalty": activation_penalty, "slowness_penalty": slowness_penalty,
+        }  # fmt: skip
         if tied and embedding_size != core.output_size:
             raise ValueError(
                 f"Tied weights need embedding_size ({embedding_size}) equal to the core's "
@@ -147,11 +149,11 @@ class LanguageModel(tf.Module):
         *,
         training: bool = False,
         seed: Seed | None = None,
-    ) -> tuple[tf.Tensor, State]:
+    ) -> tuple[tf.Tensor | PenalisedLoss, State]:
         """Negative log probability of each of `window.targets [T, B]`, and the state.
 
         As `cross_entropy` of the logits, but a readout for a large vocabulary does not make
-        them all; a `SampledSoftmax` estimates in training, and the penalties are added there.
+        them all. In training a `SampledSoftmax` estimates it, and the penalties come with it.
         """
         raw, h, state = self._hidden(window, state, training, seed)
         if self.readout is None or isinstance(self.readout, Dense):
@@ -159,18 +161,29 @@ class LanguageModel(tf.Module):
         else:
             seed = None if seed is None else fold_in(seed, tf.constant(3))  # 0 to 2, 4: _hidden
             loss = self.readout.score(h, window.targets, training=training, seed=seed)
-        return loss + self._penalty(raw, h, window.reset) if training else loss, state
+        if training and any(self._penalties.values()):
+            return PenalisedLoss(loss, self._penalty(raw, h, window.reset)), state
+        return loss, state
+
+    @property
+    def only_in_score(self) -> tuple[str, ...]:
+        """Names what `score` has in training, and a loss of the logits would leave out."""
+        names = [f"{name}={value}" for name, value in self._penalties.items() if value]
+        if getattr(self.readout, "estimates_in_training", False):
+            names.append(type(self.readout).__name__)
+        return tuple(names)
 
     def _penalty(self, raw: tf.Tensor, h: tf.Tensor, reset: tf.Tensor | None) -> tf.Tensor:
         """Of every step, `[T, B]`; a step that starts anew did not change."""
-        activation, slowness = self._penalties
+        activation, slowness = self._penalties.values()
         penalty = tf.zeros([], h.dtype)
         if activation:
             penalty += activation * tf.reduce_mean(h * h, axis=-1)
         if slowness:
-            change = tf.reduce_mean(tf.math.squared_difference(raw[1:], raw[:-1]), axis=-1)
-            if reset is not None:
-                change = tf.where(reset[1:], tf.zeros_like(change), change)
+            before = raw[:-1]
+            if reset is not None:  # before the difference, whose derivative would see what was
+                before = tf.where(reset[1:, :, None], raw[1:], before)
+            change = tf.reduce_mean(tf.math.squared_difference(raw[1:], before), axis=-1)
             penalty += slowness * tf.pad(change, [[1, 0], [0, 0]])
         return penalty
 

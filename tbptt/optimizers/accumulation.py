@@ -24,10 +24,11 @@ class AccumulationState(NamedTuple):
 def accumulate(windows: int, optimizer: GradientTransform) -> GradientTransform:
     """Updates by the mean gradient of so many windows, and in between not at all.
 
-        G <- G + g;   every `windows` windows:  u <- optimizer(G / windows),  G <- 0
+        G <- G + r g;   every `windows` windows:  u <- optimizer(G / windows),  G <- 0
 
     So more rows than fit into memory count for an update, at the price of windows in which the
-    state is computed with older parameters. A window that is skipped is not counted.
+    state is computed with older parameters. Each window counts by its own rate r, `Window.rate`,
+    which is 1 without jitter. A window that is skipped is not counted.
 
     Args:
       windows: >= 1.
@@ -67,4 +68,4 @@ def accumulate(windows: int, optimizer: GradientTransform) -> GradientTransform:
     description = {
         "name": "accumulate", "windows": windows, "optimizer": optimizer.description,
     }  # fmt: skip
-    return GradientTransform(init, update, description)
+    return GradientTransform(init, update, description, rate_first=True)

@@ -6,15 +6,15 @@ import tensorflow as tf
 
 from tbptt import checks
 from tbptt.optimizers.schedules import Schedule, scale_by_learning_rate
-from tbptt.optimizers.transform import GradientTransform, chain, stateless
+from tbptt.optimizers.transform import GradientTransform, bounded, chain, stateless, widened
 from tbptt.types import Nest
 
 
 class AdamState(NamedTuple):
     """Attributes:
     count: int64, updates made; a skipped window is none.
-    mu: running mean of gradients, like the parameters.
-    nu: running mean of squared gradients, like the parameters.
+    mu: running mean of gradients, like the parameters, at least float32.
+    nu: running mean of squared gradients, likewise.
     """
 
     count: tf.Tensor
@@ -39,25 +39,28 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8) -> 
     checks.check_between("b2", b2, 0.0, 1.0)
 
     def init(parameters: Nest) -> AdamState:
-        zeros = lambda: tf.nest.map_structure(tf.zeros_like, parameters)  # noqa: E731
-        return AdamState(tf.zeros([], tf.int64), zeros(), zeros())
+        mu, nu = (
+            tf.nest.map_structure(lambda p: tf.zeros_like(widened(p)), parameters) for _ in range(2)
+        )
+        return AdamState(tf.zeros([], tf.int64), mu, nu)
 
     def update(
         updates: Nest, state: AdamState, parameters: Nest, step: tf.Tensor
     ) -> tuple[Nest, AdamState]:
         del parameters, step
         count = state.count + 1
-        mu = tf.nest.map_structure(lambda m, g: b1 * m + (1.0 - b1) * g, state.mu, updates)
-        nu = tf.nest.map_structure(lambda v, g: b2 * v + (1.0 - b2) * g * g, state.nu, updates)
+        gradients = tf.nest.map_structure(bounded, updates)
+        mu = tf.nest.map_structure(lambda m, g: b1 * m + (1.0 - b1) * g, state.mu, gradients)
+        nu = tf.nest.map_structure(lambda v, g: b2 * v + (1.0 - b2) * g * g, state.nu, gradients)
         n = tf.cast(count, tf.float32)
         mu_scale = 1.0 / (1.0 - tf.pow(b1, n))
         nu_scale = 1.0 / (1.0 - tf.pow(b2, n))
 
-        def direction(m: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        def direction(m: tf.Tensor, v: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
             m, v = m * tf.cast(mu_scale, m.dtype), v * tf.cast(nu_scale, v.dtype)
-            return m / (tf.sqrt(v) + epsilon)
+            return tf.cast(m / (tf.sqrt(v) + epsilon), u.dtype)
 
-        return tf.nest.map_structure(direction, mu, nu), AdamState(count, mu, nu)
+        return tf.nest.map_structure(direction, mu, nu, updates), AdamState(count, mu, nu)
 
     description = {"name": "scale_by_adam", "b1": b1, "b2": b2, "epsilon": epsilon}
     return GradientTransform(init, update, description)

@@ -1,15 +1,50 @@
 """Bounds on gradients."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 
-from tbptt.optimizers.transform import GradientTransform, stateless
+from tbptt.optimizers.transform import GradientTransform, stateless, widened
 from tbptt.types import Nest
 
 
 def global_norm(nest: Nest) -> tf.Tensor:
-    """Joint L2 norm of all tensors, `sqrt(sum_i |u_i|^2)`, a float32 scalar."""
-    squares = [tf.cast(tf.reduce_sum(u * u), tf.float32) for u in tf.nest.flatten(nest)]
-    return tf.sqrt(tf.add_n(squares))
+    """Returns the joint L2 norm of all tensors, `sqrt(sum_i |u_i|^2)`.
+
+    It is right for all finite values: where their squares would be too large or too small for the
+    type, and only there, all of them are first divided by the largest. NaN and infinity among them
+    give a norm that is not finite.
+
+    Args:
+      nest: floating tensors of any shapes.
+
+    Returns:
+      A scalar, float64 if a tensor is, else float32.
+
+    Example: 3 and 4, and the same times 1e20, whose squares are beyond float32.
+      >>> small = tf.constant([3.0, 4.0])
+      >>> float(global_norm([small])), float(global_norm([small * 1e20]) / 1e20)
+      (5.0, 5.0)
+    """
+    parts = tf.nest.flatten(nest)
+    dtype = tf.float64 if any(part.dtype == tf.float64 for part in parts) else tf.float32
+    parts = [tf.cast(part, dtype) for part in parts]
+    squares = _sum_of_squares(parts)
+    # Below it, squares too small for the type could be more than a rounding error of the sum.
+    least = tf.constant(1e14 * np.finfo(dtype.as_numpy_dtype).tiny, dtype)
+
+    def scaled() -> tf.Tensor:
+        largest = tf.reduce_max([tf.reduce_max(tf.abs(part)) for part in parts])
+        scale = tf.where(largest > 0, largest, tf.ones_like(largest))
+        return scale * tf.sqrt(_sum_of_squares([part / scale for part in parts]))
+
+    plain = tf.math.is_finite(squares) & (squares > least)
+    return tf.cond(plain, lambda: tf.sqrt(squares), scaled)
+
+
+def _sum_of_squares(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    return tf.add_n([tf.reduce_sum(part * part) for part in parts])
 
 
 def clip_by_global_norm(max_norm: float) -> GradientTransform:
@@ -29,7 +64,12 @@ def clip_by_global_norm(max_norm: float) -> GradientTransform:
     def clip(updates: Nest, parameters: Nest, step: tf.Tensor) -> Nest:
         del parameters, step
         scale = max_norm / tf.maximum(global_norm(updates), max_norm)
-        return tf.nest.map_structure(lambda u: u * tf.cast(scale, u.dtype), updates)
+
+        def scaled(u: tf.Tensor) -> tf.Tensor:
+            wide = widened(u)
+            return tf.cast(wide * tf.cast(scale, wide.dtype), u.dtype)
+
+        return tf.nest.map_structure(scaled, updates)
 
     return stateless(clip, {"name": "clip_by_global_norm", "max_norm": max_norm})
 

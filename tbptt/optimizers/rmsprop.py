@@ -6,13 +6,13 @@ import tensorflow as tf
 
 from tbptt import checks
 from tbptt.optimizers.schedules import Schedule, scale_by_learning_rate
-from tbptt.optimizers.transform import GradientTransform, chain
+from tbptt.optimizers.transform import GradientTransform, bounded, chain, widened
 from tbptt.types import Nest
 
 
 class RMSPropState(NamedTuple):
     """Attributes:
-    nu: running mean of squared gradients, like the parameters.
+    nu: running mean of squared gradients, like the parameters, at least float32.
     """
 
     nu: Nest
@@ -35,16 +35,19 @@ def rmsprop(
     checks.check_between("decay", decay, 0.0, 1.0)
 
     def init(parameters: Nest) -> Nest:
-        return RMSPropState(tf.nest.map_structure(tf.zeros_like, parameters))
+        return RMSPropState(tf.nest.map_structure(lambda p: tf.zeros_like(widened(p)), parameters))
 
     def update(
         updates: Nest, state: RMSPropState, parameters: Nest, step: tf.Tensor
     ) -> tuple[Nest, RMSPropState]:
         del parameters, step
+        gradients = tf.nest.map_structure(bounded, updates)
         nu = tf.nest.map_structure(
-            lambda v, g: decay * v + (1.0 - decay) * g * g, state.nu, updates
+            lambda v, g: decay * v + (1.0 - decay) * g * g, state.nu, gradients
         )
-        scaled = tf.nest.map_structure(lambda g, v: g / (tf.sqrt(v) + epsilon), updates, nu)
+        scaled = tf.nest.map_structure(
+            lambda g, v, u: tf.cast(g / (tf.sqrt(v) + epsilon), u.dtype), gradients, nu, updates
+        )
         return scaled, RMSPropState(nu)
 
     description = {"name": "scale_by_rmsprop", "decay": decay, "epsilon": epsilon}

@@ -19,11 +19,39 @@ class GradientTransform(NamedTuple):
       scalar, the number of windows seen before this one: what schedules go by.
     description: name and hyperparameters, as JSON holds them; of a chain, a list of those of its
       transforms. A checkpoint records it, so that a run does not go on with others. None: unknown.
+    rate_first: a window's `rate` multiplies its gradient, before `update`, and not the update that
+      comes out: where an update is made of several windows, each at its own rate.
     """
 
     init: Callable[[Nest], Nest]
     update: Callable[[Nest, Nest, Nest, tf.Tensor], tuple[Nest, Nest]]
     description: Any = None
+    rate_first: bool = False
+
+
+def widened(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns the tensor in float32 if its type is smaller: squares would leave its range.
+
+    Example:
+      >>> widened(tf.constant(300.0, tf.float16)).dtype.name
+      'float32'
+    """
+    return tensor if tensor.dtype.size >= tf.float32.size else tf.cast(tensor, tf.float32)
+
+
+def bounded(gradient: tf.Tensor) -> tf.Tensor:
+    """Returns the gradient, `widened`, with values of infinite square cut to some of finite square.
+
+    One such value would leave a running mean of squares infinite, and its parameter would stand
+    still for ever.
+
+    Example:
+      >>> float(bounded(tf.constant(1e20))) < 1e19, float(bounded(tf.constant(-1e10)))
+      (True, -10000000000.0)
+    """
+    wide = widened(gradient)
+    most = 0.5 * float(wide.dtype.max) ** 0.5
+    return tf.clip_by_value(wide, -most, most)
 
 
 def chain(*transforms: GradientTransform) -> GradientTransform:
@@ -50,7 +78,8 @@ def chain(*transforms: GradientTransform) -> GradientTransform:
     for transform in transforms:
         told = transform.description
         parts += told if isinstance(told, list) else [told]
-    return GradientTransform(init, update, parts)
+    rate_first = any(transform.rate_first for transform in transforms)
+    return GradientTransform(init, update, parts, rate_first)
 
 
 def stateless(

@@ -29,11 +29,15 @@ class SampledSoftmax(tf.Module):
       >>> readout.score(hidden, targets, training=True, seed=make_seed(1)).shape.as_list()
       [5, 2]
 
+    `estimates_in_training` tells a trainer that only `score` does what this readout is for.
+
     Reference: Jean et al. (2015), On using very large target vocabulary for neural machine
       translation; that the target's own term is not reweighted, and z unbiased so, is Bengio &
       Senecal (2008), Adaptive importance sampling to accelerate training of a neural
       probabilistic language model.
     """
+
+    estimates_in_training = True
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class Report:
       metrics: `loop.Metrics` of the last call, as numbers.
       position: `loop.Position`: where the run stands.
       seconds: the last call took, feeding included.
+      skipped: which windows of the last call changed nothing, and why; empty: none.
       local: what this process has of a carry, see `Trainer.local`.
     """
 
@@ -34,6 +35,7 @@ class Report:
     metrics: Any
     position: Any
     seconds: float
+    skipped: str = ""
     local: Callable[[Any], Any] = lambda carry: carry
 
     @property
@@ -78,6 +80,8 @@ class Every:
 class Progress:
     """Shows loss, speed and time left: a bar on a terminal, log lines elsewhere.
 
+    The loss is the mean since it was last shown. Windows that were skipped are told at once.
+
     Also keeps the run's speed. The first call, which traces and compiles, does not count.
 
     Attributes:
@@ -96,6 +100,7 @@ class Progress:
         self._loss_name = loss_name
         self._bar: tqdm.tqdm | None = None
         self._next_log = 0.0
+        self._loss_sum = self._weight_sum = 0.0  # since they were last shown
         self._first_step = 0
         self._windows = 0
         self._seconds = 0.0
@@ -109,13 +114,18 @@ class Progress:
         else:
             self._windows += report.metrics.windows
             self._seconds += report.seconds
-        text = f"{self._loss_name} {report.metrics.loss:.4f}"
+        if report.skipped:
+            self.note(report.skipped)
+        self._loss_sum += report.metrics.loss_sum
+        self._weight_sum += report.metrics.weight_sum
+        loss = self._loss_sum / self._weight_sum if self._weight_sum else float("nan")
+        text = f"{self._loss_name} {loss:.4f}"
         if self._windows:
             text += f", {self.tokens_per_second:,.0f} tokens/s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(report.metrics.windows)
-        if self._bar.disable:
-            self._log(report, text)
+        if not self._bar.disable or self._log(report, text):
+            self._loss_sum = self._weight_sum = 0.0
         if report.finished:
             self._bar.close()
 
@@ -131,10 +141,11 @@ class Progress:
         """See the class."""
         return self._windows * self._tokens_per_window / max(self._seconds, 1e-9)
 
-    def _log(self, report: Report, text: str) -> None:
+    def _log(self, report: Report, text: str) -> bool:
+        """Writes a line if it is time for one, and says whether it did."""
         now = time.monotonic()
         if now < self._next_log and not report.finished:
-            return
+            return False
         self._next_log = now + self._log_seconds
         done = report.step - self._first_step
         left = (now - self._began) / done * (report.last_step - report.step)
@@ -145,6 +156,7 @@ class Progress:
             text,
             clock(left),
         )
+        return True
 
 
 def progress_bar(

@@ -1,6 +1,7 @@
 """The mean of the parameters over the last windows, which evaluates better than the last."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -95,7 +96,11 @@ class NonMonotonic:
         self._stopped = False
 
     def offer(self, figure: float) -> bool:
-        """Takes the next figure; True from the first time on that it has stopped falling."""
+        """Takes the next figure; True from the first time on that it has stopped falling.
+
+        One that is NaN is above all others.
+        """
+        figure = math.inf if math.isnan(figure) else figure
         before = self._figures[: -self._patience]
         self._stopped = self._stopped or (bool(before) and figure > min(before))
         self._figures.append(figure)

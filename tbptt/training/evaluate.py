@@ -171,7 +171,7 @@ class Evaluator:
         broken = ~one.continues(window, carry.position)
         if self._optimizer is None:
             state = one.begin(self._model, window, carry.state)
-            step_losses, state = one.score(
+            step_losses, _, state = one.score(
                 self._model, self._loss, window, state, training=False, seed=None
             )
             loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)

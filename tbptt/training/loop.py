@@ -33,31 +33,42 @@ class Metrics(NamedTuple):
 
     Attributes:
       windows: int64: how many were taken.
-      loss_sum: over all that counts in windows that were not skipped.
+      loss_sum: over all that counts in windows that were not skipped; without penalties.
       weight_sum: what the sum was taken over.
+      penalty_sum: of what a model adds to the loss in training, over the same.
       grad_norm_sum, grad_norm_max: over the same windows, before any clipping.
       skipped: int64: windows whose loss or gradient was not finite.
+      first_skipped: int64: the first of them, by its place in the call, or -1.
+      fault: int64: what was not finite in that one, see `step.fault`.
       broken: int64: the first window of the call that does not continue, or -1.
     """
 
     windows: tf.Tensor
     loss_sum: tf.Tensor
     weight_sum: tf.Tensor
+    penalty_sum: tf.Tensor
     grad_norm_sum: tf.Tensor
     grad_norm_max: tf.Tensor
     skipped: tf.Tensor
+    first_skipped: tf.Tensor
+    fault: tf.Tensor
     broken: tf.Tensor
 
     @classmethod
     def none(cls) -> "Metrics":
         """Before the first window."""
         none, zero = tf.zeros([], tf.int64), tf.zeros([])
-        return cls(none, zero, zero, zero, zero, none, none - 1)
+        return cls(none, zero, zero, zero, zero, zero, none, none - 1, none - 1, none - 1)
 
     @property
     def loss(self) -> float:
-        """Mean loss of what counts, in nats."""
+        """Mean loss of what counts, in nats, without penalties: as an evaluation has it."""
         return float(self.loss_sum / self.weight_sum) if self.weight_sum > 0 else float("nan")
+
+    @property
+    def penalty(self) -> float:
+        """Mean of what a model adds to that loss in training."""
+        return float(self.penalty_sum / self.weight_sum) if self.weight_sum > 0 else float("nan")
 
     @property
     def grad_norm_mean(self) -> float:
@@ -126,11 +137,13 @@ class Trainer(tf.Module):
         jit_compile: whether XLA compiles the loop; of replicas, what is between two sums.
 
         Raises:
-          ValueError: the model was made outside the replicas' scope.
+          ValueError: the model was made outside the replicas' scope; or `loss` leaves out what the
+            model has in its own `score`, as penalties.
         """
         super().__init__(name="trainer")
         checks.check_choice("reduction", reduction, REDUCTIONS)
         one.check_scores(model, loss)
+        one.check_nothing_ignored(model, loss)
         self.model = model
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         initial = optimizer.init([tf.convert_to_tensor(p) for p in model.trainable_variables])
@@ -259,13 +272,18 @@ class Trainer(tf.Module):
             self.average.update(finite & (broken < 0))
         self.step.assign_add(1)
         skipped = tf.cast(~finite, tf.int64)
+        is_first = ~finite & (metrics.first_skipped < 0)
+        fault = one.fault(result, finite)
         metrics = Metrics(
             windows=metrics.windows + 1,
             loss_sum=metrics.loss_sum + _where(finite, result.loss_sum),
             weight_sum=metrics.weight_sum + _where(finite, result.weight_sum),
+            penalty_sum=metrics.penalty_sum + _where(finite, result.penalty_sum),
             grad_norm_sum=metrics.grad_norm_sum + _where(finite, norm),
             grad_norm_max=tf.maximum(metrics.grad_norm_max, _where(finite, norm)),
             skipped=metrics.skipped + skipped,
+            first_skipped=tf.where(is_first, metrics.windows, metrics.first_skipped),
+            fault=tf.where(is_first, fault, metrics.fault),
             broken=broken,
         )
         carry = Carry(
@@ -328,16 +346,18 @@ def train(
         carry, metrics = trainer(position.carry, chunk)
         metrics = metrics.read()
         seconds = time.perf_counter() - began
+        skipped = describe_skipped(trainer.model, metrics, step)
         _check(
             metrics,
             int(trainer.local(carry).skipped_in_a_row),
             position.cursor,
             step,
             max_skipped_in_a_row,
+            skipped,
         )
         position = Position(carry, cursor)
         step += count
-        report = Report(step, windows, metrics, position, seconds, trainer.local)
+        report = Report(step, windows, metrics, position, seconds, skipped, trainer.local)
         for action in actions:
             if action.is_due(report):
                 action.act(report)
@@ -346,8 +366,32 @@ def train(
     return position
 
 
+def describe_skipped(model: Model, metrics: Metrics, step: int) -> str:
+    """Returns which windows of a call changed nothing, and why; empty if there are none.
+
+    Args:
+      model: names the parameters.
+      metrics: of the call, as numbers.
+      step: windows seen before it.
+    """
+    if not metrics.skipped:
+        return ""
+    first = f"window {step + metrics.first_skipped + 1}"
+    reason = f"{one.describe_fault(model, int(metrics.fault))} is not finite"
+    if metrics.skipped == 1:
+        return f"{first} was skipped: {reason}"
+    last = step + metrics.windows
+    among = f"{metrics.skipped} of the windows {step + 1} to {last} were skipped"
+    return f"{among}, first {first}: {reason}"
+
+
 def _check(
-    metrics: Metrics, skipped_in_a_row: int, cursor: Cursor, step: int, max_skipped: int
+    metrics: Metrics,
+    skipped_in_a_row: int,
+    cursor: Cursor,
+    step: int,
+    max_skipped: int,
+    skipped: str,
 ) -> None:
     if metrics.broken >= 0:
         raise ContinuityError(
@@ -358,6 +402,7 @@ def _check(
     if skipped_in_a_row >= max_skipped:
         raise NonFiniteError(
             f"{skipped_in_a_row} windows in a row up to window {step + metrics.windows} had a "
-            "loss or a gradient that is not finite; none of them changed the parameters. Lower "
-            "the learning rate, clip the gradient, or look for NaN in the inputs."
+            f"loss or a gradient that is not finite; none of them changed the parameters. "
+            f"{skipped[:1].upper()}{skipped[1:]}. Lower the learning rate, clip the gradient, or "
+            "look for NaN in the inputs."
         )

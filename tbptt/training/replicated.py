@@ -52,7 +52,7 @@ def make_replicated_program(
         window = windows.at(index)
         result = backward(window, carry, replica)
         broken = ~one.continues(window, carry.position)
-        sums = [result.loss_sum, result.weight_sum, broken]
+        sums = [result.loss_sum, result.weight_sum, result.penalty_sum, broken]
         return _pack(result.gradients, sums, replicas.reduce_dtype), result.state
 
     @tf.function(autograph=False, jit_compile=jit_compile)
@@ -65,13 +65,13 @@ def make_replicated_program(
         state: Nest,
     ) -> tuple[Carry, Nest]:
         window = windows.at(index)
-        gradients, (loss_sum, weight_sum, broken) = _unpack(packed, parameters)
+        gradients, (loss_sum, weight_sum, penalty_sum, broken) = _unpack(packed, parameters)
         # Each replica's part was averaged over its own rows.
         share = 1.0 / tf.constant(replicas.count, tf.float32)
         if reduction == "mean":
             share = tf.math.divide_no_nan(tf.constant(one.rows(window), tf.float32), weight_sum)
         gradients = [gradient * tf.cast(share, gradient.dtype) for gradient in gradients]
-        result = WindowGradients(gradients, state, loss_sum, weight_sum)
+        result = WindowGradients(gradients, state, loss_sum, weight_sum, penalty_sum)
         return update(window, carry, metrics, result, tf.equal(broken, 0.0))
 
     def replica(chunk: Chunk, k: tf.Tensor, carry: Carry, metrics: Nest) -> tuple[Carry, Nest]:

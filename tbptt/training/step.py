@@ -4,16 +4,18 @@ Everything here is traced into a larger program; nothing here decides about comp
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import tensorflow as tf
 
 from tbptt import losses
+from tbptt.checkpoint.parameters import named_parameters
 from tbptt.optimizers.clipping import global_norm
 from tbptt.optimizers.transform import GradientTransform
 from tbptt.state import detach, select
 from tbptt.training.loss_scale import divide
-from tbptt.types import Loss, Model, Nest, ScoringModel, Seed, State, Window
+from tbptt.training.unseen import counted_only, replace_unseen, true_state
+from tbptt.types import Loss, Model, Nest, PenalisedLoss, ScoringModel, Seed, State, Window
 
 
 class Carry(NamedTuple):
@@ -36,12 +38,14 @@ class WindowGradients(NamedTuple):
     state: after the window.
     loss_sum: scalar: over all that counts.
     weight_sum: scalar: how much counts.
+    penalty_sum: scalar: as `loss_sum`, of what training adds to the loss.
     """
 
     gradients: list[tf.Tensor]
     state: State
     loss_sum: tf.Tensor
     weight_sum: tf.Tensor
+    penalty_sum: tf.Tensor
 
 
 def initial_carry(model: Model, rows: int) -> Carry:
@@ -104,6 +108,17 @@ def check_scores(model: Model, loss: Loss | None) -> None:
         )
 
 
+def check_nothing_ignored(model: Model, loss: Loss | None) -> None:
+    """Raises ValueError if a loss was given to train a model that has more in its own score."""
+    ignored = getattr(model, "only_in_score", ())
+    if loss is not None and ignored:
+        raise ValueError(
+            f"A loss was given ({getattr(loss, '__name__', loss)}), but {type(model).__name__} has "
+            f"{' and '.join(ignored)}, which only its own score trains with. Pass loss=None, and "
+            "the model scores its windows itself, or leave that out of the model."
+        )
+
+
 def score(
     model: Model,
     loss: Loss | None,
@@ -112,15 +127,18 @@ def score(
     *,
     training: bool,
     seed: Seed | None,
-) -> tuple[tf.Tensor, State]:
-    """The loss of every step of `window`, `[T, B]`, and the final state.
+) -> tuple[tf.Tensor, tf.Tensor | None, State]:
+    """Returns loss and penalty of every step of `window`, `[T, B]` each, and the final state.
 
-    With no `loss` the model scores the window itself.
+    With no `loss` the model scores the window itself, and only then may there be a penalty.
     """
     if loss is None:
-        return cast(ScoringModel, model).score(window, state, training=training, seed=seed)
+        scored, state = cast(ScoringModel, model).score(window, state, training=training, seed=seed)
+        if isinstance(scored, PenalisedLoss):
+            return scored.loss, scored.penalty, state
+        return scored, None, state
     outputs, state = model(window, state, training=training, seed=seed)
-    return loss(outputs, window.targets), state
+    return loss(counted_only(outputs, window.weight), window.targets), None, state
 
 
 def window_gradients(
@@ -138,23 +156,33 @@ def window_gradients(
 
     With a `scale`, a float32 scalar, what is differentiated is multiplied by it and the gradients
     are divided by it, see `loss_scale`. `training=False` leaves out dropout and the like.
+
+    A value that is not finite and reaches nothing that counts changes no gradient; the state that
+    is carried on is the true one, NaN included.
     """
     parameters = model.trainable_variables
+    how: dict[str, Any] = dict(training=training, seed=seed)
     with tf.GradientTape() as tape:
         begun = begin(model, window, state)
-        step_losses, state = score(model, loss, window, begun, training=training, seed=seed)
+        seen, seen_state, changed = replace_unseen(window, begun)
+        step_losses, penalties, state = score(model, loss, seen, seen_state, **how)
         loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)
-        objective = losses.reduce(reduction, loss_sum, weight_sum, rows(window))
+        minimised, penalty_sum = loss_sum, tf.zeros_like(loss_sum)
+        if penalties is not None:
+            penalty_sum, _ = losses.weighted_sum(penalties, window.weight)
+            minimised = loss_sum + penalty_sum
+        objective = losses.reduce(reduction, minimised, weight_sum, rows(window))
         if scale is not None:
             objective *= tf.cast(scale, objective.dtype)
     gradients = tape.gradient(
         objective, parameters, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
+    state = true_state(changed, state, lambda: score(model, loss, window, begun, **how)[-1])
     # An embedding's gradient comes as slices; every transform below wants tensors.
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     if scale is not None:
         gradients = [divide(gradient, scale) for gradient in gradients]
-    return WindowGradients(gradients, state, loss_sum, weight_sum)
+    return WindowGradients(gradients, state, loss_sum, weight_sum, penalty_sum)
 
 
 def update(
@@ -168,13 +196,20 @@ def update(
 ) -> None:
     """Assigns new parameters and slots where `accept`, a bool scalar; else nothing changes.
 
-    With a `rate`, a float32 scalar, the updates are multiplied by it, after all transforms.
+    With a `rate`, a float32 scalar, the updates are multiplied by it, after all transforms; or the
+    gradients before them, where the optimizer wants that, see `GradientTransform.rate_first`.
     """
+
+    def rated(nest: Nest, applies: bool) -> Nest:
+        if rate is None or not applies:
+            return nest
+        return tf.nest.map_structure(lambda x: x * tf.cast(rate, x.dtype), nest)
+
     values = [tf.convert_to_tensor(parameter) for parameter in parameters]
     old = tf.nest.map_structure(tf.convert_to_tensor, slots)
+    gradients = rated(gradients, optimizer.rate_first)
     updates, new = optimizer.update(gradients, old, values, step)
-    if rate is not None:
-        updates = [change * tf.cast(rate, change.dtype) for change in updates]
+    updates = rated(updates, not optimizer.rate_first)
     for parameter, value, change in zip(parameters, values, updates, strict=True):
         parameter.assign(tf.where(accept, value + change, value))
     for slot, before, after in zip(*map(tf.nest.flatten, (slots, old, new)), strict=True):
@@ -184,4 +219,39 @@ def update(
 def is_finite(result: WindowGradients) -> tuple[tf.Tensor, tf.Tensor]:
     """Whether loss and gradients are finite, a bool scalar; and the gradients' norm."""
     norm = global_norm(result.gradients)
-    return tf.math.is_finite(norm) & tf.math.is_finite(result.loss_sum), norm
+    return tf.math.is_finite(norm) & tf.math.is_finite(result.loss_sum + result.penalty_sum), norm
+
+
+FAULTLESS, FAULT_OF_LOSS = -1, 0  # what `fault` returns beside 1 + the place of a parameter
+
+
+def fault(result: WindowGradients, finite: tf.Tensor) -> tf.Tensor:
+    """Returns what of a window is not finite first, an int64 scalar.
+
+    Args:
+      result: of the window.
+      finite: what `is_finite` says of it; the gradients are looked at only where this is false.
+
+    Returns:
+      FAULTLESS; FAULT_OF_LOSS; k + 1 for the gradient of parameter k; and one more than for the
+      last of these where all numbers are finite and only the norm of the gradient is not.
+    """
+
+    def first() -> tf.Tensor:
+        parts = [result.loss_sum + result.penalty_sum, *result.gradients]
+        faulty = [~tf.reduce_all(tf.math.is_finite(part)) for part in parts]
+        return tf.argmax(tf.cast(tf.stack([*faulty, True]), tf.int32))
+
+    return tf.cond(finite, lambda: tf.constant(FAULTLESS, tf.int64), first)
+
+
+def describe_fault(model: Model, number: int) -> str:
+    """Returns what `fault` found, in words: the subject of a sentence."""
+    if number == FAULT_OF_LOSS:
+        return "its loss"
+    parameters = model.trainable_variables
+    if number > len(parameters):
+        return "the norm of its gradient"
+    parameter = parameters[number - 1]
+    names = {id(variable): name for name, variable in named_parameters(model).items()}
+    return f"its gradient of {names.get(id(parameter), parameter.name)}"

@@ -130,7 +130,8 @@ def test_prepared_corpus(tmp_path, corpus_file):
 
 def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
     logdir = tmp_path / "run"
-    result = trained(logdir, corpus=corpus_file, options=dict(profile_windows="1:2"))
+    more = dict(activation_penalty=1.0, options=dict(profile_windows="1:2"))
+    result = trained(logdir, corpus=corpus_file, **more)
     printed = capsys.readouterr().out.strip().splitlines()
     assert json.loads(printed[-1]) == result
     settings = json.loads((logdir / "settings.json").read_text())
@@ -141,8 +142,9 @@ def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
     events = event_accumulator.EventAccumulator(str(logdir)).Reload()
     tags = set(events.Tags()["tensors"])
     assert {
-        "loss/train", "loss/valid", "optim/grad_norm", "optim/learning_rate", "sample",
-        "state/hidden_rms", "speed/tokens_per_second", "settings", "result/test", "result/valid",
+        "loss/train", "loss/penalty", "loss/valid", "sample", "optim/grad_norm",
+        "optim/learning_rate", "state/hidden_rms", "speed/tokens_per_second", "settings",
+        "result/test", "result/valid",
         "parameters/core.cores.0.w_h", "state/0/hidden",
     } <= tags  # fmt: skip
     assert [event.step for event in events.Tensors("loss/valid")] == [2, 3]

@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 
 from tbptt import optimizers
+from tbptt.optimizers.clipping import global_norm
 from tbptt.optimizers.sgd import trace
+from tbptt.training.step import update
 from tests.conftest import assert_close
 
 RATE = 0.05
@@ -98,6 +100,74 @@ def test_clip_by_global_norm():
     assert_close(clip.update(zero, (), None, 0)[0], zero)
 
 
+NORMS = {
+    "huge": ([3e20, -4e20], np.float32),
+    "tiny": ([3e-25, 4e-25], np.float32),
+    "far apart": ([1e20, 1e-25, 3.0], np.float32),
+    "half": ([300.0, 400.0], np.float16),
+    "zero": ([0.0, 0.0], np.float32),
+    "double": ([3e200, 4e200], np.float64),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_global_norm_does_not_leave_the_range_of_its_type(name, jit):
+    values, dtype = NORMS[name]
+    nest = {"a": tf.constant([values], dtype), "b": tf.constant(values[:1], dtype)}
+    norm = tf.function(global_norm, autograph=False, jit_compile=jit)(nest)
+    expected = math.hypot(*values, values[0])
+    np.testing.assert_allclose(norm, expected, rtol=1e-6)
+    if expected:
+        clip = optimizers.clip_by_global_norm(1e-3 * expected)
+        clipped, _ = clip.update(nest, (), None, 0)
+        tolerance = dict(rtol=1e-3 if dtype == np.float16 else 1e-6, atol=1e-37)
+        np.testing.assert_allclose(clipped["a"], 1e-3 * np.float64([values]), **tolerance)
+
+
+def test_global_norm_has_the_bits_of_the_plain_sum(jit):
+    """Where nothing leaves the range nothing is scaled."""
+    rng = np.random.default_rng(0)
+    nest = [tf.constant(rng.normal(size=shape), tf.float32) for shape in ([9, 70], [5], [300])]
+    run = lambda f: tf.function(f, autograph=False, jit_compile=jit)(nest)  # noqa: E731
+    plain = run(lambda nest: tf.sqrt(tf.add_n([tf.reduce_sum(u * u) for u in nest])))
+    assert run(global_norm).numpy() == plain.numpy()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_global_norm_of_what_is_not_finite_is_not_finite(value, jit):
+    run = tf.function(global_norm, autograph=False, jit_compile=jit)
+    assert not np.isfinite(run([tf.constant([1.0, value, 2.0]), tf.ones([3])]))
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_one_huge_gradient_does_not_stop_a_parameter_for_ever(name):
+    """Its square is infinite, and so would be the running mean of squares."""
+    optimizer = OPTIMIZERS[name][0]
+    parameters = [tf.zeros([2])]
+    state = optimizer.init(parameters)
+    for step in range(3):
+        gradient = [tf.constant([1e20 if step == 0 else 1e18, 1.0])]
+        updates, state = optimizer.update(gradient, state, parameters, tf.constant(step, tf.int64))
+        assert np.all(np.isfinite(updates[0]))
+        assert np.all(updates[0] < -1e-4)
+        assert all(np.isfinite(slot).all() for slot in tf.nest.flatten(state))
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_parameters_have_means_in_float32(name, dtype):
+    """Of squares of 1e-3 and 300, which float16 cannot hold."""
+    optimizer, equations = OPTIMIZERS[name]
+    gradients = [np.array([1e-3, 300.0, 0.5])] * 3
+    state, moved = optimizer.init([tf.zeros([3], dtype)]), np.zeros(3)
+    for step, gradient in enumerate(gradients):
+        given = [tf.constant(gradient, dtype)]
+        updates, state = optimizer.update(given, state, given, tf.constant(step, tf.int64))
+        assert updates[0].dtype == dtype
+        moved += updates[0].numpy().astype(float)
+    np.testing.assert_allclose(moved, equations(np.zeros(3), gradients), rtol=2e-2)
+
+
 def test_clip_by_value():
     clip = optimizers.clip_by_value(1.0)
     assert_close(
@@ -113,6 +183,29 @@ def test_chain_applies_in_order_and_keeps_states_apart():
     for expected in (-0.1, -0.15):
         updates, state = chained.update([tf.constant([7.0])], state, parameters, 0)
         assert_close(updates, [np.float32([expected])])
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_accumulated_windows_count_by_their_own_rates(chained):
+    """The mean of gradients, each times the rate of its window, and not times that of the last."""
+    optimizer = optimizers.accumulate(2, optimizers.sgd(1.0))
+    if chained:
+        optimizer = optimizers.chain(optimizer, optimizers.clip_by_value(100.0))
+    parameter = tf.Variable([0.0])
+    slots = tf.nest.map_structure(tf.Variable, optimizer.init([tf.zeros([1])]))
+    moved = []
+    for gradient, rate in ((3.0, 0.5), (5.0, 2.0), (1.0, 1.0), (1.0, 3.0)):
+        update(
+            optimizer,
+            [parameter],
+            slots,
+            [tf.constant([gradient])],
+            tf.zeros([], tf.int64),
+            accept=tf.constant(True),
+            rate=tf.constant(rate),
+        )
+        moved.append(float(parameter[0]))
+    assert moved == [0.0, -5.75, -5.75, -7.75]
 
 
 def values(schedule, steps):

@@ -170,6 +170,23 @@ def test_no_loss_and_no_score_is_refused():
         tbptt.Evaluator(Scoreless(), None, make_stream())
 
 
+def test_a_loss_that_leaves_out_what_a_model_trains_with_is_refused():
+    """Penalties and the sampled estimate are in `score` alone; evaluation needs neither."""
+    core = tbptt.LSTM(4, 4, seed=SEED)
+    penalised = dict(activation_penalty=2.0, slowness_penalty=1.0)
+    sampled = dict(readout=tbptt.SampledSoftmax(4, VOCABULARY, samples=3, seed=SEED))
+    for options, name in (
+        (penalised, r"activation_penalty=2.0 and slowness_penalty=1.0"),
+        (sampled, "SampledSoftmax"),
+    ):
+        model = tbptt.LanguageModel(VOCABULARY, 4, core, seed=SEED, **options)
+        message = rf"A loss was given \(cross_entropy\), but LanguageModel has {name}, .* loss=None"
+        with pytest.raises(ValueError, match=message):
+            tbptt.Trainer(model, tbptt.cross_entropy, optimizers.sgd(0.1))
+        tbptt.Trainer(model, None, optimizers.sgd(0.1))
+        tbptt.Evaluator(model, tbptt.cross_entropy, make_stream(), jit_compile=False)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -4,12 +4,13 @@ import io
 import os
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import tbptt
 from tbptt.training.actions import clock
-from tests.training.test_loop import make_stream, make_trainer, run
+from tests.training.test_loop import Features, make_stream, make_trainer, nan_in_features, run
 
 
 def test_calls_end_where_actions_are_due():
@@ -69,6 +70,33 @@ def test_progress_is_log_lines_elsewhere(caplog, monkeypatch):
     assert len(lines) == 3
     assert lines[0].startswith("window 2/6, loss ")
     assert lines[-1].endswith("0:00 left")
+
+
+def test_progress_shows_the_mean_loss_since_it_was_last_shown(caplog, monkeypatch):
+    """Of six calls two are shown: the first, and the last with those between."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    caplog.set_level("INFO", logger="absl")
+    progress, losses = tbptt.Progress(tokens_per_window=8, log_seconds=1e6), []
+    monkeypatch.setattr(progress, "_next_log", 0.0)
+    log = tbptt.Every(0, lambda report: losses.append(report.metrics.loss))
+    run(make_trainer(), make_stream(), 6, 1, actions=[tbptt.Every(0, progress), log])
+    lines = [record.getMessage() for record in caplog.records if "window" in record.getMessage()]
+    shown = [float(line.split("loss ")[1].split(",")[0]) for line in lines]
+    np.testing.assert_allclose(shown, [losses[0], np.mean(losses[1:])], atol=1e-4)
+
+
+def test_progress_tells_a_skipped_window_at_once(caplog, monkeypatch):
+    """With its number, and what was not finite, though no line is due."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    caplog.set_level("INFO", logger="absl")
+    progress = tbptt.Progress(tokens_per_window=8, log_seconds=1e6)
+    stream = nan_in_features(make_stream(), 3, 6, 7)
+    run(make_trainer(model=Features()), stream, 10, 2, actions=[tbptt.Every(0, progress)])
+    lines = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert lines == [
+        "window 4 was skipped: its loss is not finite",
+        "2 of the windows 7 to 8 were skipped, first window 7: its loss is not finite",
+    ]
 
 
 def test_clock():

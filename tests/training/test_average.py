@@ -1,9 +1,10 @@
-"""The mean of the parameters: what it is over, and that looking at it changes nothing."""
+"""The mean of the parameters: what it is over, when it begins, and that looking changes nothing."""
 
 import numpy as np
 
 import tbptt
 from tbptt import optimizers
+from tbptt.training.average import NonMonotonic
 from tests.conftest import assert_close, assert_same_bits
 from tests.training.test_loop import ROWS, make_model, make_stream
 
@@ -50,3 +51,13 @@ def test_parameters_come_back_when_looking_fails():
             raise RuntimeError
     except RuntimeError:
         assert_same_bits(model.trainable_variables, before)
+
+
+def test_a_validation_that_is_not_finite_is_worse_than_any():
+    """So the average begins though the first figure was NaN, and where a later one is."""
+    for bad in (np.nan, np.inf):
+        trigger = NonMonotonic(patience=2)
+        figures = (bad, 5.0, 4.0, 3.0, 4.5, 4.4)
+        assert [trigger.offer(figure) for figure in figures] == [False] * 5 + [True]
+        trigger = NonMonotonic(patience=1)
+        assert [trigger.offer(figure) for figure in (3.0, 2.0, bad)] == [False, False, True]

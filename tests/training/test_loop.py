@@ -332,10 +332,90 @@ def test_window_that_is_not_finite_is_skipped_and_counted(jit):
     assert_same_bits(tf.nest.flatten(trainer.slots), tf.nest.flatten(clean.slots))
 
 
+class Rooted(Features):
+    """Adds the root of an input, whose derivative is infinite where that is 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.extra = tf.Variable(1.0)
+
+    def __call__(self, window, state, *, training, seed):
+        outputs, state = super().__call__(window, state, training=training, seed=seed)
+        return outputs + tf.sqrt(self.extra * window.inputs[..., :1]), state
+
+
+def test_the_parameter_whose_gradient_is_not_finite_is_named(jit):
+    """The loss is finite; 0 times infinity is in the gradient of one parameter alone."""
+
+    def roots(windows):
+        inputs = np.ones([*windows.inputs.shape, 3], np.float32)
+        inputs[[2, 4], 1, 0, 0] = 0
+        return windows._replace(inputs=inputs)
+
+    reports, trainer = [], make_trainer(jit=jit, model=Rooted())
+    stream = Broken(make_stream(), roots)
+    run(trainer, stream, 8, 6, actions=[tbptt.Every(0, reports.append)])
+    assert [report.metrics.skipped for report in reports] == [2, 0]
+    assert [report.skipped for report in reports] == [
+        "2 of the windows 1 to 6 were skipped, first window 3: its gradient of extra is not finite",
+        "",
+    ]
+
+
+def test_faults_are_found_in_order():
+    model = make_model()
+    names = list(tbptt.named_parameters(model))
+    fine = [tf.zeros(parameter.shape) for parameter in model.trainable_variables]
+
+    def told(loss=0.0, **bad):
+        gradients = [bad.get(f"g{k}", 1.0) * tf.ones_like(g) for k, g in enumerate(fine)]
+        zero = tf.constant(0.0)
+        result = one.WindowGradients(gradients, (), tf.constant(loss), zero, zero)
+        finite, _ = one.is_finite(result)
+        number = int(one.fault(result, finite))
+        return number if number == one.FAULTLESS else one.describe_fault(model, number)
+
+    assert told() == one.FAULTLESS
+    assert told(loss=np.nan, g1=np.inf) == "its loss"
+    assert told(g1=np.inf, g3=np.nan) == f"its gradient of {names[1]}"
+    assert told(g3=np.nan) == f"its gradient of {names[3]}"
+    assert told(g0=3e38, g1=3e38) == "the norm of its gradient"
+
+
+def test_penalties_are_trained_and_not_counted_as_loss(jit):
+    """The gradient is that of their sum; the loss is what an evaluation would say of the window."""
+    core, options = make_core("lstm"), dict(seed=tbptt.make_seed(1), dropout_rate=0.3)
+    penalties = dict(activation_penalty=200.0, slowness_penalty=100.0)
+    model = tbptt.LanguageModel(VOCABULARY, 3, core, **options, **penalties)
+    trainer = tbptt.Trainer(model, None, optimizers.sgd(1.0), seed=5, jit_compile=jit)
+    window = make_stream().windows(tbptt.Cursor(), 1)[0].at(0)
+    seed = tbptt.seeds.fold_in(tbptt.make_seed(5), tf.zeros([], tf.int64))
+    with tf.GradientTape() as tape:
+        begun = model.initial_state(ROWS)
+        (loss, penalty), _ = model.score(window, begun, training=True, seed=seed)
+        total = tf.reduce_mean(loss + penalty)
+    gradients = tape.gradient(total, model.trainable_variables)
+    expected = [
+        v - tf.convert_to_tensor(g)
+        for v, g in zip(model.trainable_variables, gradients, strict=True)
+    ]
+    reports = []
+    run(trainer, make_stream(), 1, 1, actions=[tbptt.Every(0, reports.append)])
+    assert_close(list(model.trainable_variables), expected)
+    metrics = reports[0].metrics
+    np.testing.assert_allclose(metrics.loss, np.mean(loss), rtol=1e-5)
+    np.testing.assert_allclose(metrics.penalty, np.mean(penalty), rtol=1e-5)
+    assert metrics.penalty > 0.01
+
+
 def test_too_many_windows_in_a_row_that_are_not_finite_end_the_run():
     trainer = make_trainer(model=Features())
     stream = nan_in_features(make_stream(), 3, 4, 5, 6)
-    with pytest.raises(tbptt.NonFiniteError, match=r"4 windows in a row up to window 7 had a loss"):
+    with pytest.raises(
+        tbptt.NonFiniteError,
+        match=r"4 windows in a row up to window 7 had a loss.* parameters\. 4 of the windows 1 to "
+        "7 were skipped, first window 4: its loss is not finite",
+    ):
         run(trainer, stream, 10, 7, max_skipped_in_a_row=4)
 
 
