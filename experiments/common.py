@@ -30,6 +30,7 @@ from tbptt.training.saving import Save, StopOnSignal
 from tbptt.types import Core, Loss, Seed, Stream
 
 CELLS: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
+BACKENDS = ("auto", "fused", "scan", "reference", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ModelSettings(run.Settings):
     """Settings of every model on sequences of features; each experiment has its own defaults."""
 
     rows: int = setting(16, "B: rows, streams read side by side.", least=1)
-    cell: str = setting("lstm", "Cell", choices=tuple(CELLS))
+    cell: str = setting("lstm", "The recurrent layers", choices=tuple(CELLS))
     hidden: int = setting(128, "Units in a layer.", least=1)
     layers: int = setting(1, "Layers.", least=1, most=1000)
     dropout: float = setting(0.0, "Rate, of the layers' outputs.", least=0, below=1)
@@ -48,7 +49,7 @@ class ModelSettings(run.Settings):
     learning_rate: float = setting(3e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     weight_decay: float = setting(0.01, "Decoupled weight decay.", least=0)
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
-    backend: str = setting("auto", "Unrolls windows: auto, fused, scan, reference or cudnn.")
+    backend: str = setting("auto", "What unrolls windows", choices=BACKENDS)
     max_windows: int = setting(0, "Windows to train, if that is less; 0: all.", least=0)
     windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.", least=1)
     jit_compile: bool = setting(True, "Compile the loop with XLA.")
@@ -65,6 +66,10 @@ class CommonSettings(ModelSettings):
     burn_in: int = setting(0, "First steps that only refresh the state.", least=0)
     max_epochs: int = setting(20, "Epochs to train.", least=1)
     eval_every: int = setting(0, "Windows between validations; 0: once an epoch.", least=0)
+
+    def check_together(self) -> None:
+        """Raises ValueError unless windows can be cut so."""
+        truncation(self)
 
 
 def truncation(settings: CommonSettings) -> tbptt.Truncation:

@@ -27,6 +27,7 @@ from experiments.language_text import Data, load, open_stream
 from tbptt import optimizers, summaries
 from tbptt.layers import initializers
 from tbptt.serving.generate import check_sampling
+from tbptt.streams.prepared import VOCABULARY
 from tbptt.training.average import NonMonotonic
 from tbptt.types import Readout, Seed
 
@@ -173,9 +174,9 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     replicas = run.replicas_of(options, settings.rows)
     with run.usage_errors():
         check_sampling(settings.sample_length, settings.temperature)
-        data = load(settings)
-        vocabulary, parts = data.vocabulary, data.parts
-        check_readout(settings, data)
+        loaded = load(settings)
+        vocabulary, parts = loaded.vocabulary, loaded.parts
+        check_readout(settings, loaded)
         metric, read = figure(vocabulary.kind)
         training = open_stream(settings, vocabulary, parts[0], settings.rows, training=True)
         replicas.rows_of_each(settings.rows)
@@ -232,8 +233,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
 
     with run.Claim(settings, options, replicas, data=of_data) as claim:
         if claim.writes:
-            with run.usage_errors():
-                vocabulary.save(claim.folder / "vocabulary.json")
+            run.write_file(claim.folder / VOCABULARY, vocabulary.to_json())
         fitted = common.fit(
             settings,
             claim,

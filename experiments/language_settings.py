@@ -5,6 +5,7 @@ from typing import Any
 
 import tbptt
 from experiments import run
+from experiments.common import BACKENDS
 from experiments.run import setting
 from tbptt.streams.corpus import KINDS
 
@@ -142,9 +143,7 @@ class Settings(run.Settings):
         0.0, "Weights start uniform in +-this; 0: Glorot, orthogonal.", least=0
     )
     forget_bias: float = setting(1.0, "First value of the LSTM's forget bias.", used_with=LSTM)
-    backend: str = setting(
-        "auto", "What unrolls windows", choices=("auto", "fused", "scan", "reference", "cudnn")
-    )
+    backend: str = setting("auto", "What unrolls windows", choices=BACKENDS)
     keep: str = setting(
         "gates",
         "What is kept for the gradient; states take less memory, the rest is computed again",

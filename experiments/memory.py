@@ -40,7 +40,7 @@ class Settings(common.ModelSettings):
 
     experiment = "memory"
 
-    task: str = setting("copy", "copy or adding.")
+    task: str = setting("copy", "What is learnt", choices=("copy", "adding"))
     shortest: int = setting(5, "Steps to remember, at least.", least=2)
     longest: int = setting(10, "Steps to remember, at most.", least=2)
     cuts: str = setting("5,15,15/5,15f", "Windows to compare: T, T/stride, each with an f or not.")
@@ -48,6 +48,14 @@ class Settings(common.ModelSettings):
     hidden: int = setting(64, "Units in a layer.", least=1)
     learning_rate: float = setting(5e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     steps: int = setting(40_000, "Steps of every row that each learns from.", least=1)
+
+    def check_together(self) -> None:
+        """Raises ValueError unless every window can be learnt from."""
+        checks.check_at_least("longest", self.longest, self.shortest)
+        for cut in self.cuts.split(","):
+            parse(cut)
+        longest = max(parse(cut).nominal_length for cut in self.cuts.split(","))
+        checks.check_at_least("steps", self.steps, max(longest, 2 * self.longest))
 
 
 def parse(text: str) -> tbptt.Truncation:
@@ -120,7 +128,8 @@ def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False
         pieces, labels = make(settings, steps, seed)
         return tbptt.FrameStream(pieces, labels, rows=settings.rows, truncation=cut, shuffle=False)
 
-    training = stream(min(settings.steps, 2000), settings.seed, truncation)
+    several = 20 * settings.longest  # steps, so that some are remembered across the longest lag
+    training = stream(min(settings.steps, max(2000, several)), settings.seed, truncation)
     model = common.build_model(settings, SYMBOLS + 1 if settings.task == "copy" else 2, outputs)
     windows = settings.steps // truncation.nominal_length
     windows = min(windows, settings.max_windows or windows)
@@ -138,7 +147,9 @@ def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False
             f"--max_minutes are over while windows of {cut} are trained; figures of other windows "
             "are saved. The same command goes on with this one."
         )
-    testing = stream(400, settings.seed + 1, tbptt.Truncation(truncation.window_length))
+    testing = stream(
+        max(400, several), settings.seed + 1, tbptt.Truncation(truncation.window_length)
+    )
     return tbptt.Evaluator(model, judge, testing, jit_compile=settings.jit_compile)().loss
 
 
@@ -165,11 +176,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     """One row of the table for each of the cuts."""
     began = time.monotonic()
     with run.usage_errors():
-        checks.check_choice("task", settings.task, ["copy", "adding"])
-        checks.check_at_least("longest", settings.longest, settings.shortest)
         cuts = settings.cuts.split(",")
-        for cut in cuts:
-            parse(cut)
         if options.profile_windows:
             raise ValueError("--profile_windows has no effect here. Leave it out.")
         if run.replicas_of(options, settings.rows).count > 1:

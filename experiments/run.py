@@ -42,6 +42,7 @@ from experiments.settings import Settings as Settings
 from experiments.settings import setting as setting
 from tbptt import checks
 from tbptt.distribution import Replicas
+from tbptt.streams.files import DataError
 
 # The flags made here are those of the experiment, and its --help shows them.
 flags.disclaim_key_flags()
@@ -121,7 +122,7 @@ def run_flags(
     except UnfinishedError as unfinished:
         logging.info("%s", unfinished)
         sys.exit(UNFINISHED)
-    except (UsageError, tbptt.NonFiniteError, tbptt.ContinuityError) as error:
+    except (UsageError, DataError, tbptt.NonFiniteError, tbptt.ContinuityError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         logging.info("Interrupted.")

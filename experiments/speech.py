@@ -222,8 +222,8 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             unknown = np.setdiff1d(labels, names)
             if len(unknown):
                 raise ValueError(
-                    f"Label {unknown[0]!r} is in the test part, but not in training. Leave its "
-                    "utterances out, or train on some."
+                    f"Label {unknown[0].item()!r} is in the test part, but not in training. "
+                    "Leave its utterances out, or train on some."
                 )
             scaled = (pieces.values - mean) / np.where(deviation > 0, deviation, 1.0)
             features = tbptt.Pieces(scaled, pieces.ends)

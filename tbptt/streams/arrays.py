@@ -114,7 +114,11 @@ def check_numbers(
             f"{name} is {array[tuple(place)]} at {[int(k) for k in place]}, but must be finite. "
             "Leave it out, or replace the value."
         )
-    if array.dtype.kind == "f" and array.size and max(-array.min(), array.max()) > LARGEST:
+    if (
+        array.dtype.kind == "f"
+        and array.size
+        and max(-float(array.min()), float(array.max())) > LARGEST
+    ):
         place = np.argwhere(np.abs(array) > LARGEST)[0]
         raise DataError(
             f"{name} is {array[tuple(place)]} at {[int(k) for k in place]}, beyond what float32 "

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tbptt import checks
+from tbptt.streams.files import DataError
 from tbptt.streams.rows import TAILS, RowStream, Span
 from tbptt.streams.truncation import Truncation, truncation_of
 
@@ -135,10 +136,10 @@ class ContiguousStream(RowStream):
 
 
 def check_ids(ids: np.ndarray, places: np.ndarray, vocabulary_size: int) -> None:
-    """Raises ValueError, with the first place, unless all ids are in `[0, vocabulary_size)`."""
+    """Raises DataError, with the first place, unless all ids are in `[0, vocabulary_size)`."""
     wrong = (ids < 0) | (ids >= vocabulary_size)
     if wrong.any():
-        raise ValueError(
+        raise DataError(
             f"Token {places[wrong][0]} is {ids[wrong][0]}, but ids must be from 0 to "
             f"{vocabulary_size - 1}. Encode the corpus with the model's vocabulary."
         )

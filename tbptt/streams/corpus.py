@@ -175,9 +175,12 @@ class Vocabulary:
         return " ".join(self.tokens[i] for i in ids).replace(f" {EOS} ", "\n").replace(EOS, "\n")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes JSON: `{"kind": ..., "tokens": [...]}`."""
-        content = {"kind": self.kind, "tokens": list(self.tokens)}
-        write_text(path, json.dumps(content, ensure_ascii=True) + "\n")
+        """Writes `to_json` to a file, whole or not at all."""
+        write_text(path, self.to_json() + "\n")
+
+    def to_json(self) -> str:
+        """Returns `{"kind": ..., "tokens": [...]}`."""
+        return json.dumps({"kind": self.kind, "tokens": list(self.tokens)}, ensure_ascii=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
@@ -201,8 +204,7 @@ class Vocabulary:
     @property
     def sha256(self) -> str:
         """A digest of kind and tokens, in order: another vocabulary, another digest."""
-        content = json.dumps([self.kind, *self.tokens], ensure_ascii=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @functools.cached_property
     def _known(self) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import numpy as np
 
 from tbptt import checks
 from tbptt.streams.contiguous import fresh
+from tbptt.streams.files import DataError
 from tbptt.streams.pieces import Pieces, PieceStream
 from tbptt.streams.truncation import Truncation, truncation_of
 
@@ -121,7 +122,7 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
 def _check_finite(frames: np.ndarray, places: np.ndarray) -> None:
     fine = np.isfinite(frames).all(axis=-1)
     if not fine.all():
-        raise ValueError(
+        raise DataError(
             f"Frame {places[~fine][0]} holds NaN or infinity: {frames[~fine][0]}. Leave such "
             "frames out, or replace the values."
         )

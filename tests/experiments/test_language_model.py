@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing import event_accumulator, plugin_event
 
 import tbptt
 from experiments import language_model, language_text, run
+from tbptt.streams import corpus
 from tests.experiments import conftest
 from tools import prepare
 
@@ -126,6 +127,57 @@ def test_prepared_corpus(tmp_path, corpus_file):
     settings = language_model.Settings(prepared=str(tmp_path / "text"), valid_rows=2)
     data = language_text.load(settings)
     assert all(isinstance(part, np.memmap) for part in data.parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [("words", "perplexity"), ("characters", "bits_per_character"), ("bytes", "bits_per_byte")],
+)
+def test_prepared_corpus_says_what_it_is_of(tmp_path, corpus_file, kind, metric):
+    prepare.prepare(tmp_path / "out", [pathlib.Path(corpus_file)], kind, False, None)
+    readout = dict(readout="adaptive", cutoffs="2,5") if kind == "words" else {}
+    result = trained(tmp_path / "run", prepared=str(tmp_path / "out"), **readout)
+    assert result["metric"] == metric
+
+
+def loaded(**settings):
+    return language_text.load(language_model.Settings(**{"valid_rows": 1, **settings}))
+
+
+def test_vocabulary_is_of_the_training_part(tmp_path, caplog):
+    """Of words and characters, one text and documents: what only the test part has is unknown."""
+    (tmp_path / "a.txt").write_text("a b " * 45 + "a c a z a y a b a b ")
+    words = loaded(corpus=str(tmp_path / "a.txt"), tokens="words")
+    assert words.vocabulary.tokens == ("a", "b", "<unk>")
+    assert words.parts[2].tolist() == [0, 2, 0, 2, 0, 2, 0, 1, 0, 1]
+    characters = loaded(corpus=str(tmp_path / "a.txt"))
+    assert characters.vocabulary.tokens == (" ", "a", "b", "\ufffd")
+    assert characters.vocabulary.decode(characters.parts[2])[-20:] == "a � a � a � a b a b "
+    of_all = tbptt.Vocabulary.of("a b ", "characters")  # as it was where nothing is unknown
+    (tmp_path / "b.txt").write_text("a b " * 50)
+    assert loaded(corpus=str(tmp_path / "b.txt")).vocabulary == of_all
+    (tmp_path / "c.jsonl").write_text('{"text": "b a a"}\n' * 8 + '{"text": "c a"}\n' * 2)
+    documents = loaded(documents=str(tmp_path / "c.jsonl"), tokens="words", test_documents=1)
+    assert documents.vocabulary.tokens == ("a", "b", "<eos>", "<unk>")
+    assert documents.parts[1].values.tolist() == documents.parts[2].values.tolist() == [3, 0]
+
+
+def test_default_corpus_has_no_unknown_character():
+    data = loaded(corpus="python-docs")
+    text = corpus.python_docs()
+    assert data.vocabulary == tbptt.Vocabulary.of(text, "characters")
+    assert data.vocabulary.decode(np.concatenate(data.parts)) == text
+
+
+def test_bytes_are_of_any_file(tmp_path):
+    content = bytes(range(256)) * 4
+    (tmp_path / "a.bin").write_bytes(content)
+    data = loaded(corpus=str(tmp_path / "a.bin"), tokens="bytes")
+    assert b"".join(part.astype(np.uint8).tobytes() for part in data.parts) == content
+    data = loaded(documents=str(tmp_path / "a.bin"), tokens="bytes")
+    assert sum(len(part) for part in data.parts) == len(content.strip().split(b"\n"))
+    files = dict.fromkeys(["train_text", "valid_text", "test_text"], str(tmp_path / "a.bin"))
+    assert len(loaded(tokens="bytes", **files).parts[2]) == len(content)
 
 
 def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):

@@ -154,6 +154,25 @@ def test_token_files_that_hold_none_are_refused(tmp_path, content, message):
         open_tokens(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: b"", "is empty. Give the path of a file of uint16 tokens"),
+        (lambda data: data[:-1], r"shape \[9\] of uint16 takes 146 bytes, and it has 145"),
+        (lambda data: data[:20], "cannot be read"),
+        (lambda data: b"text", "cannot be read"),
+        (lambda data: data.replace(b"(9,)", b"(99999999999,)"), "cannot be read"),
+    ],
+)
+def test_arrays_that_are_empty_cut_or_foreign_are_refused(tmp_path, change, message):
+    path = tmp_path / "tokens.npy"
+    np.save(path, np.arange(9, dtype=np.uint16))
+    assert open_tokens(path).tolist() == list(range(9))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        open_tokens(path)
+
+
 def test_token_files_with_pickles_are_refused(tmp_path):
     path = tmp_path / "tokens.npy"
     np.save(path, np.array([{}], object), allow_pickle=True)

@@ -162,6 +162,60 @@ def test_series_with_times_gaps_and_missing_values(tmp_path):
     assert only_x.windows(tbptt.Cursor(), 1)[0].weight[0, :, 0].tolist() == [0, 1, 0, 0]
 
 
+def test_tables_of_other_programs_are_read(tmp_path):
+    """Semicolons with decimal commas, tabs, Latin-1, a byte-order mark, quotes, blank lines."""
+    path = tmp_path / "series.csv"
+    path.write_bytes(
+        "tag;wärme;größe\n2020-01-01;1,5;2\n\n2020-01-02;-0,25;1e3\n".encode("latin-1")
+    )
+    series = tbptt.read_series(str(path))
+    assert series.names == ("wärme", "größe")
+    assert series.values.tolist() == [[1.5, 2.0], [-0.25, 1000.0]]
+    path.write_bytes("\ufeffx\ty\n1\t2\n3\t?\n".encode())
+    series = tbptt.read_series(str(path))
+    assert series.names == ("x", "y")
+    np.testing.assert_array_equal(series.values, [[1, 2], [3, np.nan]])
+    path.write_text('"x, of a",y\n"1",2\n3,4\n')
+    assert tbptt.read_series(str(path)).names == ("x, of a", "y")
+
+
+def test_times_with_a_zone_are_utc(tmp_path):
+    path = csv(
+        tmp_path,
+        "t,x\n" + "".join(f"2020-03-29T{t},1\n" for t in ("01:00+01:00", "03:00+02:00", "02:00Z")),
+    )
+    times = tbptt.read_series(path).times
+    assert times.astype("datetime64[h]").astype(str).tolist() == [
+        "2020-03-29T00", "2020-03-29T01", "2020-03-29T02",
+    ]  # fmt: skip
+
+
+def test_persistence_is_scored_where_a_model_is():
+    """By hand: a gap, a missing origin, a missing target, and a warm-up."""
+    days = np.array([1, 2, 3, 4, 5, 9, 10, 11, 12], "datetime64[D]")
+    values = np.array([5, 1, np.nan, 4, 7, 2, 3, np.nan, 6], float)[:, None]
+    series = tbptt.Series(values, ("x",), days)
+    stream = tbptt.SeriesStream(
+        [series], tbptt.Scale(np.zeros(1), np.ones(1)), rows=1, window_length=3, warm_up=2
+    )
+    # Lines 2 and 7 are missing, 5 is the first after the gap.
+    assert stream.origins.tolist() == [0, 1, 2, 3, 5, 6, 7]
+    assert stream.scored == 4
+    assert stream.persistence() == np.mean([(4 - 1) ** 2, (7 - 4) ** 2, (3 - 2) ** 2, (6 - 3) ** 2])
+    windows, _ = stream.windows(tbptt.Cursor(), stream.windows_per_epoch)
+    assert windows.weight.sum() == stream.scored
+    path = tbptt.SeriesStream(
+        [series],
+        tbptt.Scale(np.zeros(1), np.ones(1)),
+        rows=1,
+        window_length=3,
+        horizon=2,
+        path=True,
+    )
+    assert path.scored == 1  # of lines 3 and 4, from line 2, which is missing: 1 is the last known
+    assert path.persistence() == np.mean([(4 - 1) ** 2, (7 - 1) ** 2])
+
+
 def test_warm_up_is_read_and_not_scored():
     series = tbptt.Series(np.arange(9.0)[:, None], ("x",))
     stream = tbptt.SeriesStream(
