@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, and what is written to it whole or not at all."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -288,7 +289,8 @@ def write_file(path: pathlib.Path, content: str | bytes) -> None:
             file.write(content)
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise UsageError(
             f"{str(path)!r} cannot be written: {error.strerror}. Make room or choose another "
             "--logdir, and give the same command again."
