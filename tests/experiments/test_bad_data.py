@@ -130,6 +130,11 @@ CASES = {
         (*LM, "--tokens=words", "--corpus=", "--train_text=a", "--valid_text=b", "--test_text=a"),
         "b: The word 'c' on line 1 is not among the 3 tokens of the vocabulary",
     ),
+    "short test": (
+        {"a": b"a b\n" * 50, "b": b"a"},
+        (*LM, "--tokens=words", "--corpus=", "--train_text=a", "--valid_text=a", "--test_text=b"),
+        "'b' has 1 tokens, but is read in 1 rows, which takes 2. Give a longer text",
+    ),
     # Several sources, and flags without effect
     "two sources": (
         file("a.txt", TEXT),
@@ -517,6 +522,14 @@ def test_large_id_of_a_large_corpus_is_told_when_it_is_read(tmp_path, monkeypatc
     done = command_line(module, *TINY, "--logdir=run", *flags, "--prepared=out", cwd=tmp_path)
     assert done.status == 1
     assert re.search(r"error: Token 78 is 1000000, but ids must be from 0 to \d+\.", done.stderr)
+
+
+def test_profile_behind_the_run_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    module, *flags = CORPUS
+    done = command_line(module, *TINY, *flags, "--profile_windows=5:9", cwd=tmp_path)
+    assert done.status == 1
+    assert "--profile_windows (5:9) ends behind the last window of the run, 2." in done.stderr
 
 
 def test_vocabulary_that_cannot_be_written_is_told_and_the_same_command_goes_on(tmp_path):
