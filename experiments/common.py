@@ -276,12 +276,6 @@ def fit(
       NonFiniteError: no validation was finite.
     """
     logdir, options, stream = claim.folder, claim.options, feed.stream
-    profile = profile_range(options.profile_windows)
-    if profile is not None and profile[1] > windows:
-        raise run.UsageError(
-            f"--profile_windows ({options.profile_windows}) ends behind the last window of the "
-            f"run, {windows}. Name earlier ones."
-        )
     replicas = claim.replicas
     replicas.any(True)  # all are here, and the folder is the chief's
     best = tbptt.KeepBest(trainer.model)
@@ -321,6 +315,7 @@ def fit(
         due.append(tbptt.Every(every, functools.partial(evaluate, validate)))
     if histogram_every:
         due.append(tbptt.Every(histogram_every, told.histograms))
+    profile = profile_range(options.profile_windows)
     if profile and claim.writes:
         due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
 

@@ -524,14 +524,6 @@ def test_large_id_of_a_large_corpus_is_told_when_it_is_read(tmp_path, monkeypatc
     assert re.search(r"error: Token 78 is 1000000, but ids must be from 0 to \d+\.", done.stderr)
 
 
-def test_profile_behind_the_run_is_refused(tmp_path):
-    (tmp_path / "a.txt").write_text(TEXT)
-    module, *flags = CORPUS
-    done = command_line(module, *TINY, *flags, "--profile_windows=5:9", cwd=tmp_path)
-    assert done.status == 1
-    assert "--profile_windows (5:9) ends behind the last window of the run, 2." in done.stderr
-
-
 def test_vocabulary_that_cannot_be_written_is_told_and_the_same_command_goes_on(tmp_path):
     (tmp_path / "a.txt").write_text(" ".join(f"word{k}" for k in range(3000)))
     module, *flags = LM

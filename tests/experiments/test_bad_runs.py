@@ -400,7 +400,7 @@ def test_a_run_is_finished_though_something_is_in_the_way(tmp_path, name):
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"5": "good"}', b"\xff", b'{"5": NaN}'])
 def test_figures_that_cannot_be_read_are_told(tmp_path, content):
-    flags = ["--cuts=2", "--steps=10", "--rows=2", "--hidden=4", "--nojit_compile", "--logdir=run"]
+    flags = ["--cuts=2", "--steps=20", "--rows=2", "--hidden=4", "--nojit_compile", "--logdir=run"]
     assert command_line(memory, *flags, cwd=tmp_path).status == 0
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "run" / "figures.json").write_bytes(content)
