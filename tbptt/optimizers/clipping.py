@@ -1,7 +1,5 @@
 """Bounds on gradients."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import tensorflow as tf
 
@@ -12,9 +10,9 @@ from tbptt.types import Nest
 def global_norm(nest: Nest) -> tf.Tensor:
     """Returns the joint L2 norm of all tensors, `sqrt(sum_i |u_i|^2)`.
 
-    It is right for all finite values: where their squares would be too large or too small for the
-    type, and only there, all of them are first divided by the largest. NaN and infinity among them
-    give a norm that is not finite.
+    It is right for all finite values: where the squares leave the range of their type, and only
+    there, they are taken again of all values times a power of two. NaN and infinity among the
+    values give a norm that is not finite.
 
     Args:
       nest: floating tensors of any shapes.
@@ -27,24 +25,30 @@ def global_norm(nest: Nest) -> tf.Tensor:
       >>> float(global_norm([small])), float(global_norm([small * 1e20]) / 1e20)
       (5.0, 5.0)
     """
-    parts = tf.nest.flatten(nest)
-    dtype = tf.float64 if any(part.dtype == tf.float64 for part in parts) else tf.float32
-    parts = [tf.cast(part, dtype) for part in parts]
-    squares = _sum_of_squares(parts)
-    # Below it, squares too small for the type could be more than a rounding error of the sum.
+    parts = _alike(nest)
+    squares = tf.add_n(sums_of_squares(parts))
+    dtype = squares.dtype
+    # Below it, squares that were rounded to 0 could be more than a rounding error of the sum.
     least = tf.constant(1e14 * np.finfo(dtype.as_numpy_dtype).tiny, dtype)
+    large, small = (2.0**-600, 2.0**600) if dtype == tf.float64 else (2.0**-80, 2.0**80)
 
     def scaled() -> tf.Tensor:
-        largest = tf.reduce_max([tf.reduce_max(tf.abs(part)) for part in parts])
-        scale = tf.where(largest > 0, largest, tf.ones_like(largest))
-        return scale * tf.sqrt(_sum_of_squares([part / scale for part in parts]))
+        factor = tf.where(squares <= least, tf.constant(small, dtype), tf.constant(large, dtype))
+        return tf.sqrt(tf.add_n(sums_of_squares([part * factor for part in parts]))) / factor
 
     plain = tf.math.is_finite(squares) & (squares > least)
     return tf.cond(plain, lambda: tf.sqrt(squares), scaled)
 
 
-def _sum_of_squares(parts: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.add_n([tf.reduce_sum(part * part) for part in parts])
+def sums_of_squares(nest: Nest) -> list[tf.Tensor]:
+    """Returns the sum of the squares of each tensor, in float64 if one of them is, else float32."""
+    return [tf.reduce_sum(part * part) for part in _alike(nest)]
+
+
+def _alike(nest: Nest) -> list[tf.Tensor]:
+    parts = tf.nest.flatten(nest)
+    dtype = tf.float64 if any(part.dtype == tf.float64 for part in parts) else tf.float32
+    return [tf.cast(part, dtype) for part in parts]
 
 
 def clip_by_global_norm(max_norm: float) -> GradientTransform:
