@@ -28,7 +28,7 @@ import tensorflow as tf
 from absl import logging
 
 import tbptt
-from experiments import common, run
+from experiments import common, fitting, run
 from experiments.run import setting
 from tbptt import summaries
 from tbptt.training.step import begin
@@ -250,9 +250,9 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             common.evaluator(settings.jit_compile, model, tbptt.squared_error, part, replicas)
             for part in (validating, testing)
         )
-        data = common.data_of(training, validating, testing)
+        data = fitting.data_of(training, validating, testing)
     with run.Claim(settings, options, replicas, data=data) as claim:
-        fitted = common.fit(
+        fitted = fitting.fit(
             settings, claim, trainer, feed, schedule,
             windows=windows, metric="mse", validate=common.figure_of(validate),
         )  # fmt: skip
@@ -279,7 +279,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                     run.write_file(claim.folder / "forecast.png", png)
                 fitted.writer.picture(windows, summaries.FORECAST, png)
 
-        return common.finish(
+        return fitting.finish(
             fitted, settings, claim, began,
             test=tested.loss,
             metric="mse",

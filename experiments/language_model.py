@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow as tf
 
 import tbptt
-from experiments import common, run
+from experiments import common, fitting, run
 from experiments.common import check_memory, core_parameters
 from experiments.language_settings import PRESETS, Settings
 from experiments.language_text import Data, load, open_stream
@@ -222,7 +222,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             for name, part in (("dynamic_valid", validating), ("dynamic_test", testing))
             if settings.dynamic_rate
         }
-        of_data = common.data_of(training, validating, testing)
+        of_data = fitting.data_of(training, validating, testing)
     trigger = NonMonotonic(settings.average_patience or 1)
 
     def judge() -> tuple[float, float]:
@@ -234,7 +234,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
     with run.Claim(settings, options, replicas, data=of_data) as claim:
         if claim.writes:
             run.write_file(claim.folder / VOCABULARY, vocabulary.to_json())
-        fitted = common.fit(
+        fitted = fitting.fit(
             settings,
             claim,
             trainer,
@@ -268,7 +268,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                     f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n"
                 )
 
-        return common.finish(
+        return fitting.finish(
             fitted, settings, claim, began,
             test=read(test()),
             metric=metric,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,8 @@ def load_files(settings: Settings) -> Data:
     kind = settings.tokens
     if kind == "bytes":
         vocabulary = corpus.Vocabulary.of("", kind)
-        return Data(vocabulary, [vocabulary.encode(files.read_bytes(p)) for p in paths], False)
+        found: list[Part] = [vocabulary.encode(files.read_bytes(path)) for path in paths]
+        return Data(vocabulary, _long_enough(settings, paths, found), by_frequency=False)
     texts = [files.read_text(path) for path in paths]
     vocabulary = corpus.Vocabulary.of(texts[0], kind, settings.vocabulary_size or None)
     parts: list[Part] = []
@@ -83,7 +85,7 @@ def load_files(settings: Settings) -> Data:
             parts.append(vocabulary.encode(text))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    return Data(vocabulary, parts, by_frequency=kind == "words")
+    return Data(vocabulary, _long_enough(settings, paths, parts), by_frequency=kind == "words")
 
 
 def load_prepared(settings: Settings) -> Data:
@@ -167,6 +169,18 @@ def _split(
     parts: list[Part] = list(corpus.split(ids, settings.valid_fraction, settings.test_fraction))
     check_sizes(settings, parts)
     return Data(vocabulary, parts, by_frequency)
+
+
+def _long_enough(settings: Settings, paths: Sequence[str], parts: list[Part]) -> list[Part]:
+    """Returns the parts; raises ValueError unless all have a token for each row, and one more."""
+    rows_of = (settings.rows, settings.valid_rows, 1)
+    for path, part, rows in zip(paths, parts, rows_of, strict=True):
+        if len(part) <= rows:
+            raise ValueError(
+                f"{path!r} has {len(part)} tokens, but is read in {rows} rows, which takes "
+                f"{rows + 1}. Give a longer text, or use fewer rows."
+            )
+    return parts
 
 
 def check_sizes(settings: Settings, parts: list[Part]) -> None:

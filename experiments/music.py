@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 import tbptt
-from experiments import common, run
+from experiments import common, fitting, run
 from experiments.run import setting
 from tbptt.losses import binary_cross_entropy
 from tbptt.streams.arrays import Archive, check_lengths, check_numbers
@@ -167,13 +167,13 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             common.evaluator(settings.jit_compile, model, binary_cross_entropy, part, replicas)
             for part in held_out
         )
-        data = common.data_of(training, *held_out)
+        data = fitting.data_of(training, *held_out)
     with run.Claim(settings, options, replicas, data=data) as claim:
-        fitted = common.fit(
+        fitted = fitting.fit(
             settings, claim, trainer, feed, schedule,
             windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),
         )  # fmt: skip
-        return common.finish(
+        return fitting.finish(
             fitted, settings, claim, began,
             test=test().loss,
             metric="nats_per_frame",

@@ -22,7 +22,6 @@ from experiments.errors import usage_errors as usage_errors
 from experiments.folder import (
     RESTARTED_FILE,
     FinishedError,
-    Lock,
     begun_by_restart,
     make_folder,
     mark_restarted,
@@ -36,6 +35,7 @@ from experiments.folder import Result as Result
 from experiments.folder import read_object as read_object
 from experiments.folder import write_file as write_file
 from experiments.folder import write_result as write_result
+from experiments.lock import Lock
 from experiments.settings import MOST_SEED, digest, process_began
 from experiments.settings import Options as Options
 from experiments.settings import Settings as Settings

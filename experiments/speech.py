@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 import tbptt
-from experiments import common, run
+from experiments import common, fitting, run
 from experiments.run import setting
 from tbptt.streams.arrays import Archive, check_lengths
 from tbptt.streams.files import DataError
@@ -261,18 +261,18 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             share: tbptt.Evaluator(model, wrong, stream(test_part, share=share), jit_compile=False)
             for share in SHARES
         }
-        data = common.data_of(
+        data = fitting.data_of(
             training, *([] if validating is None else [validating]), stream(test_part)
         )
     with run.Claim(settings, options, replicas, data=data) as claim:
-        fitted = common.fit(
+        fitted = fitting.fit(
             settings, claim, trainer, feed, schedule,
             windows=windows, metric="nats", validate=validate,
         )  # fmt: skip
         accuracy: dict[str, Any] = {
             f"accuracy_at_{share:.0%}": 1.0 - test().loss for share, test in tests.items()
         }
-        return common.finish(
+        return fitting.finish(
             fitted, settings, claim, began,
             test=accuracy["accuracy_at_100%"],
             metric="accuracy",

@@ -4,6 +4,7 @@ A name is the path in the module: `embedding.table`, `core.cores.0.w_x` (the low
 `Stack`), `readout.w`. Shapes and gate order are those that each layer's docstring gives.
 """
 
+import contextlib
 import os
 import pathlib
 import types
@@ -45,7 +46,8 @@ def write_parameters(path: str | os.PathLike[str], values: Mapping[str, np.ndarr
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 

@@ -108,9 +108,14 @@ class NonMonotonic:
 
     def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What was offered, for a checkpoint."""
-        return {}, {"figures": list(self._figures), "stopped": self._stopped}
+        return {}, {
+            "figures": list(self._figures), "stopped": self._stopped, "patience": self._patience,
+        }  # fmt: skip
 
     def restore(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Takes what `snapshot` gave."""
+        """Takes what `snapshot` gave; raises ValueError if that was of another patience."""
         del arrays
+        patience = facts.get("patience", self._patience)  # which was not recorded at first
+        if patience != self._patience:
+            raise ValueError(f"patience {patience} in the record, {self._patience} here.")
         self._figures, self._stopped = list(facts["figures"]), facts["stopped"]

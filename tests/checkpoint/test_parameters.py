@@ -1,5 +1,6 @@
 """Parameters on disk."""
 
+import resource
 import sys
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 import tbptt
-from tbptt.checkpoint.parameters import SUFFIXES
+from tbptt.checkpoint.parameters import SUFFIXES, write_parameters
 from tests.conftest import assert_same_bits
 from tests.test_models import make
 
@@ -103,3 +104,26 @@ def test_without_safetensors_it_is_said_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"'p\.safetensors' needs pip install safetensors"):
         tbptt.save_parameters(tmp_path / "p.safetensors", make())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_leaves_what_was_there(tmp_path, suffix):
+    path = tmp_path / f"parameters{suffix}"
+    write_parameters(path, {"w": np.zeros([2], np.float32)})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{path}'"):
+            write_parameters(path, {"w": np.zeros([2000], np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_folder_that_is_a_file_is_told(tmp_path, suffix):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory"):
+        write_parameters(tmp_path / "file" / f"parameters{suffix}", {"w": np.zeros([2])})

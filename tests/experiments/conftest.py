@@ -37,15 +37,17 @@ class Done(NamedTuple):
     stderr: str
 
 
-def ended(call, cwd):
+def ended(call, cwd, stdout=None):
     """Runs `call` in folder `cwd` as the body of a command; returns `Done`.
+
+    Standard output goes to the file `stdout`, if that is given.
 
     An exception other than SystemExit, which a user would see as a traceback, is the test's own.
     """
     status, out, err = 0, io.StringIO(), io.StringIO()
     handler = logging.get_absl_handler().python_handler
     stream, verbosity, home = handler.stream, logging.get_verbosity(), os.getcwd()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(stdout or out), contextlib.redirect_stderr(err):
         try:
             handler.setStream(err)
             logging.set_verbosity(logging.INFO)  # as launch and absl do
@@ -62,7 +64,7 @@ def ended(call, cwd):
     return Done(status, out.getvalue(), err.getvalue())
 
 
-def command_line(module, *argv, cwd):
+def command_line(module, *argv, cwd, stdout=None):
     """Runs an experiment in this process as `python -m experiments.NAME ARGV` in folder `cwd`."""
     name = module.__name__.rpartition(".")[2]
 
@@ -75,7 +77,7 @@ def command_line(module, *argv, cwd):
             sys.exit(f"FATAL Flags parsing error: {error}")
         run.run_flags(name, module.main, module.Settings, module.PRESETS, rest, values)
 
-    return ended(call, cwd)
+    return ended(call, cwd, stdout)
 
 
 def tool_line(module, *argv, cwd):

@@ -130,6 +130,11 @@ CASES = {
         (*LM, "--tokens=words", "--corpus=", "--train_text=a", "--valid_text=b", "--test_text=a"),
         "b: The word 'c' on line 1 is not among the 3 tokens of the vocabulary",
     ),
+    "short test": (
+        {"a": b"a b\n" * 50, "b": b"a"},
+        (*LM, "--tokens=words", "--corpus=", "--train_text=a", "--valid_text=a", "--test_text=b"),
+        "'b' has 1 tokens, but is read in 1 rows, which takes 2. Give a longer text",
+    ),
     # Several sources, and flags without effect
     "two sources": (
         file("a.txt", TEXT),

@@ -166,7 +166,6 @@ def test_a_disk_too_full_for_the_settings_is_told(tmp_path):
         "--logdir, and give the same command again.\n"
     )
     assert partial(tmp_path) == []
-    assert command_line(music, *TINY, "--logdir=run", cwd=tmp_path).status == 0
 
 
 def test_a_disk_too_full_for_all_but_the_result_is_survived(tmp_path):
@@ -219,6 +218,51 @@ def test_a_run_without_a_finite_validation_is_no_success(tmp_path):
         assert "Traceback" not in done.stderr
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "step-000000000004").step == 4
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def sink_of(kind):
+    """Standard output as with `> /dev/full`, and as with `| head -c 0`."""
+    if kind == "full":
+        return open("/dev/full", "w")
+    read, write = os.pipe()
+    os.close(read)
+    return open(write, "w")
+
+
+@pytest.mark.parametrize(("kind", "seeds"), [("full", 1), ("closed", 2)])
+def test_a_result_is_written_though_nothing_can_be_printed(tmp_path, kind, seeds):
+    (tmp_path / "text").write_text("the cat sat on the mat\n" * 20)
+    flags = [*TINY, "--corpus=text", "--window_length=4", "--valid_rows=1", "--sample_length=9"]
+    with sink_of(kind) as sink:
+        flags += ["--logdir=run", f"--seeds={seeds}"]
+        done = command_line(language_model, *flags, cwd=tmp_path, stdout=sink)
+    assert done.status == 1
+    assert done.stderr.splitlines()[-1].startswith("error: Standard output cannot be written (")
+    assert done.stderr.endswith("), but the run is finished: its result is in 'run'.\n")
+    name = "result.json" if seeds == 1 else "seeds.json"
+    assert json.loads((tmp_path / "run" / name).read_text())["windows"] == 2
+
+
+def test_a_result_that_cannot_be_written_is_written_by_the_same_command(tmp_path, monkeypatch):
+    flags, replace = [*TINY, "--logdir=run"], os.replace
+
+    def full(source, target):
+        if str(target).endswith("result.json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        done = command_line(music, *flags, cwd=tmp_path)
+    assert done.status == 1
+    assert done.stderr.endswith(
+        "error: 'run/result.json' cannot be written: No space left on device. Make room or choose "
+        "another --logdir, and give the same command again.\n"
+    )
+    assert partial(tmp_path) == []
+    again = command_line(music, *flags, cwd=tmp_path)
+    assert again.status == 0, again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["windows"] == 2
 
 
 OUT_OF_TIME = [*TINY, "--max_windows=6", "--max_minutes=1e-9", "--logdir=run"]
@@ -383,35 +427,35 @@ IN_THE_WAY = {
 
 
 @pytest.mark.parametrize("name", IN_THE_WAY)
-def test_a_run_is_finished_though_something_is_in_the_way(tmp_path, name):
+def test_a_run_is_finished_though_something_is_in_the_way(tmp_path, finished, name):
     content, message = IN_THE_WAY[name]
     flags = [*TINY, "--logdir=run"]
-    begun = command_line(music, *flags, "--max_minutes=1e-9", cwd=tmp_path)
-    assert begun.status == 0  # of two windows, both were made in the first call
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    before = json.loads((tmp_path / "run" / "result.json").read_text())
     (tmp_path / "run" / "result.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     spoilt(tmp_path / "run" / name, content)
     done = command_line(music, *flags, cwd=tmp_path)
     assert done.status == 0, done.stderr
     assert message in done.stderr
-    assert json.loads(done.stdout)["test"] == json.loads(begun.stdout)["test"]
+    assert json.loads(done.stdout)["test"] == before["test"]
     assert partial(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"5": "good"}', b"\xff", b'{"5": NaN}'])
-def test_figures_that_cannot_be_read_are_told(tmp_path, content):
-    flags = ["--cuts=2", "--steps=10", "--rows=2", "--hidden=4", "--nojit_compile", "--logdir=run"]
+def test_figures_that_cannot_be_read_are_told(tmp_path):
+    flags = ["--cuts=2", "--steps=20", "--rows=2", "--hidden=4", "--nojit_compile", "--logdir=run"]
     assert command_line(memory, *flags, cwd=tmp_path).status == 0
     (tmp_path / "run" / "result.json").unlink()
-    (tmp_path / "run" / "figures.json").write_bytes(content)
-    before = contents(tmp_path)
-    done = command_line(memory, *flags, cwd=tmp_path)
-    assert done.status == 1
-    assert done.stderr == (
-        "error: 'run/figures.json' does not hold figures of windows. Remove it to find them "
-        "again.\n"
-    )
-    assert contents(tmp_path) == before
+    for content in (b"", b"[]", b'{"5": "good"}', b"\xff", b'{"5": NaN}'):
+        (tmp_path / "run" / "figures.json").write_bytes(content)
+        before = contents(tmp_path)
+        done = command_line(memory, *flags, cwd=tmp_path)
+        assert done.status == 1
+        assert done.stderr == (
+            "error: 'run/figures.json' does not hold figures of windows. Remove it to find them "
+            "again.\n"
+        )
+        assert contents(tmp_path) == before
 
 
 DAMAGE = {
@@ -441,7 +485,7 @@ def test_a_run_of_which_no_checkpoint_can_be_read(tmp_path, finished, file, dama
     assert done.status == 1
     assert f"{folders[0].name}: DAMAGED: " in done.stdout
     assert done.stderr == "error: none of these can be used.\n"
-    if damage == "empty":
+    if (damage, file) == ("empty", "arrays.npz"):
         done = command_line(music, *flags, "--restart", cwd=tmp_path)
         assert done.status == 0, done.stderr
 

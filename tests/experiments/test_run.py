@@ -2,11 +2,11 @@
 
 import contextlib
 import dataclasses
-import errno
 import inspect
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -291,6 +291,23 @@ def test_restart_begins_once_and_is_then_gone_on_with(tmp_path):
     assert (tmp_path / "run.2" / "result.json").exists()
 
 
+@pytest.mark.parametrize("name", [run.SETTINGS_FILE, run.RESULT_FILE, run.SEEDS_FILE])
+def test_a_small_file_is_whole_or_as_it_was(tmp_path, name):
+    """On a full disk, and where the folder cannot be written."""
+    run.write_file(tmp_path / name, "before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(run.UsageError, match=f"{name}' cannot be written: File too large"):
+            run.write_file(tmp_path / name, "x" * 200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files_of(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "before\n"
+    with pytest.raises(run.UsageError, match="cannot be written: Not a directory"):
+        run.write_file(tmp_path / name / "below", "")
+
+
 def test_restart_of_several_seeds_is_of_all_of_them_and_once(tmp_path):
     options = run.Options(str(tmp_path / "run"))
     for seed in (0, 1):
@@ -316,18 +333,13 @@ def test_restart_of_several_seeds_is_of_all_of_them_and_once(tmp_path):
     assert files_of(tmp_path) == ["run", "run.1", "run.2"]
 
 
-@pytest.mark.parametrize("sink", ["full", "closed"])
-def test_a_result_is_written_before_anything_is_printed(tmp_path, monkeypatch, sink):
-    """As with `> /dev/full`, and with `| head -c 0`."""
-    if sink == "full":
-        stream = open("/dev/full", "w")  # noqa: SIM115
-    else:
-        read, write = os.pipe()
-        os.close(read)
-        stream = open(write, "w")  # noqa: SIM115
-    with stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        monkeypatch.setattr(run.output, "error", None)
-        run.output.tell("the table")
-        run.output.tell("the result")
-    assert run.output.error.errno in (errno.ENOSPC, errno.EPIPE)
+def test_a_launcher_does_not_begin_again_what_it_has_finished(tmp_path, monkeypatch):
+    """It starts all workers again where one dies, if only after the result is written."""
+    again = run.Options(str(tmp_path / "run"), restart=True)
+    monkeypatch.setenv("TBPTT_LAUNCH", "one")
+    write_one(run.Settings(), again)
+    with pytest.raises(run.UsageError, match=r"is finished\. Use --restart"):
+        run.Claim(run.Settings(), again).__enter__()
+    monkeypatch.setenv("TBPTT_LAUNCH", "another")
+    write_one(run.Settings(), again)
+    assert files_of(tmp_path) == ["run", "run.1"]

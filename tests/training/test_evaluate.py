@@ -202,3 +202,8 @@ def test_dynamic_evaluation_forgets_what_it_learned_when_it_is_interrupted(monke
         assert_same_bits(parameter, value)
     monkeypatch.undo()
     assert evaluator() == expected
+
+
+def test_evaluation_of_nothing_says_so():
+    with pytest.raises(ValueError, match="Nothing was scored: every weight of the stream is 0"):
+        _ = tbptt.Evaluation(0.0, 0.0).loss

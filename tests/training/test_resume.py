@@ -271,7 +271,7 @@ def test_the_record_of_a_trainer_keeps_its_names():
         "model": {
             "class": "LanguageModel",
             "embedding_dropout": 0.0,
-            "penalties": [0.0, 0.0],
+            "penalties": {"activation_penalty": 0.0, "slowness_penalty": 0.0},
             "dropout_rate": 0.4,
             "dropout_per": "step",
             "compute_dtype": None,
@@ -352,7 +352,7 @@ def test_parts_go_along(tmp_path):
     trainer = build()
     best, trigger = tbptt.KeepBest(trainer.model), NonMonotonic(2)
     best.offer(3.0, 4)
-    for figure in (5.0, 4.0, 6.0):
+    for figure in (float("nan"), float("inf"), 5.0, 4.0, 6.0):
         trigger.offer(figure)
     parts = {"best": best, "trigger": trigger}
     write_checkpoint(tmp_path / "one", snapshot(trainer, begin(trainer), parts=parts))
@@ -367,6 +367,15 @@ def test_parts_go_along(tmp_path):
     parts["best"].apply()
     assert_same_bits(other.model.trainable_variables, values)
     assert parts["trigger"].offer(7.0) == trigger.offer(7.0) is True
+
+
+def test_another_patience_is_another_run():
+    trainer = build()
+    taken = snapshot(trainer, begin(trainer), parts={"trigger": NonMonotonic(2)})
+    with pytest.raises(CheckpointError, match="trigger: patience 2 in the record, 3 here"):
+        restore(taken, trainer, begin(trainer), parts={"trigger": NonMonotonic(3)})
+    del taken.facts["trigger"]["facts"]["patience"]
+    restore(taken, trainer, begin(trainer), parts={"trigger": NonMonotonic(3)})
 
 
 def test_parts_that_do_not_fit_are_refused_and_nothing_changes():

@@ -1,0 +1,316 @@
+"""A run from its first window to its result: training, validation, checkpoints, summaries."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import logging
+
+import tbptt
+from experiments import run
+from experiments.settings import decisive, profile_range, save_interval
+from tbptt import optimizers, summaries
+from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints, write_parameters
+from tbptt.state import named_leaves
+from tbptt.streams.fingerprint import fingerprint
+from tbptt.training import resume
+from tbptt.training.saving import Save, StopOnSignal
+from tbptt.types import Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A run that is through, the best parameters in the model.
+
+    Attributes:
+      writer: of the run's summaries, still open.
+      valid: the figure of the parameters that were kept; NaN without a validation.
+      windows: trained.
+      tokens_per_second: steps of rows, without what is between the calls.
+    """
+
+    writer: tbptt.SummaryWriter
+    valid: float
+    windows: int
+    tokens_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What TensorBoard is told of the training itself."""
+
+    writer: tbptt.SummaryWriter
+    trainer: tbptt.Trainer
+    schedule: optimizers.Schedule
+    progress: tbptt.Progress
+    windows_per_epoch: int
+
+    def scalars(self, report: tbptt.Report) -> None:
+        """After every call."""
+        speed = self.progress.tokens_per_second
+        if speed:  # not of the first call, which compiles
+            self.writer.scalars(report.step, {summaries.TOKENS_PER_SECOND: speed})
+        metrics = report.metrics
+        if metrics.penalty_sum:
+            self.writer.scalars(report.step, {summaries.LOSS_PENALTY: metrics.penalty})
+        self.writer.scalars(report.step, {
+            summaries.LOSS_TRAIN: metrics.loss,
+            summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
+            summaries.GRAD_NORM_MAX: report.metrics.grad_norm_max,
+            summaries.WINDOWS_SKIPPED: report.metrics.skipped,
+            summaries.LEARNING_RATE: float(self.schedule(report.step)),
+            summaries.HIDDEN_RMS: summaries.state_rms(report.state),
+            summaries.EPOCH: report.step / self.windows_per_epoch,
+        })  # fmt: skip
+
+    def histograms(self, report: tbptt.Report) -> None:
+        """Of parameters and state."""
+        parameters = tbptt.named_parameters(self.trainer.model)
+        self.writer.histograms(report.step, summaries.PARAMETERS, parameters)
+        self.writer.histograms(report.step, summaries.STATE, named_leaves(report.state))
+
+
+@dataclasses.dataclass
+class BestFile:
+    """Writes the best parameters to a file. A failure is told and tried again later.
+
+    Attributes:
+      path: an `.npz`; None: this process writes nothing.
+      best: holds the parameters.
+      due: whether they are not in the file yet.
+    """
+
+    path: pathlib.Path | None
+    best: tbptt.KeepBest
+    due: bool = True
+
+    def write(self) -> None:
+        """Writes the file if that is due, or logs what went wrong with the disk."""
+        parameters = self.best.parameters()
+        if self.path is None or not self.due or not parameters:
+            return
+        try:
+            write_parameters(self.path, parameters)
+            self.due = False
+        except OSError as error:
+            logging.error(
+                "The best parameters could not be written to %s: %s. The run goes on, with them in "
+                "its checkpoints, and tries again.",
+                self.path,
+                error.strerror,
+            )
+
+
+def fit(
+    settings: Any,
+    claim: run.Claim,
+    trainer: tbptt.Trainer,
+    feed: Any,
+    schedule: optimizers.Schedule,
+    *,
+    windows: int,
+    metric: str,
+    validate: Callable[[], tuple[float, float]] | None,
+    average: tbptt.Average | None = None,
+    histogram_every: int = 0,
+    parts: Mapping[str, resume.Part] | None = None,
+) -> Fit:
+    """Trains, validates, keeps the best parameters and writes summaries.
+
+    Args:
+      settings: with `eval_every`.
+      claim: the folder of the run: where it goes on, if it was begun there.
+      trainer, feed: what is trained, on what: a feed of a `RowStream`.
+      schedule: of the learning rate, to be shown.
+      windows: how many.
+      metric: name of the figure that is validated.
+      validate: -> the loss, and the figure; lower is better. None: the last parameters are kept.
+      average: what is validated and kept, once it is begun; the trainer's.
+      histogram_every: windows between histograms; 0: none.
+      parts: what else has a memory, by name.
+
+    Raises:
+      UsageError: no checkpoint in the folder can be used, or it is of other data.
+      UnfinishedError: --max_minutes are over; all is saved.
+      NonFiniteError: no validation was finite.
+    """
+    logdir, options, stream = claim.folder, claim.options, feed.stream
+    replicas = claim.replicas
+    replicas.any(True)  # all are here, and the folder is the chief's
+    best = tbptt.KeepBest(trainer.model)
+    parts = {"best": best, **(parts or {})}
+    facts = {"settings": decisive(settings), "data": claim.data}
+    checkpoints, start = take_up(claim, trainer, stream, parts, facts)
+    best_file = BestFile(logdir / "best_parameters.npz" if claim.writes else None, best)
+    first = trainer.windows_seen
+    run.announce(logdir, trainer.model, first, windows, replicas)
+    writer = tbptt.SummaryWriter(logdir if claim.writes else None, first_step=first)
+    if not first:
+        writer.table(0, summaries.SETTINGS, dataclasses.asdict(settings))
+        names = {
+            summaries.RESULT_VALID: f"valid {metric}",
+            summaries.RESULT_TEST: f"test {metric}",
+        }
+        writer.hparams(dataclasses.asdict(settings), names)
+    new_steps = stream.truncation.nominal_length
+    progress = tbptt.Progress(stream.rows * new_steps)
+    told = Told(writer, trainer, schedule, progress, stream.windows_per_epoch)
+
+    def evaluate(judge: Callable[[], tuple[float, float]], report: tbptt.Report) -> None:
+        with average.applied() if average else contextlib.nullcontext():
+            loss, figure = judge()
+            better = best.offer(figure, report.step)
+            best_file.due = best_file.due or better
+            best_file.write()
+        writer.scalars(report.step, {summaries.LOSS_VALID: loss})
+        progress.note(
+            f"window {report.step}: valid {metric} {figure:.4f}"
+            + (", the best so far" if better else f"; best was {best.figure:.4f}")
+        )
+
+    due = [tbptt.Every(0, progress), tbptt.Every(0, told.scalars)]
+    if validate is not None:
+        every = settings.eval_every or stream.windows_per_epoch
+        due.append(tbptt.Every(every, functools.partial(evaluate, validate)))
+    if histogram_every:
+        due.append(tbptt.Every(histogram_every, told.histograms))
+    profile = profile_range(options.profile_windows)
+    if profile and claim.writes:
+        due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
+
+    def take(position: tbptt.Position) -> Checkpoint:
+        best_file.write()
+        writer.flush()  # what is shown up to here is not shown again
+        return resume.snapshot(trainer, position, parts=parts, facts=facts)
+
+    save_windows, save_minutes = save_interval(options.save_every)
+    save = Save(checkpoints, take, windows=save_windows, minutes=save_minutes, agree=replicas.any)
+    due += [tbptt.Every(0, lambda _: claim.check()), tbptt.Every(0, save)]  # save comes last
+    with StopOnSignal() as stopped:
+        position = tbptt.train(
+            trainer, feed, start, windows=windows, actions=due,
+            stop=lambda: replicas.any(stopped() or options.seconds_left() < 0)[0],
+        )  # fmt: skip
+        finished = trainer.windows_seen == windows
+        if not finished:
+            save.save(position)
+        error = save.close()
+    if not finished:
+        (unsaved,) = replicas.any(error is not None)  # nobody leaves before the chief has written
+        writer.close()
+        stopped.exit()
+        why = "another worker was told to stop"
+        if options.seconds_left() < 0:
+            why = f"{options.max_minutes:g} minutes are over"
+        where = f"at window {trainer.windows_seen} of {windows}, because {why}"
+        if unsaved:
+            raise run.UsageError(
+                f"The run stopped {where}, and could not be saved ({error or 'by the chief'}). "
+                "Make room on the disk; the same command goes on from the last checkpoint."
+            )
+        raise run.UnfinishedError(f"The run is saved {where}. The same command goes on.")
+    if validate is None:
+        best.offer(0.0, windows)
+        best_file.due = True
+    elif not best.parameters():
+        raise tbptt.NonFiniteError(
+            f"No validation of {windows} windows was finite, so there are no best parameters to "
+            f"test. Begin anew with a lower --learning_rate, in another --logdir than {logdir}."
+        )
+    best_file.write()
+    best.apply()
+    return Fit(
+        writer, math.nan if validate is None else best.figure, windows, progress.tokens_per_second
+    )
+
+
+def take_up(
+    claim: run.Claim,
+    trainer: tbptt.Trainer,
+    stream: Stream,
+    parts: Mapping[str, resume.Part],
+    facts: Mapping[str, Any],
+) -> tuple[Checkpoints, tbptt.Position]:
+    """The folder's checkpoints, and where the run goes on: `trainer` and `parts` are as they were.
+
+    Raises:
+      UsageError: none of them can be used, it is of other data, or the workers find different ones.
+    """
+    start = tbptt.Position(trainer.initial_carry(stream.rows))
+    with run.usage_errors():
+        checkpoints = Checkpoints(
+            claim.folder / "checkpoints",
+            keep=claim.options.keep_checkpoints,
+            read_only=not claim.writes,
+        )
+        try:
+            found = checkpoints.newest()
+        except CheckpointError as error:
+            raise run.UsageError(f"{error} Use --restart to begin anew.") from None
+        window = 0 if found is None else found.step
+        if claim.replicas.differ(window):  # before they restore, which they do together
+            raise run.UsageError(
+                f"The workers do not read the same checkpoint: this one finds window {window}. All "
+                "of them need the same --logdir, on a disk that they share."
+            )
+        if found is not None:
+            if found.facts.get("data", claim.data) != claim.data:
+                raise run.UsageError(
+                    f"The data have changed since the run in {str(claim.folder)!r} was begun, so "
+                    "it cannot go on. Give the data as they were; or use --restart to begin anew, "
+                    "or another --logdir."
+                )
+            start = resume.restore(found, trainer, start, parts=parts, facts=facts)
+    return checkpoints, start
+
+
+def data_of(*streams: Stream) -> str:
+    """Returns sixteen hexadecimal digits of what a run reads, in training and in evaluation."""
+    return hashlib.sha256(" ".join(map(fingerprint, streams)).encode()).hexdigest()[:16]
+
+
+def finish(
+    fitted: Fit,
+    settings: run.Settings,
+    claim: run.Claim,
+    began: float,
+    *,
+    test: float,
+    show: Callable[[], None] = lambda: None,
+    **result: Any,
+) -> run.Result:
+    """Writes the last summaries and the result, shows the run, and returns the result.
+
+    Args:
+      fitted: the run.
+      settings, claim: of it.
+      began: `time.monotonic()` of its beginning.
+      test: the figure on the test part.
+      show: draws or prints more of the run; it comes after the result is on the disk.
+      result: what else the result says, as `metric`.
+    """
+    figures = {summaries.RESULT_VALID: fitted.valid, summaries.RESULT_TEST: test}
+    fitted.writer.scalars(
+        fitted.windows, {tag: figure for tag, figure in figures.items() if math.isfinite(figure)}
+    )
+    written = run.write_result(
+        settings,
+        claim,
+        valid=fitted.valid,
+        test=test,
+        windows=fitted.windows,
+        seconds=round(time.monotonic() - began, 1),
+        **result,
+    )
+    show()
+    fitted.writer.close()
+    if claim.writes:
+        run.output.tell(json.dumps(written))
+    return written
