@@ -1,12 +1,11 @@
 """Checks at the public door: they raise with names, values, and the way out."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # what checks a file needs no TensorFlow
-    import tensorflow as tf
+import tensorflow as tf
 
-    from tbptt.types import Nest
+from tbptt.types import Nest
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
@@ -39,24 +38,20 @@ def check_shape(name: str, value: Any, shape: Sequence[int | None]) -> None:
         raise ValueError(f"{name} has shape {list(given)}, but must be [{wanted}].")
 
 
-def check_dtype(name: str, value: Any, dtype: "tf.DType") -> None:
+def check_dtype(name: str, value: Any, dtype: tf.DType) -> None:
     """Raises TypeError unless `value` has `dtype`."""
-    import tensorflow as tf
-
     if tf.as_dtype(value.dtype) != dtype:
         given = tf.as_dtype(value.dtype).name
         raise TypeError(f"{name} has dtype {given}, but must be {dtype.name}.")
 
 
-def check_compute_dtype(compute_dtype: "tf.DType | None", dtype: "tf.DType") -> "tf.DType | None":
+def check_compute_dtype(compute_dtype: tf.DType | None, dtype: tf.DType) -> tf.DType | None:
     """Returns what matrix products are to be computed in; None: in `dtype`, that of the parameters.
 
     Raises:
       ValueError: not `dtype` itself, nor bfloat16 or float16 with float32 parameters; or float16
         where TensorFlow sees no GPU.
     """
-    import tensorflow as tf
-
     if compute_dtype is None or compute_dtype == dtype:
         return None
     if dtype != tf.float32 or compute_dtype not in (tf.bfloat16, tf.float16):
@@ -72,10 +67,8 @@ def check_compute_dtype(compute_dtype: "tf.DType | None", dtype: "tf.DType") -> 
     return compute_dtype
 
 
-def check_like(name: str, value: "Nest", like: "Nest", advice: str) -> None:
+def check_like(name: str, value: Nest, like: Nest, advice: str) -> None:
     """Raises unless `value` has the structure, the shapes and the dtypes of `like`."""
-    import tensorflow as tf
-
     try:
         tf.nest.assert_same_structure(value, like)
     except (ValueError, TypeError):
@@ -89,13 +82,9 @@ def check_like(name: str, value: "Nest", like: "Nest", advice: str) -> None:
             )
 
 
-def _structure(nest: "Nest") -> str:
-    import tensorflow as tf
-
+def _structure(nest: Nest) -> str:
     return str(tf.nest.map_structure(_leaf, nest)).replace("'", "")
 
 
 def _leaf(tensor: Any) -> str:
-    import tensorflow as tf
-
     return f"{tf.as_dtype(tensor.dtype).name}{list(tensor.shape)}"

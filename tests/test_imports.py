@@ -1,7 +1,6 @@
 """Who may import whom, and what the library never touches."""
 
 import ast
-import importlib
 import pathlib
 
 import pytest
@@ -80,16 +79,3 @@ def test_public_names_are_sorted_documented_and_few():
     assert len(tbptt.__all__) < 60
     for name in tbptt.__all__:
         assert getattr(tbptt, name).__doc__, name
-
-
-def test_public_names_have_the_homes_that_type_checkers_see():
-    """The imports that stand for them there, and the table that is used when a program runs."""
-    seen = {
-        name.rpartition(".")[::2] for name in imported(ROOT / "__init__.py") if "tbptt." in name
-    }
-    assert seen == {(f"tbptt.{home}", name) for name, home in tbptt._HOMES.items()}
-    for name, home in tbptt._HOMES.items():
-        module = importlib.import_module(f"tbptt.{home}")
-        assert getattr(tbptt, name) is getattr(module, name)
-    with pytest.raises(AttributeError, match="module 'tbptt' has no attribute 'nothing'"):
-        _ = tbptt.nothing

@@ -53,7 +53,7 @@ def settings_of(name, values):
 
 
 class RecordedTrainer(tbptt.Trainer):
-    """A trainer that remembers its variables, at first and in the end, and the loss of each call."""
+    """A trainer that remembers its first and last variables, and the loss of every call."""
 
     made: list["RecordedTrainer"]
 
