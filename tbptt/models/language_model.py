@@ -89,9 +89,7 @@ class LanguageModel(tf.Module):
         checks.check_at_least("activation_penalty", activation_penalty, 0.0)
         checks.check_at_least("slowness_penalty", slowness_penalty, 0.0)
         self._embedding_dropout = embedding_dropout
-        self._penalties = {
-            "activation_penalty": activation_penalty, "slowness_penalty": slowness_penalty,
-        }  # fmt: skip
+        self._penalties = (activation_penalty, slowness_penalty)
         if tied and embedding_size != core.output_size:
             raise ValueError(
                 f"Tied weights need embedding_size ({embedding_size}) equal to the core's "
@@ -161,21 +159,22 @@ class LanguageModel(tf.Module):
         else:
             seed = None if seed is None else fold_in(seed, tf.constant(3))  # 0 to 2, 4: _hidden
             loss = self.readout.score(h, window.targets, training=training, seed=seed)
-        if training and any(self._penalties.values()):
+        if training and any(self._penalties):
             return PenalisedLoss(loss, self._penalty(raw, h, window.reset)), state
         return loss, state
 
     @property
     def only_in_score(self) -> tuple[str, ...]:
         """Names what `score` has in training, and a loss of the logits would leave out."""
-        names = [f"{name}={value}" for name, value in self._penalties.items() if value]
+        penalties = zip(("activation_penalty", "slowness_penalty"), self._penalties, strict=True)
+        names = [f"{name}={value}" for name, value in penalties if value]
         if getattr(self.readout, "estimates_in_training", False):
             names.append(type(self.readout).__name__)
         return tuple(names)
 
     def _penalty(self, raw: tf.Tensor, h: tf.Tensor, reset: tf.Tensor | None) -> tf.Tensor:
         """Of every step, `[T, B]`; a step that starts anew did not change."""
-        activation, slowness = self._penalties.values()
+        activation, slowness = self._penalties
         penalty = tf.zeros([], h.dtype)
         if activation:
             penalty += activation * tf.reduce_mean(h * h, axis=-1)
