@@ -1,6 +1,5 @@
 """The folder of a run: whose it is, and what is written to it whole or not at all."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -16,6 +15,7 @@ from experiments.errors import UsageError, usage_errors
 from experiments.lock import LOCK_FILE, Lock
 from experiments.settings import Options, Settings, decisive, digest
 from tbptt.distribution import Replicas
+from tbptt.streams.files import write_whole
 
 SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
@@ -281,16 +281,9 @@ def write_file(path: pathlib.Path, content: str | bytes) -> None:
     Raises:
       UsageError: it cannot be written. What was there is still there.
     """
-    if isinstance(content, str):
-        content = f"{content}\n".encode()
-    beside = path.with_name(path.name + PARTIAL)
     try:
-        with open(beside, "wb") as file:
-            file.write(content)
-        os.replace(beside, path)
+        write_whole(path, f"{content}\n" if isinstance(content, str) else content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise UsageError(
             f"{str(path)!r} cannot be written: {error.strerror}. Make room or choose another "
             "--logdir, and give the same command again."

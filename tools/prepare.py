@@ -205,7 +205,7 @@ def _interrupted(out: pathlib.Path, sources: list[Any]) -> Place:
 
 def save(out: pathlib.Path, place: Place) -> None:
     """Writes where the run stands."""
-    files.write_text(out / STATE, json.dumps(dataclasses.asdict(place)) + "\n")
+    files.write_whole(out / STATE, json.dumps(dataclasses.asdict(place)) + "\n")
 
 
 def read(
@@ -331,7 +331,7 @@ def finish(
         vocabulary = corpus.Vocabulary(kind, tuple(place.vocabulary))
         vocabulary.save(out / VOCABULARY)
         about["vocabulary"] = vocabulary.sha256
-    files.write_text(out / ABOUT, json.dumps(about) + "\n")
+    files.write_whole(out / ABOUT, json.dumps(about) + "\n")
     (out / STATE).unlink()
     return about
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from tbptt import checks
-from tbptt.streams.files import DataError, read_json, write_text
+from tbptt.streams.files import DataError, read_json, write_whole
 
 KINDS = ("characters", "bytes", "words")
 EOS = "<eos>"
@@ -176,7 +176,7 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json` to a file, whole or not at all."""
-        write_text(path, self.to_json() + "\n")
+        write_whole(path, self.to_json() + "\n")
 
     def to_json(self) -> str:
         """Returns `{"kind": ..., "tokens": [...]}`."""

@@ -1,5 +1,6 @@
 """Text files and JSON lines: read once, and refused with file, line and the expected form."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -194,12 +195,17 @@ def document_of_line(line: bytes, name: str, *, json_lines: bool, binary: bool) 
     return content
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a small file, whole or not at all: what was there before stays if this fails."""
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a small file, whole or not at all.
+
+    Raises:
+      OSError: it cannot be written. What was there is still there, and nothing beside it.
+    """
     beside = pathlib.Path(f"{os.fspath(path)}.partial")
     try:
-        beside.write_text(text, "utf-8")
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
