@@ -102,6 +102,7 @@ class PrefetchFeed:
         self.stream = stream
         self.windows_per_call = windows_per_call
         self._where = replicas or _Here()
+        self._where.rows_here(stream.rows)  # raises here, and not in the thread
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: tuple[Cursor, concurrent.futures.Future[_Block]] | None = None
 
