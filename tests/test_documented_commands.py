@@ -32,11 +32,13 @@ class Run:
       check: raises AssertionError unless the command did what it is for; gets what it left, and
         the folder it ran in.
       files: makes the files that it reads, in the folder it runs in.
+      verdict: the status says whether the machine is quiet enough, so it may be 1.
     """
 
     shorter: list[str]
     check: Callable[[Ended, pathlib.Path], None]
     files: Callable[[pathlib.Path], object] = lambda folder: None
+    verdict: bool = False
 
 
 def result(**expected):
@@ -230,10 +232,12 @@ RUNS = {
     ),
     "python -m tools.synthetic_words --folder=/tmp/words": Run([], says("")),
     "python -m tools.flatness": Run(["--large=40000", "--small=4000", "--repeats=1"], says(r"\d")),
-    "python -m tools.soak --windows=100000": Run(["--windows=500"], says("500 windows: ")),
+    "python -m tools.soak --windows=100000": Run(
+        ["--windows=500"], says(r"\n\| 10 \|", "500 windows: "), verdict=True
+    ),
     "python -m tools.save_cost": Run(["--hidden=8", "--saves=1"], says("million parameters")),
     "python -m tools.torture --kills=200": Run(
-        ["--kills=1"], says("1 kills, 1 during a save, 1 runs: no difference, no hang")
+        ["--kills=1"], says("1 kills, [01] during a save, 1 runs: no difference, no hang")
     ),
     "python -m tools.benchmark --rounds=7": Run(
         ["--rounds=1", "--sizes=small", "--contestants=ours-fused-plain"], says("ours-fused-plain")
@@ -278,8 +282,8 @@ def test_command(tmp_path, command):
     python, dash_m, module, *arguments = [*shlex.split(text), *run.shorter]
     assert (python, dash_m) == ("python", "-m")
     ended = run_module(module, arguments, tmp_path, TEXT)
-    expects_failure = "pip install -e" in ended.output
-    assert ended.status == (1 if expects_failure else 0), ended.output
+    missing = "pip install -e" in ended.output
+    assert ended.status == (1 if missing else 0) or run.verdict, ended.output
     assert "Traceback" not in ended.output
     run.check(ended, tmp_path)
 
