@@ -221,17 +221,20 @@ RUNS = {
         ["--windows=2"], says("2 windows: loss", "largest relative difference")
     ),
     "python -m tools.scaling --sizes=char --measure=2": Run(
-        ["--rounds=1", "--windows=1"], says(r"\| *2 *\|")
+        ["--sizes=small", "--rounds=1", "--windows=1"], says(r"\| *2 *\|")
     ),
     "python -m tools.scaling --sizes=char,ptb_large,huge": Run([], says("huge", "ptb_large")),
     "python -m tools.inspect_checkpoint runs/mine": Run(
         [], says("window 2", "model.core.cores.0.w_h"), finished_run
     ),
     "python -m tools.large_corpus --folder=/tmp/large": Run(
-        ["--tokens=40000", "--rounds=1"], says(r"40,000 characters, documents \| \d")
+        ["--prepared=corpus"], says(r'"resident_mb": \d+'), prepared  # one of its processes
     ),
     "python -m tools.synthetic_words --folder=/tmp/words": Run([], says("")),
-    "python -m tools.flatness": Run(["--large=40000", "--small=4000", "--repeats=1"], says(r"\d")),
+    "python -m tools.flatness": Run(
+        ["--windows=8", "--large=40000", "--small=4000", "--repeats=1"],
+        says(r"\| 7 to 8 \| \d+\.\d+ \|", r"\| large / small \| \d+\.\d+ \| \d+\.\d+ \|"),
+    ),
     "python -m tools.soak --windows=100000": Run(
         ["--windows=500"], says(r"\n\| 10 \|", "500 windows: "), verdict=True
     ),

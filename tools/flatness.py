@@ -25,6 +25,7 @@ from tools import small_model
 REPEATS = flags.DEFINE_integer("repeats", 5, "How often each thing is measured; medians count.")
 LARGE = flags.DEFINE_integer("large", 100_000_000, "Tokens of the large stream.")
 SMALL = flags.DEFINE_integer("small", 100_000, "Tokens of the small stream.")
+WINDOWS = flags.DEFINE_integer("windows", 1000, "Windows of the longest call.", lower_bound=4)
 TOKEN_FILE = flags.DEFINE_string(
     "token_file", None, "Measure this token file only, and print JSON."
 )
@@ -36,9 +37,10 @@ def by_place_in_call(path: pathlib.Path) -> None:
     """Prints the first table."""
     trainer = small_model.build()
     stream = small_model.open_stream(path, rows=ROWS, window_length=WINDOW)
-    feed = tbptt.ResidentFeed(stream, 1000)  # nothing is read while the clock runs
+    feed = tbptt.ResidentFeed(stream, WINDOWS.value)  # nothing is read while the clock runs
     carry = trainer.initial_carry(ROWS)
-    times: dict[int, list[float]] = {count: [] for count in (250, 500, 750, 1000)}
+    quarter = WINDOWS.value // 4
+    times: dict[int, list[float]] = {k * quarter: [] for k in (1, 2, 3, 4)}
     for turn in range(REPEATS.value + 1):
         for count, measured in times.items():
             chunk, _ = feed.take(tbptt.Cursor(), count)
@@ -47,9 +49,11 @@ def by_place_in_call(path: pathlib.Path) -> None:
             if turn > 0:  # the first turn compiles
                 measured.append(time.perf_counter() - began)
     medians = {count: statistics.median(measured) for count, measured in times.items()}
-    first, last = medians[250] / 250, (medians[1000] - medians[750]) / 250
+    first = medians[quarter] / quarter
+    last = (medians[4 * quarter] - medians[3 * quarter]) / quarter
     print("| windows of a call | ms a window |\n|---|---|")
-    print(f"| 1 to 250 | {first * 1e3:.3f} |\n| 751 to 1,000 | {last * 1e3:.3f} |")
+    print(f"| 1 to {quarter} | {first * 1e3:.3f} |")
+    print(f"| {3 * quarter + 1} to {4 * quarter:,} | {last * 1e3:.3f} |")
     print(f"| last / first | {last / first:.3f} |\n", flush=True)
 
 

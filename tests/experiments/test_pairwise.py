@@ -91,10 +91,20 @@ class TrainedError(Exception):
     """Ends an experiment when it has trained: its evaluation is not wanted."""
 
 
+@contextlib.contextmanager
+def eagerly(eager):
+    """Runs `tf.function`s without tracing them: two windows on the reference take less time so."""
+    tf.config.run_functions_eagerly(eager)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
 def trained(monkeypatch, name, settings, logdir, *, again=None):
     """Runs an experiment; returns its trainers, its evaluations and the figures of its result.
 
-    With evaluations to say `again` it only trains, as those would have it.
+    With evaluations to say `again` it only trains, as those would have it, and traces nothing.
     """
 
     def train(trainer, *given, **options):
@@ -114,7 +124,7 @@ def trained(monkeypatch, name, settings, logdir, *, again=None):
     monkeypatch.setattr(tbptt, "train", train)
     options = run.Options(str(logdir), strategy="one")
     result = {}
-    with contextlib.suppress(TrainedError):
+    with contextlib.suppress(TrainedError), eagerly(again is not None):
         result = TABLES[name].module.main(settings, options)
     figures = [value for key, value in result.items() if isinstance(value, float)]
     return RecordedTrainer.made, RecordedEvaluator.found, figures

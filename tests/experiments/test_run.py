@@ -114,6 +114,8 @@ def test_an_interrupt_during_the_imports_ends_without_a_traceback():
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.music", "--help"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        # A shell starts what it puts into the background with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     maps = pathlib.Path(f"/proc/{process.pid}/maps")
     while "tensorflow" not in maps.read_text():

@@ -271,7 +271,7 @@ def test_the_record_of_a_trainer_keeps_its_names():
         "model": {
             "class": "LanguageModel",
             "embedding_dropout": 0.0,
-            "penalties": {"activation_penalty": 0.0, "slowness_penalty": 0.0},
+            "penalties": [0.0, 0.0],
             "dropout_rate": 0.4,
             "dropout_per": "step",
             "compute_dtype": None,
