@@ -232,7 +232,7 @@ RUNS = {
     ),
     "python -m tools.synthetic_words --folder=/tmp/words": Run([], says("")),
     "python -m tools.flatness": Run(
-        ["--windows=8", "--large=40000", "--small=4000", "--repeats=1"],
+        ["--call_windows=8", "--large=40000", "--small=4000", "--repeats=1"],
         says(r"\| 7 to 8 \| \d+\.\d+ \|", r"\| large / small \| \d+\.\d+ \| \d+\.\d+ \|"),
     ),
     "python -m tools.soak --windows=100000": Run(

@@ -25,7 +25,7 @@ from tools import small_model
 REPEATS = flags.DEFINE_integer("repeats", 5, "How often each thing is measured; medians count.")
 LARGE = flags.DEFINE_integer("large", 100_000_000, "Tokens of the large stream.")
 SMALL = flags.DEFINE_integer("small", 100_000, "Tokens of the small stream.")
-WINDOWS = flags.DEFINE_integer("windows", 1000, "Windows of the longest call.", lower_bound=4)
+WINDOWS = flags.DEFINE_integer("call_windows", 1000, "Windows of the longest call.", lower_bound=4)
 TOKEN_FILE = flags.DEFINE_string(
     "token_file", None, "Measure this token file only, and print JSON."
 )

@@ -50,22 +50,26 @@ GRACE = flags.DEFINE_float(
 )
 
 UNFINISHED = 75  # a run that saved and ended in time: nothing went wrong
+LAST_WORDS = 5.0  # seconds: a process that a worker leaves behind may hold its output open
 
 
 # Tells workers that are started again from those of another launch, see experiments/folder.py.
 LAUNCH = f"{socket.gethostname()} {os.getpid()} {time.time()}"
 
 
-def start(command: Sequence[str], addresses: Sequence[str], index: int) -> subprocess.Popen:
-    """One worker; what it says is shown line by line behind its number."""
+def start(
+    command: Sequence[str], addresses: Sequence[str], index: int
+) -> tuple[subprocess.Popen, threading.Thread]:
+    """Starts a worker, and a thread that shows what it says line by line behind its number."""
     threads = THREADS.value or max(1, (os.cpu_count() or 1) // len(addresses))
     more = {"TF_CONFIG": tf_config(addresses, index), "TF_NUM_INTRAOP_THREADS": str(threads)}
     more["TBPTT_LAUNCH"] = LAUNCH
     process = subprocess.Popen(
         command, env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    threading.Thread(target=show, args=(process.stdout, index), daemon=True).start()
-    return process
+    shown = threading.Thread(target=show, args=(process.stdout, index), daemon=True)
+    shown.start()
+    return process, shown
 
 
 def show(lines: IO[bytes], index: int) -> None:
@@ -119,7 +123,16 @@ def run_all(command: Sequence[str], workers: int, grace: float) -> tuple[int, bo
       signal or the time of the run ended them.
     """
     addresses = free_addresses(workers)
-    processes = [start(command, addresses, index) for index in range(workers)]
+    started = [start(command, addresses, index) for index in range(workers)]
+    try:
+        return watch([process for process, _ in started], grace)
+    finally:
+        for _, shown in started:  # the last words of a worker come after its end
+            shown.join(LAST_WORDS)
+
+
+def watch(processes: Sequence[subprocess.Popen], grace: float) -> tuple[int, bool]:
+    """Waits until all workers have ended, and ends the others if one dies; see `run_all`."""
     with forwarding(processes) as received:
         while any(process.poll() is None for process in processes):
             time.sleep(0.05)

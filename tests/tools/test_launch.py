@@ -51,6 +51,14 @@ def test_workers_are_told_who_they_are_and_their_lines_are_numbered(tmp_path):
     assert all(address.startswith("127.0.0.1:") for address in addresses)
 
 
+def test_the_last_words_of_every_worker_are_shown(tmp_path):
+    process = launched(tmp_path, "print('word\\n' * 30_000, end='last')", "--workers=2")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert {"[0] last", "[1] last"} <= set(out.splitlines())
+    assert out.count("word") == 60_000
+
+
 def test_one_that_dies_takes_the_others_along(tmp_path):
     code = "sys.exit(3) if task == 1 else time.sleep(100)"
     began = time.monotonic()
