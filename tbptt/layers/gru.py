@@ -176,7 +176,7 @@ class GRU(tf.Module):
             learned = weights["initial_hidden"]
             initial = GRUState(tf.broadcast_to(learned, [rows, self.output_size]))
         if self._backend == "fused":
-            outputs, final = fused.gru(
+            outputs, final = fused.gru.run(
                 z_x,
                 w_h,
                 b_h,

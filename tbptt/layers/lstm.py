@@ -34,7 +34,7 @@ def lstm_step(
     inputs: Nest,
     state: LSTMState,
     vectors: dict[str, tf.Tensor],
-    matmul: fused.Product,
+    matmul: fused.generic.Product,
     *,
     projected: bool = False,
     zoneout: Sequence[float] = (0.0, 0.0),
@@ -309,7 +309,7 @@ class LSTM(tf.Module):
             initial = _initial_state(z_x.shape[1], hidden, cell_state)
         plain = not (self._optional or any(self._zoneout))
         if plain and self._backend == "fused":
-            outputs, final = fused.lstm(
+            outputs, final = fused.lstm.run(
                 z_x,
                 weights["w_h"],
                 tuple(state),
@@ -328,7 +328,7 @@ class LSTM(tf.Module):
         matrices = {name: weights[name] for name in ("w_h", "w_p") if name in weights}
         step = functools.partial(lstm_step, projected="w_p" in matrices, zoneout=self._zoneout)
         if self._backend == "fused":
-            return fused.run(
+            return fused.generic.run(
                 step,
                 inputs,
                 state,

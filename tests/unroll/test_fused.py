@@ -1,4 +1,4 @@
-"""`fused.run` and `segments.run` with functions that are not our layers' own."""
+"""`fused.generic.run` and `segments.run` with functions that are not our layers' own."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_a_matrix_may_be_used_twice_or_not_at_all(vectors):
         return twice(x, state, vectors, lambda a, name: a @ MATRICES[name])
 
     assert_close(
-        gradients(lambda: fused.run(twice, X, STATE, RESET, None, vectors, MATRICES)),
+        gradients(lambda: fused.generic.run(twice, X, STATE, RESET, None, vectors, MATRICES)),
         gradients(lambda: unroll(cell, X, STATE, RESET, backend="reference")),
     )
 
@@ -66,6 +66,6 @@ def test_a_step_that_closes_over_a_parameter_is_refused():
 
     for outside, name in ((variable, "gain:0"), (tensor, r"a float64 tensor of shape \[3\]")):
         with pytest.raises(ValueError, match=f"reads {name} from outside, which would get no"):
-            fused.run(step_with(outside), X, STATE, None, None, {}, MATRICES)
+            fused.generic.run(step_with(outside), X, STATE, None, None, {}, MATRICES)
         with pytest.raises(ValueError, match=f"reads {name} from outside, which would get no"):
             segments.run(segment_with(outside), X, STATE, ())
