@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.commands import ROOT, Ended, documented, run_module
-from tools import contestants, synthetic_words
+from tools.bench import contestants, synthetic_words
 
 TEXT = "the cat sat on the mat\nthe end of the cat\n" * 60
 TINY = ["--max_windows=2", "--windows_per_call=2", "--hidden=6", "--nojit_compile"]
@@ -217,45 +217,47 @@ RUNS = {
     ),
     "python -m tools.launch --workers=2 -- COMMAND": Run([], says(r"0\b.*hello", r"1\b.*hello")),
     "python -m tools.launch --hosts=alpha:2222,beta:2222 -- COMMAND": Run([], says("echo hello")),
-    "python -m tools.compare_replicas --windows=200": Run(
+    "python -m tools.bench.compare_replicas --windows=200": Run(
         ["--windows=2"], says("2 windows: loss", "largest relative difference")
     ),
-    "python -m tools.scaling --sizes=char --measure=2": Run(
+    "python -m tools.bench.scaling --sizes=char --measure=2": Run(
         ["--sizes=small", "--rounds=1", "--windows=1"], says(r"\| *2 *\|")
     ),
-    "python -m tools.scaling --sizes=char,ptb_large,huge": Run([], says("huge", "ptb_large")),
+    "python -m tools.bench.scaling --sizes=char,ptb_large,huge": Run([], says("huge", "ptb_large")),
     "python -m tools.inspect_checkpoint runs/mine": Run(
         [], says("window 2", "model.core.cores.0.w_h"), finished_run
     ),
-    "python -m tools.large_corpus --folder=/tmp/large": Run(
+    "python -m tools.bench.large_corpus --folder=/tmp/large": Run(
         ["--prepared=corpus"], says(r'"resident_mb": \d+'), prepared  # one of its processes
     ),
-    "python -m tools.synthetic_words --folder=/tmp/words": Run([], says("")),
-    "python -m tools.flatness": Run(
+    "python -m tools.bench.synthetic_words --folder=/tmp/words": Run([], says("")),
+    "python -m tools.bench.flatness": Run(
         ["--call_windows=8", "--large=40000", "--small=4000", "--repeats=1"],
         says(r"\| 7 to 8 \| \d+\.\d+ \|", r"\| large / small \| \d+\.\d+ \| \d+\.\d+ \|"),
     ),
-    "python -m tools.soak --windows=100000": Run(
+    "python -m tools.bench.soak --windows=100000": Run(
         ["--windows=500"], says(r"\n\| 10 \|", "500 windows: "), verdict=True
     ),
-    "python -m tools.save_cost": Run(["--hidden=8", "--saves=1"], says("million parameters")),
-    "python -m tools.torture --kills=200": Run(
+    "python -m tools.bench.save_cost": Run(["--hidden=8", "--saves=1"], says("million parameters")),
+    "python -m tools.bench.torture --kills=200": Run(
         ["--kills=1"], says("1 kills, [01] during a save, 1 runs: no difference, no hang")
     ),
-    "python -m tools.benchmark --rounds=7": Run(
+    "python -m tools.bench.benchmark --rounds=7": Run(
         ["--rounds=1", "--sizes=small", "--contestants=ours-fused-plain"], says("ours-fused-plain")
     ),
-    "python -m tools.tpu_compile": Run([], needs("libtpu", "tpu-check", "v5e")),
-    "python -m tools.tpu_compile --config=char --topology=v5e:2x2": Run(
+    "python -m tools.bench.tpu_compile": Run([], needs("libtpu", "tpu-check", "v5e")),
+    "python -m tools.bench.tpu_compile --config=char --topology=v5e:2x2": Run(
         [], needs("libtpu", "tpu-check", "v5e")
     ),
-    "python -m tools.tpu_compile --config=char,ptb_large,huge "
+    "python -m tools.bench.tpu_compile --config=char,ptb_large,huge "
     "--topology=v5e:2x2,v5p:2x2x1,v6e:2x2": Run([], needs("libtpu", "tpu-check", "v6e")),
-    "python -m tools.run_hlo --config=char": Run(["--rounds=1"], needs("jax", "bench", "ms")),
-    "python -m tools.run_hlo --config=char --peer=torch": Run(
+    "python -m tools.bench.run_hlo --config=char": Run(["--rounds=1"], needs("jax", "bench", "ms")),
+    "python -m tools.bench.run_hlo --config=char --peer=torch": Run(
         ["--rounds=1"], needs("torch", "bench", "ms")
     ),
-    "python -m tools.run_hlo --config=char --export=FOLDER": Run([], says("FOLDER: .* arguments")),
+    "python -m tools.bench.run_hlo --config=char --export=FOLDER": Run(
+        [], says("FOLDER: .* arguments")
+    ),
 }  # fmt: skip
 # What cannot be run within a test of this suite, and what sees to it instead.
 ELSEWHERE = {
@@ -266,13 +268,14 @@ ELSEWHERE = {
     "pip install -e '.[bench]'": "an installation",
     "pip install -e '.[safetensors]'": "an installation",
     "pytest -n 0 tests/experiments/test_workers.py": "a test of this suite",
-    "python -m tools.benchmark": "run with fewer rounds",
-    "python -m tools.benchmark --sizes=char --rounds=2 --contestants=": "completed in the text",
-    "python -m tools.benchmark --sizes=long --contestants=ours-fused-xla,ours-states,ours-scan-xla,"
-    "ours-states-scan --rounds=3": "see test_names_in_benchmark_commands",
-    "python -m tools.benchmark --sizes=words --contestants=ours-fused-xla,ours-chunked,"
+    "python -m tools.bench.benchmark": "run with fewer rounds",
+    "python -m tools.bench.benchmark --sizes=char --rounds=2 --contestants=":
+        "completed in the text",
+    "python -m tools.bench.benchmark --sizes=long --contestants=ours-fused-xla,ours-states,"
+    "ours-scan-xla,ours-states-scan --rounds=3": "see test_names_in_benchmark_commands",
+    "python -m tools.bench.benchmark --sizes=words --contestants=ours-fused-xla,ours-chunked,"
     "ours-adaptive,ours-sampled --rounds=2": "see test_names_in_benchmark_commands",
-    "python -m tools.scaling --sizes=char --measure=2 --rounds=9": "run with fewer rounds",
+    "python -m tools.bench.scaling --sizes=char --measure=2 --rounds=9": "run with fewer rounds",
     "tensorboard --logdir runs": "test_tensorboard_shows_a_run",
 }  # fmt: skip
 
@@ -296,7 +299,7 @@ def test_every_documented_command_is_run():
 
 
 def test_names_in_benchmark_commands():
-    text = " ".join(command for command in documented() if "tools.benchmark" in command)
+    text = " ".join(command for command in documented() if "tools.bench.benchmark" in command)
     named = {
         flag: {name for found in re.findall(rf"--{flag}=(\S+)", text) for name in found.split(",")}
         for flag in ("sizes", "contestants")

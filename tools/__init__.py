@@ -1,1 +1,1 @@
-"""One verb a file."""
+"""Commands that a user calls, one a file; those in `bench/` measure."""

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from tools import cost_model
+from tools.bench import cost_model
+from tools.bench.contestants import SIZES, Size, build_ours
+from tools.bench.cost_model import Level, Machine, Measured
+from tools.bench.workers import Worker
 from tools.cluster import free_addresses, tf_config
-from tools.contestants import SIZES, Size, build_ours
-from tools.cost_model import Level, Machine, Measured
-from tools.workers import Worker
 
 TINY = Size(4, 6, 5, 8, layers=2, vocabulary=11, windows_per_call=3)
 

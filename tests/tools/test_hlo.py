@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tools import hlo, recorded
-from tools.contestants import Size, build_ours
-from tools.pjrt import Program
+from tools.bench import hlo, recorded
+from tools.bench.contestants import Size, build_ours
+from tools.bench.pjrt import Program
 
 TINY = Size(4, 6, 5, 8, layers=2, vocabulary=11, windows_per_call=3)
 

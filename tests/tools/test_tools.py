@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tbptt.streams.corpus import split_words
-from tools import benchmark, contestants, flatness, small_model, soak, synthetic_words
-from tools.workers import Worker, WorkerError, reason
+from tools.bench import benchmark, contestants, flatness, small_model, soak, synthetic_words
+from tools.bench.workers import Worker, WorkerError, reason
 
 TINY = contestants.Size(4, 6, 5, 8, layers=2, vocabulary=11, windows_per_call=3)
 

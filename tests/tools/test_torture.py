@@ -11,7 +11,7 @@ import pytest
 from experiments import forecast
 from tbptt import checkpoint as ck
 from tests.experiments.conftest import experiment
-from tools import torture
+from tools.bench import torture
 
 
 def test_a_run_is_like_itself_and_every_difference_is_seen(tmp_path):

@@ -1,8 +1,8 @@
 """Runs the compiled hot loop by JAX's PJRT client, where TensorFlow need not be installed.
 
-    python -m tools.run_hlo --config=char
-    python -m tools.run_hlo --config=char --export=/tmp/step      # here
-    python -m tools.run_hlo --load=/tmp/step --peer=torch         # on a machine with jax and torch
+    python -m tools.bench.run_hlo --config=char
+    python -m tools.bench.run_hlo --config=char --export=/tmp/step      # here
+    python -m tools.bench.run_hlo --load=/tmp/step --peer=torch         # where jax and torch are
 
 One call of the trainer, many windows in one program, is exported as StableHLO together with its
 arguments and with what TensorFlow made of them. It is compiled for whatever device JAX has,
@@ -20,9 +20,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from tools import recorded
-from tools.contestants import SIZES, torch_lstm
-from tools.pjrt import Program
+from tools.bench import recorded
+from tools.bench.contestants import SIZES, torch_lstm
+from tools.bench.pjrt import Program
 
 CONFIG = flags.DEFINE_string("config", "char", f"What to run, of {', '.join(SIZES)}.")
 EXPORT = flags.DEFINE_string("export", None, "New folder to write to; nothing is run by JAX.")

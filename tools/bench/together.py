@@ -1,4 +1,4 @@
-"""What the processes of `tools.cost_model` do.
+"""What the processes of `tools.bench.cost_model` do.
 
 They train together; or beside each other, each by itself, with the program of many replicas; or
 they only add up.
@@ -7,7 +7,7 @@ they only add up.
 import functools
 from typing import Any
 
-from tools.contestants import OURS, Contestant, Run, Size, ours
+from tools.bench.contestants import OURS, Contestant, Run, Size, ours
 
 
 def reduce(size: Size, *, numbers: int | None = None) -> Run:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.contestants import Contestant, Run, Size
+from tools.bench.contestants import Contestant, Run, Size
 
 
 def product(_: Size, *, package: str, shape: tuple[int, int, int]) -> Run:

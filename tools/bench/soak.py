@@ -1,6 +1,6 @@
 """Trains a small model for long, as a real run would, and tells whether anything creeps.
 
-    python -m tools.soak --windows=100000
+    python -m tools.bench.soak --windows=100000
 
 One process: calls of 100 windows, read ahead from a memory map; an evaluation now and then;
 TensorBoard summaries after every call. The table shows tenths of the run; speed is judged against
@@ -26,7 +26,7 @@ from absl import app, flags
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt import summaries
-from tools import small_model
+from tools.bench import small_model
 
 WINDOWS = flags.DEFINE_integer("windows", 100_000, "How long to train.", lower_bound=500)
 

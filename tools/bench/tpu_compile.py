@@ -1,8 +1,8 @@
 """Compiles the hot loop for a TPU, without one, and says what it would need there.
 
     pip install -e '.[tpu-check]'
-    python -m tools.tpu_compile --config=char --topology=v5e:2x2
-    python -m tools.tpu_compile --config=char,ptb_large,huge --topology=v5e:2x2,v6e:2x2
+    python -m tools.bench.tpu_compile --config=char --topology=v5e:2x2
+    python -m tools.bench.tpu_compile --config=char,ptb_large,huge --topology=v5e:2x2,v6e:2x2
 
 One call of the trainer, many windows in one program, is exported as StableHLO and compiled for one
 core of the slice by the TPU compiler itself (libtpu). What is told is the compiler's word: memory,
@@ -22,9 +22,9 @@ os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}  # before jax 
 from absl import app, flags, logging
 
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
-from tools import hlo
-from tools.contestants import SIZES, build_ours
-from tools.pjrt import compile_text
+from tools.bench import hlo
+from tools.bench.contestants import SIZES, build_ours
+from tools.bench.pjrt import compile_text
 
 CONFIG = flags.DEFINE_list("config", ["char"], f"What to compile, of {', '.join(SIZES)}.")
 TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x2"], "For what: v5e:2x2, v5p:2x2x1, v6e:2x2.")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tools.contestants import Size
+from tools.bench.contestants import Size
 
 MODULE, ARRAYS, FACTS = "step.mlir", "arrays.npz", "step.json"
 
@@ -33,8 +33,8 @@ def record(size: Size) -> Step:
 
     import tensorflow as tf  # isort: skip
 
-    from tools import hlo
-    from tools.contestants import build_ours
+    from tools.bench import hlo
+    from tools.bench.contestants import build_ours
 
     trainer, carry, chunk = build_ours(size)
     exported = hlo.export(trainer, carry, chunk)

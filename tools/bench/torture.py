@@ -1,7 +1,7 @@
 """Kills a training process again and again, and compares what comes out with an undisturbed run.
 
-    python -m tools.torture --kills=200
-    python -m tools.torture --kills=20 --compiled
+    python -m tools.bench.torture --kills=200
+    python -m tools.bench.torture --kills=20 --compiled
 
 A real experiment (`experiments.forecast`, with dropout, Adam, several rows and a validation,
 saving every few windows) is killed by SIGKILL: every other time at a random instant, else in the

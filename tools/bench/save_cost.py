@@ -1,6 +1,6 @@
 """What a checkpoint costs the training that goes on meanwhile, in time and in memory.
 
-    python -m tools.save_cost
+    python -m tools.bench.save_cost
 
 A model of some 20 million parameters with Adam. A save's price is what the calls from its beginning
 to the end of its writing took beyond as many undisturbed ones, the copy between two calls
@@ -20,7 +20,7 @@ import tbptt
 from tbptt import optimizers
 from tbptt.checkpoint import Checkpoints
 from tbptt.training.resume import snapshot
-from tools import small_model
+from tools.bench import small_model
 
 HIDDEN = flags.DEFINE_integer("hidden", 2000, "Units of the LSTM.")
 ROWS = flags.DEFINE_integer("rows", 16, "Rows of a window of 16 steps; more: longer calls.")

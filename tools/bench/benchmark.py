@@ -1,10 +1,10 @@
 """One command, one table: what a window of training costs, here and in other systems.
 
-    python -m tools.benchmark
-    python -m tools.benchmark --sizes=char --contestants=ours-fused-xla,torch --rounds=5
-    python -m tools.benchmark --sizes= --plot=speed.png
-    python -m tools.benchmark --sizes=long --contestants=ours-fused-xla,ours-states
-    python -m tools.benchmark --sizes=words --contestants=ours-fused-xla,ours-chunked
+    python -m tools.bench.benchmark
+    python -m tools.bench.benchmark --sizes=char --contestants=ours-fused-xla,torch --rounds=5
+    python -m tools.bench.benchmark --sizes= --plot=speed.png
+    python -m tools.bench.benchmark --sizes=long --contestants=ours-fused-xla,ours-states
+    python -m tools.bench.benchmark --sizes=words --contestants=ours-fused-xla,ours-chunked
 
 Every contestant is a process of its own. All are built first; then they train in turn, one
 call a round, in another order every round, while the others wait: so whatever slows the
@@ -39,9 +39,9 @@ from typing import Any, NoReturn, TypeVar
 import tqdm
 from absl import app, flags
 
-from tools.ceilings import CEILINGS, ceiling_flops
-from tools.contestants import CONTESTANTS, EXTRAS, SIZES, Size
-from tools.workers import Worker, WorkerError
+from tools.bench.ceilings import CEILINGS, ceiling_flops
+from tools.bench.contestants import CONTESTANTS, EXTRAS, SIZES, Size
+from tools.bench.workers import Worker, WorkerError
 
 SIZE_NAMES = flags.DEFINE_list(
     "sizes",

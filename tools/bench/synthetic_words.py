@@ -1,6 +1,6 @@
 """Writes a word corpus of the Penn Treebank's size, for timing: the treebank is not free.
 
-    python -m tools.synthetic_words --folder=/tmp/words
+    python -m tools.bench.synthetic_words --folder=/tmp/words
 
 929,589 training, 73,760 validation and 82,430 test tokens, `<eos>` included, of 10,000
 words by Zipf's law, in files of one sentence a line: train.txt, valid.txt, test.txt. The

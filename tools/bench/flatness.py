@@ -1,6 +1,6 @@
 """Shows that time and memory a window do not depend on where the window is, nor on the corpus.
 
-    python -m tools.flatness
+    python -m tools.bench.flatness
 
 Two tables. The first: calls of 250 to 1,000 windows; what a window costs in the first and in
 the last quarter of the longest. The second: the same training on memory-mapped streams of
@@ -20,7 +20,7 @@ from absl import app, flags
 
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
-from tools import small_model
+from tools.bench import small_model
 
 REPEATS = flags.DEFINE_integer("repeats", 5, "How often each thing is measured; medians count.")
 LARGE = flags.DEFINE_integer("large", 100_000_000, "Tokens of the large stream.")
@@ -62,7 +62,7 @@ def by_size(small: pathlib.Path, large: pathlib.Path) -> None:
     found: dict[pathlib.Path, list[dict[str, float]]] = {small: [], large: []}
     for _ in range(REPEATS.value):
         for path, measured in found.items():
-            command = [sys.executable, "-m", "tools.flatness", f"--token_file={path}"]
+            command = [sys.executable, "-m", "tools.bench.flatness", f"--token_file={path}"]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             measured.append(json.loads(output))
     medians = {

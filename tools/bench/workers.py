@@ -1,6 +1,6 @@
 """One contestant in a process of its own, which trains when it is told to and waits otherwise.
 
-    python -m tools.workers NAME '{"rows": 64, ...}'
+    python -m tools.bench.workers NAME '{"rows": 64, ...}'
 
 The process answers in JSON, a line each: once when its first window is trained, and once for
 every number of windows that it reads. It ends when its input does, so none outlives the
@@ -23,9 +23,9 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from tools.ceilings import CEILINGS
-from tools.contestants import CONTESTANTS, EXTRAS, Size
-from tools.together import TOGETHER
+from tools.bench.ceilings import CEILINGS
+from tools.bench.contestants import CONTESTANTS, EXTRAS, Size
+from tools.bench.together import TOGETHER
 
 
 class WorkerError(RuntimeError):
@@ -60,7 +60,13 @@ class Worker:
         self._timeout = timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tools.workers", name, json.dumps(dataclasses.asdict(size))],
+            [
+                sys.executable,
+                "-m",
+                "tools.bench.workers",
+                name,
+                json.dumps(dataclasses.asdict(size)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import tqdm
 
+from tools.bench.contestants import SIZES, Size
+from tools.bench.workers import Worker
 from tools.cluster import free_addresses, tf_config
-from tools.contestants import SIZES, Size
-from tools.workers import Worker
 
 # For all alike: one thread, and the memory that `open_replicas` asks for.
 ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1", "TF_CPU_ALLOCATOR_USE_BFC": "true"}

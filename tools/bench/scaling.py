@@ -1,10 +1,10 @@
 """What more devices bring: a cost model, what it says of machines, and its check on this one.
 
-    python -m tools.scaling --sizes=char,ptb_large,huge
-    python -m tools.scaling --sizes=char --levels=8:450:3,32:50:10 --tflops=495
-    python -m tools.scaling --sizes=char --measure=4
+    python -m tools.bench.scaling --sizes=char,ptb_large,huge
+    python -m tools.bench.scaling --sizes=char --levels=8:450:3,32:50:10 --tflops=495
+    python -m tools.bench.scaling --sizes=char --measure=4
 
-Every replica has the rows of the size (weak scaling); `tools/cost_model.py` has the equations. The
+Every replica has the rows of the size (weak scaling); `cost_model.py` has the equations. The
 first two commands only calculate. The third starts processes on this machine, one thread each,
 and lets them train in turn, alone, beside each other and together; it measures the links by sums
 alone, and compares the model with what it found. Times are medians over rounds, efficiencies
@@ -17,9 +17,9 @@ import sys
 
 from absl import app, flags
 
-from tools.contestants import SIZES
-from tools.cost_model import MACHINES, comparison, measure, own_machine, predictions
-from tools.workers import WorkerError
+from tools.bench.contestants import SIZES
+from tools.bench.cost_model import MACHINES, comparison, measure, own_machine, predictions
+from tools.bench.workers import WorkerError
 
 SIZE_NAMES = flags.DEFINE_list("sizes", ["char"], f"What is trained, of {', '.join(SIZES)}.")
 LEVELS = flags.DEFINE_list(

@@ -1,6 +1,6 @@
 """Whether many replicas do what one does: the same training, on one device and on several.
 
-    python -m tools.compare_replicas --windows=200
+    python -m tools.bench.compare_replicas --windows=200
 
 An LSTM on documents, so that rows start anew inside windows, with clipping by the global norm and
 Adam: on one device, on two and four logical devices of this CPU, and in two processes over
@@ -34,7 +34,7 @@ DEVICES = flags.DEFINE_integer(
 )
 
 ROWS, WINDOW_LENGTH, VOCABULARY = 8, 16, 50
-TRAIN = [sys.executable, "-m", "tools.compare_replicas"]
+TRAIN = [sys.executable, "-m", "tools.bench.compare_replicas"]
 LAUNCH = [sys.executable, "-m", "tools.launch", "--workers=2", "--"]
 SETUPS = {
     "one device": TRAIN,

@@ -1,7 +1,7 @@
 """Shows that a corpus far larger than memory is prepared and trained on in little memory, fast.
 
-    python -m tools.large_corpus --folder=/tmp/large
-    python -m tools.large_corpus --folder=/tmp/large --tokens=10000000
+    python -m tools.bench.large_corpus --folder=/tmp/large
+    python -m tools.bench.large_corpus --folder=/tmp/large --tokens=10000000
 
 Writes random text, a document a line (10^9 characters, 10^7 documents: 3.2 GB in the folder when
 all is done), prepares it with `tools.prepare`, and trains a small model on it, once as documents
@@ -24,7 +24,7 @@ from absl import app, flags
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt.streams import prepared
-from tools import small_model
+from tools.bench import small_model
 
 FOLDER = flags.DEFINE_string("folder", None, "Where texts and corpora are made.")
 TOKENS = flags.DEFINE_integer("tokens", 1_000_000_000, "Characters of the large corpus.")
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
     found: dict[tuple[int, str], list[dict[str, float]]] = {case: [] for case in cases}
     for _ in range(ROUNDS.value):
         for count, kind in cases:
-            command = [sys.executable, "-m", "tools.large_corpus"]
+            command = [sys.executable, "-m", "tools.bench.large_corpus"]
             command += [f"--prepared={corpora[count]}", f"--stream={kind}"]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found[count, kind].append(json.loads(output))

@@ -1,0 +1,1 @@
+"""Programs that measure: speed beside other systems, memory, crashes, several devices."""
