@@ -67,7 +67,7 @@ def truncation(settings: CommonSettings) -> tbptt.Truncation:
 
 
 def build_core(settings: ModelSettings, input_size: int, seed: Seed) -> Core:
-    """Returns the recurrent layers."""
+    """Builds the recurrent layers of the settings, as one `Stack`."""
     sizes = [input_size] + [settings.hidden] * settings.layers
     check_memory(core_parameters(settings.cell, sizes))
     seeds = tbptt.split_seed(seed, settings.layers)

@@ -43,8 +43,8 @@ class Fit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """What TensorBoard is told of the training itself."""
+class TrainingSummaries:
+    """Writes training metrics and histograms to TensorBoard."""
 
     writer: tbptt.SummaryWriter
     trainer: tbptt.Trainer
@@ -53,7 +53,7 @@ class Told:
     windows_per_epoch: int
 
     def scalars(self, report: tbptt.Report) -> None:
-        """After every call."""
+        """Writes the metrics of the last call to TensorBoard."""
         speed = self.progress.tokens_per_second
         if speed:  # not of the first call, which compiles
             self.writer.scalars(report.step, {summaries.TOKENS_PER_SECOND: speed})
@@ -71,7 +71,7 @@ class Told:
         })  # fmt: skip
 
     def histograms(self, report: tbptt.Report) -> None:
-        """Of parameters and state."""
+        """Writes histograms of parameters and state to TensorBoard."""
         parameters = tbptt.named_parameters(self.trainer.model)
         self.writer.histograms(report.step, summaries.PARAMETERS, parameters)
         self.writer.histograms(report.step, summaries.STATE, named_leaves(report.state))
@@ -161,7 +161,9 @@ def fit(
         writer.hparams(dataclasses.asdict(settings), names)
     new_steps = stream.truncation.nominal_length
     progress = tbptt.Progress(stream.rows * new_steps)
-    told = Told(writer, trainer, schedule, progress, stream.windows_per_epoch)
+    training_summaries = TrainingSummaries(
+        writer, trainer, schedule, progress, stream.windows_per_epoch
+    )
 
     def evaluate(judge: Callable[[], tuple[float, float]], report: tbptt.Report) -> None:
         with average.applied() if average else contextlib.nullcontext():
@@ -175,12 +177,12 @@ def fit(
             + (", the best so far" if better else f"; best was {best.figure:.4f}")
         )
 
-    due = [tbptt.Every(0, progress), tbptt.Every(0, told.scalars)]
+    due = [tbptt.Every(0, progress), tbptt.Every(0, training_summaries.scalars)]
     if validate is not None:
         every = settings.eval_every or stream.windows_per_epoch
         due.append(tbptt.Every(every, functools.partial(evaluate, validate)))
     if histogram_every:
-        due.append(tbptt.Every(histogram_every, told.histograms))
+        due.append(tbptt.Every(histogram_every, training_summaries.histograms))
     profile = profile_range(options.profile_windows)
     if profile and claim.writes:
         due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))

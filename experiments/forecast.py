@@ -210,7 +210,7 @@ def draw(truth: np.ndarray, forecasts: np.ndarray, name: str) -> bytes | None:
 
 
 def main(settings: Settings, options: run.Options) -> run.Result:
-    """Reads, trains, tests, draws."""
+    """Trains a forecasting model, tests it beside persistence, and draws its forecasts."""
     began = time.monotonic()
     replicas = run.replicas_of(options, settings.rows)
     with run.usage_errors():

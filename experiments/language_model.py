@@ -79,7 +79,7 @@ def build_readout(
 
 
 def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel:
-    """Embedding, layers, readout."""
+    """Builds the language model: embedding, recurrent layers, readout."""
     sizes = [settings.embedding] + [settings.hidden] * settings.layers
     sizes[-1] = settings.top_hidden or settings.hidden
     tables = vocabulary_size * (sizes[0] + (0 if settings.tied else sizes[-1]))
@@ -169,7 +169,7 @@ def figure(kind: str) -> tuple[str, Callable[[tbptt.Evaluation], float]]:
 
 
 def main(settings: Settings, options: run.Options) -> run.Result:
-    """Reads, trains, tests, samples."""
+    """Trains a language model, tests it, and prints a sample of its text."""
     began = time.monotonic()
     replicas = run.replicas_of(options, settings.rows)
     with run.usage_errors():

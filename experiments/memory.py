@@ -106,7 +106,7 @@ def repeated_wrongly(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 
 
 def sum_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """Of one output."""
+    """Computes the squared error of the first output, `[T, B]`."""
     return tf.math.squared_difference(outputs[..., 0], targets)
 
 

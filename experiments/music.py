@@ -136,7 +136,7 @@ def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:
 
 
 def main(settings: Settings, options: run.Options) -> run.Result:
-    """Reads, trains, tests."""
+    """Trains a music model and returns its test negative log likelihood."""
     began = time.monotonic()
     replicas = run.replicas_of(options, settings.rows)
     with run.usage_errors():

@@ -202,7 +202,7 @@ def wrong(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 
 
 def main(settings: Settings, options: run.Options) -> run.Result:
-    """Reads, trains, tests."""
+    """Trains a classifier of utterances and returns its test accuracy."""
     began = time.monotonic()
     replicas = run.replicas_of(options, settings.rows)
     with run.usage_errors():

@@ -200,7 +200,7 @@ class Replicas:
                 )
 
     def rows_of_each(self, rows: int) -> int:
-        """B / R.
+        """Returns the rows of each replica, B / R.
 
         Raises:
           ValueError: R does not divide B.

@@ -59,7 +59,7 @@ class SummaryWriter:
             self._writer = tf.summary.create_file_writer(str(logdir))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One number a tag."""
+        """Writes one number for each tag."""
         with self._logged(), self._writer.as_default(step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value)
@@ -78,7 +78,7 @@ class SummaryWriter:
             tf.summary.text(tag, "\n".join(lines))
 
     def picture(self, step: int, tag: str, png: bytes) -> None:
-        """A PNG file's content."""
+        """Writes an image, given the content of a PNG file."""
         with self._logged(), self._writer.as_default(step):
             tf.summary.image(tag, tf.image.decode_png(png, channels=3)[None])
 
@@ -115,7 +115,7 @@ class SummaryWriter:
             self._writer.flush()
 
     def close(self) -> None:
-        """Flushes, and ends."""
+        """Flushes the event file and ends it."""
         with self._logged():
             self._writer.close()
 

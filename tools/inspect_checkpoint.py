@@ -73,7 +73,7 @@ def line_of(path: pathlib.Path) -> tuple[str, bool]:
 
 
 def describe(checkpoint: ck.Checkpoint) -> str:
-    """Facts and arrays."""
+    """Returns the facts and the arrays of a checkpoint as text."""
     lines = [f"{name}: {json.dumps(value)}" for name, value in checkpoint.facts.items()]
     lines += [
         "",

@@ -167,7 +167,7 @@ def check_hosts(hosts: Sequence[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Starts, watches, starts again."""
+    """Starts the workers, watches them, and starts them again if one dies."""
     command = argv[1:]
     if not command:
         sys.exit("error: what is to be run? Write it after --, as: -- python -m experiments.music")

@@ -90,10 +90,12 @@ def _lines_before(path: pathlib.Path, offset: int) -> int:
 
 
 class Batch(NamedTuple):
-    """Attributes:
-    texts: some, one behind the other.
-    ended: whether a document ends behind each.
-    offset: behind the last.
+    """Texts that are encoded together, and where they came from.
+
+    Attributes:
+      texts: some, one behind the other.
+      ended: whether a document ends behind each.
+      offset: behind the last.
     """
 
     texts: list[str | bytes]

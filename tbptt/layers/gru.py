@@ -15,7 +15,7 @@ from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, segmen
 
 
 class GRUState(NamedTuple):
-    """What a GRU remembers.
+    """The state of a GRU layer.
 
     Attributes:
       hidden: `[B, H]`, also the output of the last step.

@@ -19,7 +19,7 @@ GATE_ORDER = "ifgo"  # input, forget, candidate, output: the blocks of w_x, w_h 
 
 
 class LSTMState(NamedTuple):
-    """What an LSTM remembers.
+    """The state of an LSTM layer.
 
     Attributes:
       hidden: `[B, H]`, also the output of the last step; `[B, P]` with a projection.
@@ -39,7 +39,7 @@ def lstm_step(
     projected: bool = False,
     zoneout: Sequence[float] = (0.0, 0.0),
 ) -> tuple[tf.Tensor, LSTMState]:
-    """One step.
+    """Runs an LSTM cell for one step.
 
         i, f, g, o = split(z_x + h @ w_h)
         c <- sigmoid(f) * c + sigmoid(i) * tanh(g)

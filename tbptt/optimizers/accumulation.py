@@ -10,10 +10,12 @@ from tbptt.types import Nest
 
 
 class AccumulationState(NamedTuple):
-    """Attributes:
-    count: int64, windows added up since the last update.
-    total: sum of their gradients, like the parameters.
-    inner: the optimizer's state.
+    """What `accumulate` keeps between windows.
+
+    Attributes:
+      count: int64, windows added up since the last update.
+      total: sum of their gradients, like the parameters.
+      inner: the optimizer's state.
     """
 
     count: tf.Tensor

@@ -11,10 +11,12 @@ from tbptt.types import Nest
 
 
 class AdamState(NamedTuple):
-    """Attributes:
-    count: int64, updates made; a skipped window is none.
-    mu: running mean of gradients, like the parameters, at least float32.
-    nu: running mean of squared gradients, likewise.
+    """The running means that Adam keeps of every parameter's gradient.
+
+    Attributes:
+      count: int64, updates made; a skipped window is none.
+      mu: running mean of gradients, like the parameters, at least float32.
+      nu: running mean of squared gradients, likewise.
     """
 
     count: tf.Tensor
@@ -90,7 +92,7 @@ def adam(
     b2: float = 0.999,
     epsilon: float = 1e-8,
 ) -> GradientTransform:
-    """See `scale_by_adam`.
+    """Adam: `scale_by_adam`, then the learning rate.
 
     Example: the first step has the size of the learning rate.
       >>> optimizer = adam(0.1)

@@ -11,8 +11,10 @@ from tbptt.types import Nest
 
 
 class RMSPropState(NamedTuple):
-    """Attributes:
-    nu: running mean of squared gradients, like the parameters, at least float32.
+    """The running means that RMSProp keeps of every parameter's gradient.
+
+    Attributes:
+      nu: running mean of squared gradients, like the parameters, at least float32.
     """
 
     nu: Nest

@@ -19,7 +19,7 @@ a schedule is known there by its name.
 
 
 def constant(value: float) -> Schedule:
-    """The same value always."""
+    """A schedule that has the same value at every step."""
     return _described(
         lambda step: tf.constant(value, tf.float32), {"name": "constant", "value": value}
     )

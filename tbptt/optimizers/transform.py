@@ -13,14 +13,17 @@ from tbptt.types import Nest
 
 
 class GradientTransform(NamedTuple):
-    """Attributes:
-    init: `parameters -> state`, the slots.
-    update: `(updates, state, parameters, step) -> (updates, state)`. `step` is an int64
-      scalar, the number of windows seen before this one: what schedules go by.
-    description: name and hyperparameters, as JSON holds them; of a chain, a list of those of its
-      transforms. A checkpoint records it, so that a run does not go on with others. None: unknown.
-    rate_first: a window's `rate` multiplies its gradient, before `update`, and not the update that
-      comes out: where an update is made of several windows, each at its own rate.
+    """An optimizer, or a part of one, as a pair of pure functions.
+
+    Attributes:
+      init: `parameters -> state`, the slots.
+      update: `(updates, state, parameters, step) -> (updates, state)`. `step` is an int64
+        scalar, the number of windows seen before this one: what schedules go by.
+      description: name and hyperparameters, as JSON holds them; of a chain, a list of those of its
+        transforms. A checkpoint records it, so that a run does not go on with others. None:
+        unknown.
+      rate_first: a window's `rate` multiplies its gradient, before `update`, and not the update
+        that comes out: where an update is made of several windows, each at its own rate.
     """
 
     init: Callable[[Nest], Nest]

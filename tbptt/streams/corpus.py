@@ -184,7 +184,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """Reads what `save` wrote.
+        """Reads a vocabulary from the file that `save` wrote.
 
         Raises:
           DataError: there is no such file, or it does not hold a vocabulary.

@@ -82,7 +82,7 @@ class ResidentFeed:
         self._windows = where.put(_read(stream, Cursor(), stream.windows_per_epoch, where))
 
     def take(self, cursor: Cursor, count: int) -> tuple[Chunk, Cursor]:
-        """See `Feed`."""
+        """Returns the next windows on the device, and the cursor after them; see `Feed`."""
         checks.check_between("count", count, 1, self.windows_per_call + 1)
         chunk = _chunk(self._windows, cursor.index, count)
         return chunk, advance(cursor, count, self.stream.windows_per_epoch)

@@ -106,7 +106,7 @@ class Scale:
         return cls(np.nanmean(series.values, axis=0), np.where(deviation > 0, deviation, 1.0))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Standardised `[..., C]`."""
+        """Returns the values standardised, `[..., C]`."""
         return (values - self.mean) / self.deviation
 
     def undo(self, values: np.ndarray, columns: Sequence[int]) -> np.ndarray:

@@ -138,7 +138,7 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float:
-        """See the class."""
+        """Steps of rows trained a second, without what is between the calls."""
         return self._windows * self._tokens_per_window / max(self._seconds, 1e-9)
 
     def _log(self, report: Report, text: str) -> bool:
@@ -183,7 +183,7 @@ def progress_bar(
 
 
 def clock(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
+    """Writes seconds as a clock shows them: `1:02:03` or `2:03`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -22,9 +22,11 @@ TOLD = ("loss", "weight", "broken")  # what a call adds up, in the order of a ro
 
 
 class Evaluation(NamedTuple):
-    """Attributes:
-    loss_sum: over every target of the stream, in nats.
-    weight_sum: how many there are.
+    """The loss of a model on a whole stream.
+
+    Attributes:
+      loss_sum: over every target of the stream, in nats.
+      weight_sum: how many there are.
     """
 
     loss_sum: float
@@ -42,7 +44,7 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(loss)."""
+        """The exponential of the loss, `exp(loss)`."""
         return losses.perplexity(self.loss)
 
     @property

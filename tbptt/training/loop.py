@@ -56,7 +56,7 @@ class Metrics(NamedTuple):
 
     @classmethod
     def none(cls) -> "Metrics":
-        """Before the first window."""
+        """Returns the metrics of no windows."""
         none, zero = tf.zeros([], tf.int64), tf.zeros([])
         return cls(none, zero, zero, zero, zero, zero, none, none - 1, none - 1, none - 1)
 
@@ -217,7 +217,7 @@ class Trainer(tf.Module):
 
     @property
     def windows_seen(self) -> int:
-        """`step` as a number."""
+        """The number of windows trained so far: `step` as a Python integer."""
         return int(self.step.numpy())
 
     @property

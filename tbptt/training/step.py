@@ -33,12 +33,14 @@ class Carry(NamedTuple):
 
 
 class WindowGradients(NamedTuple):
-    """Attributes:
-    gradients: like `model.trainable_variables`, dense.
-    state: after the window.
-    loss_sum: scalar: over all that counts.
-    weight_sum: scalar: how much counts.
-    penalty_sum: scalar: as `loss_sum`, of what training adds to the loss.
+    """The gradients of one window, and its loss and final state.
+
+    Attributes:
+      gradients: like `model.trainable_variables`, dense.
+      state: after the window.
+      loss_sum: scalar: over all that counts.
+      weight_sum: scalar: how much counts.
+      penalty_sum: scalar: as `loss_sum`, of what training adds to the loss.
     """
 
     gradients: list[tf.Tensor]
@@ -89,12 +91,12 @@ def position_after(window: Window, position: tf.Tensor) -> tf.Tensor:
 
 
 def steps(window: Window) -> int:
-    """T."""
+    """Returns the number of steps in a window, T."""
     return int(tf.nest.flatten(window.inputs)[0].shape[0])
 
 
 def rows(window: Window) -> int:
-    """B."""
+    """Returns the number of rows in a window, B."""
     return int(tf.nest.flatten(window.inputs)[0].shape[1])
 
 

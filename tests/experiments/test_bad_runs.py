@@ -1,10 +1,8 @@
 """Commands that cannot be carried out: what is promised to be said, and that nothing is lost."""
 
-import contextlib
 import errno
 import json
 import os
-import resource
 import shutil
 import time
 import zipfile
@@ -15,6 +13,7 @@ import pytest
 from experiments import language_model, memory, music
 from tbptt.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from tbptt.distribution import Replicas
+from tests.conftest import full_disk
 from tests.experiments.conftest import command_line, contents, tool_line
 from tools import inspect_checkpoint, launch
 
@@ -142,23 +141,12 @@ def test_what_shapes_the_report_alone_may_change(tmp_path):
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["sample_length"] == 7
 
 
-@contextlib.contextmanager
-def quota(size):
-    """No file may grow beyond so many bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def partial(folder):
     return [name for name in contents(folder) if name.endswith(".partial")]
 
 
 def test_a_disk_too_full_for_the_settings_is_told(tmp_path):
-    with quota(100):
+    with full_disk(100):
         done = command_line(music, *TINY, "--logdir=run", cwd=tmp_path)
     assert done.status == 1
     assert done.stderr == (
@@ -171,7 +159,7 @@ def test_a_disk_too_full_for_the_settings_is_told(tmp_path):
 def test_a_disk_too_full_for_all_but_the_result_is_survived(tmp_path):
     """Checkpoints, best parameters and events cannot be written; there is room again at the end."""
     flags = [*TINY, "--hidden=40", "--max_windows=4", "--eval_every=2", "--logdir=run"]
-    with quota(2000):
+    with full_disk(2000):
         done = command_line(music, *flags, "--save_every=1", cwd=tmp_path)
     assert done.status == 0, done.stderr
     assert json.loads(done.stdout)["windows"] == 4
