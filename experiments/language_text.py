@@ -209,7 +209,7 @@ def split_documents(settings: Settings, count: int) -> tuple[int, int, int, int]
     train = count - valid - test
     if count < 3:
         raise ValueError(
-            f"There are {count} documents, but training, validation and test need one each. Add "
+            f"Documents found: {count}. Training, validation and test need one each. Add "
             "documents, or train on one text, with --corpus."
         )
     if train < 1:

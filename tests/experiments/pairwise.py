@@ -23,7 +23,7 @@ class Rule:
     Attributes:
       names: the settings it looks at.
       broken: called with their values; true where the experiment must refuse them.
-      example: values that break it, beside a table's simplest ones; empty: see `EffectRule`.
+      example: values that break it, beside a table's simplest ones; empty: see `effect_rules`.
       message: what the refusal says, a regular expression.
     """
 

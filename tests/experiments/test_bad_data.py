@@ -181,7 +181,7 @@ CASES = {
     "two documents": (
         file("a.jsonl", lines(*DOCUMENTS[:2])),
         DOCS,
-        "There are 2 documents, but training, validation and test need one each. Add documents",
+        "Documents found: 2. Training, validation and test need one each. Add documents",
     ),
     "none to train on": (
         file("a.jsonl", lines(*DOCUMENTS)),
