@@ -9,6 +9,8 @@ the stream, facts, and a table of its arrays. --diff compares two, array by arra
 is 1 if what was asked for is damaged, or if the two differ.
 """
 
+import experiments  # isort: skip  # noqa: F401  (first: keeps TensorFlow quiet while imported)
+
 import json
 import pathlib
 import sys
@@ -19,7 +21,6 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 from tbptt import checkpoint as ck
 from tbptt.training.resume import cursor_of
 

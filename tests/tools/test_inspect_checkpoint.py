@@ -1,5 +1,9 @@
 """What the inspector says of checkpoints, intact and not."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -60,6 +64,16 @@ def test_differences():
         "c: only in the first",
         "d: only in the second",
     ]
+
+
+def test_nothing_but_the_answer_is_printed(tmp_path):
+    """TensorFlow is quiet while it is imported."""
+    quiet = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, "-m", "tools.inspect_checkpoint", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: There is no checkpoint in")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_nothing_there(tmp_path):
