@@ -9,11 +9,11 @@ from typing import Any
 import tensorflow as tf
 
 import tbptt
-from experiments import run
-from experiments.run import setting
-from experiments.settings import profile_range
 from tbptt import optimizers
 from tbptt.distribution import Replicas
+from tbptt.experiment import run
+from tbptt.experiment.run import setting
+from tbptt.experiment.settings import profile_range
 from tbptt.types import Core, Loss, Seed, Stream
 
 CELLS: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}

@@ -28,10 +28,12 @@ import tensorflow as tf
 from absl import logging
 
 import tbptt
-from experiments import common, fitting, run
-from experiments.run import setting
-from tbptt import summaries
-from tbptt.training.step import begin
+from experiments import common
+from tbptt.experiment import fit as fitting
+from tbptt.experiment import run
+from tbptt.experiment.run import setting
+from tbptt.summaries import tags
+from tbptt.training.window import begin
 
 PRESETS: dict[str, dict] = {"default": {}}
 WARM_UP = 256  # lines that are read before the first one that is scored, of a held-out part
@@ -277,7 +279,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             if png is not None:
                 if claim.writes:
                     run.write_file(claim.folder / "forecast.png", png)
-                fitted.writer.picture(windows, summaries.FORECAST, png)
+                fitted.writer.picture(windows, tags.FORECAST, png)
 
         return fitting.finish(
             fitted, settings, claim, began,

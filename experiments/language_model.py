@@ -20,14 +20,17 @@ from typing import Any
 import tensorflow as tf
 
 import tbptt
-from experiments import common, fitting, run
+from experiments import common
 from experiments.common import check_memory, core_parameters
 from experiments.language_settings import PRESETS, Settings
 from experiments.language_text import Data, load, open_stream
-from tbptt import optimizers, summaries
+from tbptt import optimizers
+from tbptt.experiment import fit as fitting
+from tbptt.experiment import run
 from tbptt.layers import initializers
 from tbptt.serving.generate import check_sampling
 from tbptt.streams.prepared import VOCABULARY
+from tbptt.summaries import tags
 from tbptt.training.average import NonMonotonic
 from tbptt.types import Readout, Seed
 
@@ -262,7 +265,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                 temperature=settings.temperature,
             )
             text = f"{vocabulary.decode(prompt)}|{vocabulary.decode(sample)}"
-            fitted.writer.text(windows, summaries.SAMPLE, text)
+            fitted.writer.text(windows, tags.SAMPLE, text)
             if claim.writes:
                 run.output.tell(
                     f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n"

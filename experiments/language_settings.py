@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 import tbptt
-from experiments import run
 from experiments.common import BACKENDS
-from experiments.run import setting
+from tbptt.experiment import run
+from tbptt.experiment.run import setting
 from tbptt.streams.corpus import KINDS
 
 # Zaremba et al.: the loss is summed over the window, and rate and clipping norm go with

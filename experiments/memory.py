@@ -25,9 +25,10 @@ import numpy as np
 import tensorflow as tf
 
 import tbptt
-from experiments import common, run
-from experiments.run import setting
+from experiments import common
 from tbptt import checks
+from tbptt.experiment import run
+from tbptt.experiment.run import setting
 
 PRESETS: dict[str, dict] = {"default": {}}
 SYMBOLS = 6

@@ -16,8 +16,10 @@ import time
 import numpy as np
 
 import tbptt
-from experiments import common, fitting, run
-from experiments.run import setting
+from experiments import common
+from tbptt.experiment import fit as fitting
+from tbptt.experiment import run
+from tbptt.experiment.run import setting
 from tbptt.losses import binary_cross_entropy
 from tbptt.streams.arrays import Archive, check_lengths, check_numbers
 from tbptt.streams.files import DataError, regular_file

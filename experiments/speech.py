@@ -19,8 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 import tbptt
-from experiments import common, fitting, run
-from experiments.run import setting
+from experiments import common
+from tbptt.experiment import fit as fitting
+from tbptt.experiment import run
+from tbptt.experiment.run import setting
 from tbptt.streams.arrays import Archive, check_lengths
 from tbptt.streams.files import DataError
 

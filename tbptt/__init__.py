@@ -1,7 +1,6 @@
 """Truncated back-propagation through time, with the state in your hands."""
 
 from tbptt.checkpoint import load_parameters as load_parameters
-from tbptt.checkpoint import named_parameters as named_parameters
 from tbptt.checkpoint import save_parameters as save_parameters
 from tbptt.layers.dense import Dense as Dense
 from tbptt.layers.dropout import dropout as dropout
@@ -35,30 +34,31 @@ from tbptt.streams.feed import ResidentFeed as ResidentFeed
 from tbptt.streams.feed import open_feed as open_feed
 from tbptt.streams.files import read_documents as read_documents
 from tbptt.streams.frames import FrameStream as FrameStream
-from tbptt.streams.pieces import Pieces as Pieces
+from tbptt.streams.segments import Pieces as Pieces
 from tbptt.streams.series import Scale as Scale
 from tbptt.streams.series import Series as Series
 from tbptt.streams.series import SeriesStream as SeriesStream
 from tbptt.streams.tables import read_series as read_series
 from tbptt.streams.truncation import Truncation as Truncation
-from tbptt.summaries import SummaryWriter as SummaryWriter
+from tbptt.summaries.writer import SummaryWriter as SummaryWriter
 from tbptt.training.actions import Every as Every
-from tbptt.training.actions import KeepBest as KeepBest
 from tbptt.training.actions import Profile as Profile
 from tbptt.training.actions import Progress as Progress
 from tbptt.training.actions import Report as Report
 from tbptt.training.average import Average as Average
+from tbptt.training.best import KeepBest as KeepBest
 from tbptt.training.evaluate import Evaluation as Evaluation
 from tbptt.training.evaluate import Evaluator as Evaluator
-from tbptt.training.loop import ContinuityError as ContinuityError
 from tbptt.training.loop import NonFiniteError as NonFiniteError
 from tbptt.training.loop import Position as Position
-from tbptt.training.loop import Trainer as Trainer
 from tbptt.training.loop import train as train
 from tbptt.training.loss_scale import LossScale as LossScale
+from tbptt.training.trainer import Trainer as Trainer
+from tbptt.training.window import ContinuityError as ContinuityError
 from tbptt.types import Cursor as Cursor
 from tbptt.types import Window as Window
 from tbptt.unroll import unroll as unroll
+from tbptt.variables import named_parameters as named_parameters
 
 __all__ = [
     "AdaptiveSoftmax",

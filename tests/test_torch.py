@@ -10,7 +10,7 @@ import tensorflow as tf
 import tbptt
 from tbptt import optimizers
 from tbptt.checkpoint import load_torch
-from tbptt.training import step as one
+from tbptt.training import window as one
 
 ROWS, STEPS, WINDOWS, VOCABULARY, EMBEDDING, HIDDEN = 8, 16, 20, 50, 24, 32
 RATE = 0.5

@@ -22,7 +22,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from tbptt import checkpoint as ck
-from tbptt.training.resume import cursor_of
+from tbptt.checkpoint.snapshot import cursor_of
 
 DIFF = flags.DEFINE_bool("diff", False, "Compare two.")
 

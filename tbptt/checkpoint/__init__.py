@@ -3,8 +3,6 @@
 from tbptt.checkpoint.from_torch import load_torch as load_torch
 from tbptt.checkpoint.parameters import assign_parameters as assign_parameters
 from tbptt.checkpoint.parameters import load_parameters as load_parameters
-from tbptt.checkpoint.parameters import named_parameters as named_parameters
-from tbptt.checkpoint.parameters import named_variables as named_variables
 from tbptt.checkpoint.parameters import save_parameters as save_parameters
 from tbptt.checkpoint.parameters import write_parameters as write_parameters
 from tbptt.checkpoint.store import Checkpoint as Checkpoint

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tbptt.checkpoint.parameters import assign_parameters, named_parameters
+from tbptt.checkpoint.parameters import assign_parameters
+from tbptt.variables import named_parameters
 
 GATES = {4: "LSTM", 3: "GRU"}
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from tbptt.variables import named_parameters
+
 SUFFIXES = (".npz", ".safetensors")
 
 
@@ -97,19 +99,6 @@ def assign_parameters(
         raise ValueError(f"{source} is of another model. {'; '.join(wrong)}.")
     for name, variable in parameters.items():
         variable.assign(values[name].astype(variable.dtype.as_numpy_dtype))
-
-
-def named_parameters(module: tf.Module) -> dict[str, tf.Variable]:
-    """Parameters by their path in the module, as `core.cores.0.w_x`."""
-    return {name: v for name, v in named_variables(module).items() if v.trainable}
-
-
-def named_variables(module: tf.Module) -> dict[str, tf.Variable]:
-    """Parameters and all other variables by their path in the module."""
-    flattened = module._flatten(  # tf.Module's own walk; it offers paths under this name only
-        predicate=lambda leaf: isinstance(leaf, tf.Variable), with_path=True
-    )
-    return {".".join(str(step) for step in path): variable for path, variable in flattened}
 
 
 def _check_suffix(path: pathlib.Path) -> types.ModuleType | None:

@@ -11,7 +11,7 @@ from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
 from tbptt.precision import product
 from tbptt.seeds import split_seed
 from tbptt.types import Nest, Seed
-from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, segments, unroll
+from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, recompute, unroll
 
 
 class GRUState(NamedTuple):
@@ -140,7 +140,7 @@ class GRU(tf.Module):
         if self._backend == "cudnn":
             cudnn.check_controls(reset=reset, link=link, advance=advance)
         if self._keep == "states" and advance is not None:
-            raise ValueError(segments.NO_ADVANCE)
+            raise ValueError(recompute.NO_ADVANCE)
         check_window(inputs, state, reset, self.initial_state(inputs.shape[1]), link, advance)
         controls = {"reset": reset, "link": link}
         given = {"x": inputs} | {name: c for name, c in controls.items() if c is not None}
@@ -156,7 +156,7 @@ class GRU(tf.Module):
             if self._weight_dropout:
                 weights["w_h"] = drop(weights["w_h"], self._weight_dropout, seeds[1])
         if self._keep == "states":
-            return segments.run(self._run, given, state, weights)
+            return recompute.run(self._run, given, state, weights)
         return self._run(given, state, weights, advance)
 
     def _run(

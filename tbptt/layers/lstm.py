@@ -13,7 +13,7 @@ from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
 from tbptt.precision import product
 from tbptt.seeds import split_seed
 from tbptt.types import Nest, Seed
-from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, segments, unroll
+from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, recompute, unroll
 
 GATE_ORDER = "ifgo"  # input, forget, candidate, output: the blocks of w_x, w_h and b
 
@@ -173,7 +173,7 @@ class LSTM(tf.Module):
             `auto`, which is `fused`: all three take all options. Or `cudnn`, on a GPU outside of
             XLA, which refuses resets and most options, see `unroll.cudnn`.
         keep: what the forward pass keeps for the gradient: `gates`, or `states`, which
-            computes the gates again, see `unroll.segments`: less memory, more time.
+            computes the gates again, see `unroll.recompute`: less memory, more time.
         compute_dtype: of the matrix products, see `precision.product`. None: `dtype`.
         dtype: of parameters, inputs and state.
         name: of the module.
@@ -262,7 +262,7 @@ class LSTM(tf.Module):
         if self._backend == "cudnn":
             cudnn.check_controls(reset=reset, link=link, advance=advance)
         if self._keep == "states" and advance is not None:
-            raise ValueError(segments.NO_ADVANCE)
+            raise ValueError(recompute.NO_ADVANCE)
         check_window(inputs, state, reset, self.initial_state(inputs.shape[1]), link, advance)
         controls = {"reset": reset, "link": link}
         given = {"x": inputs} | {name: c for name, c in controls.items() if c is not None}
@@ -273,7 +273,7 @@ class LSTM(tf.Module):
         if training:
             self._add_masks(given, weights, seed)
         if self._keep == "states":
-            return segments.run(self._run, given, state, weights)
+            return recompute.run(self._run, given, state, weights)
         return self._run(given, state, weights, advance)
 
     def _add_masks(self, given: Nest, weights: Nest, seed: Seed | None) -> None:

@@ -8,7 +8,7 @@ from tbptt import checks
 from tbptt.streams.contiguous import check_ids, fresh
 from tbptt.streams.corpus import Vocabulary
 from tbptt.streams.files import Document
-from tbptt.streams.pieces import Pieces, PieceStream
+from tbptt.streams.segments import Pieces, PieceStream
 from tbptt.streams.truncation import Truncation, truncation_of
 
 

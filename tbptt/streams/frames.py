@@ -5,7 +5,7 @@ import numpy as np
 from tbptt import checks
 from tbptt.streams.contiguous import fresh
 from tbptt.streams.files import DataError
-from tbptt.streams.pieces import Pieces, PieceStream
+from tbptt.streams.segments import Pieces, PieceStream
 from tbptt.streams.truncation import Truncation, truncation_of
 
 SCORES = ("last", "every")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tbptt import checks
-from tbptt.streams.pieces import Pieces, PieceStream
+from tbptt.streams.segments import Pieces, PieceStream
 from tbptt.streams.truncation import Truncation, truncation_of
 
 

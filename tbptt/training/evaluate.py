@@ -11,11 +11,10 @@ from tbptt import losses
 from tbptt.distribution import Replicas
 from tbptt.optimizers.transform import GradientTransform
 from tbptt.streams.feed import Chunk, open_feed
-from tbptt.training import step as one
+from tbptt.training import window as one
 from tbptt.training.actions import progress_bar
-from tbptt.training.fold import fold, make_program
-from tbptt.training.loop import ContinuityError
-from tbptt.training.step import Carry
+from tbptt.training.programs import fold, make_program
+from tbptt.training.window import Carry, ContinuityError
 from tbptt.types import Cursor, Loss, Model, State, Stream, Window
 
 TOLD = ("loss", "weight", "broken")  # what a call adds up, in the order of a row of it

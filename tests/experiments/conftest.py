@@ -13,7 +13,7 @@ import pytest
 from absl import flags, logging
 from absl.testing import flagsaver
 
-from experiments import run
+from tbptt.experiment import run
 
 SMALL = dict(rows=2, hidden=4, max_windows=3, windows_per_call=2, jit_compile=False)
 

@@ -9,7 +9,8 @@ import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
 import tbptt
-from experiments import language_model, language_text, run
+from experiments import language_model, language_text
+from tbptt.experiment import run
 from tbptt.streams import corpus
 from tests.experiments import conftest
 from tools import prepare

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from experiments import run
+from tbptt.experiment import run
 from tests.experiments import conftest
 from tests.experiments.pairwise import TABLES
 from tools import prepare

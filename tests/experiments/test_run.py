@@ -17,8 +17,8 @@ import pytest
 from absl import flags
 
 import tbptt
-from experiments import run, settings
 from tbptt.checkpoint import read_checkpoint
+from tbptt.experiment import run, settings
 
 ROOT = pathlib.Path(tbptt.__file__).parent.parent
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import tbptt
-from experiments import forecast, memory, music, run, speech
+from experiments import forecast, memory, music, speech
+from tbptt.experiment import run
 from tests.experiments.conftest import experiment
 
 

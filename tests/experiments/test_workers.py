@@ -12,7 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from experiments import music, run
+from experiments import music
+from tbptt.experiment import run
 from tests.experiments.conftest import experiment
 from tools.inspect_checkpoint import difference, read_newest
 

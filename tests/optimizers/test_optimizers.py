@@ -9,7 +9,7 @@ import tensorflow as tf
 from tbptt import optimizers
 from tbptt.optimizers.clipping import global_norm
 from tbptt.optimizers.sgd import trace
-from tbptt.training.step import update
+from tbptt.training.window import update
 from tests.conftest import assert_close
 
 RATE = 0.05

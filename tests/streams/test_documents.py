@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.streams.pieces import Pieces
+from tbptt.streams.segments import Pieces
 
 
 def read(path):

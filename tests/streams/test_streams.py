@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt.layers.dropout import dropout
-from tbptt.streams.pieces import Pieces
+from tbptt.streams.segments import Pieces
 from tests.conftest import make_core
 
 VOCABULARY, ROWS, STEPS = 300, 3, 6

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tbptt
 from tbptt import optimizers
 from tbptt.streams.feed import Chunk
-from tbptt.training import step as one
+from tbptt.training import window as one
 from tests.conftest import (
     LOOPS,
     assert_close,

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import losses, optimizers
-from tbptt.training import step as one
-from tbptt.training.unseen import reaches_counted
+from tbptt.training import window as one
+from tbptt.training.masking import reaches_counted
 from tests.conftest import (
     BACKENDS,
     assert_close,

@@ -8,9 +8,9 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers
+from tbptt.checkpoint.snapshot import restore, snapshot, variables_of
 from tbptt.distribution import Replicas, open_replicas
 from tbptt.training.loop import describe_skipped
-from tbptt.training.resume import restore, snapshot, variables_of
 from tests.conftest import TOLERANCES, assert_same_bits, make_core
 
 VOCABULARY, ROWS, LENGTH, WINDOWS = 7, 4, 5, 24

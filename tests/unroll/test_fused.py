@@ -1,10 +1,10 @@
-"""`fused.generic.run` and `segments.run` with functions that are not our layers' own."""
+"""`fused.generic.run` and `recompute.run` with functions that are not our layers' own."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tbptt.unroll import fused, segments, unroll
+from tbptt.unroll import fused, recompute, unroll
 from tests.conftest import assert_close
 
 STEPS, ROWS, SIZE = 5, 2, 3
@@ -68,4 +68,4 @@ def test_a_step_that_closes_over_a_parameter_is_refused():
         with pytest.raises(ValueError, match=f"reads {name} from outside, which would get no"):
             fused.generic.run(step_with(outside), X, STATE, None, None, {}, MATRICES)
         with pytest.raises(ValueError, match=f"reads {name} from outside, which would get no"):
-            segments.run(segment_with(outside), X, STATE, ())
+            recompute.run(segment_with(outside), X, STATE, ())

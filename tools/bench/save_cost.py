@@ -19,7 +19,7 @@ import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt import optimizers
 from tbptt.checkpoint import Checkpoints
-from tbptt.training.resume import snapshot
+from tbptt.checkpoint.snapshot import snapshot
 from tools.bench import small_model
 
 HIDDEN = flags.DEFINE_integer("hidden", 2000, "Units of the LSTM.")

@@ -25,7 +25,7 @@ from absl import app, flags
 
 import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
-from tbptt import summaries
+from tbptt.summaries import tags
 from tools.bench import small_model
 
 WINDOWS = flags.DEFINE_integer("windows", 100_000, "How long to train.", lower_bound=500)
@@ -135,16 +135,16 @@ def train(windows: int, folder: pathlib.Path, windows_per_call: int) -> list[Sam
     def write(report: tbptt.Report) -> None:
         speed = report.metrics.windows * ROWS * WINDOW_LENGTH / report.seconds
         scalars = {
-            summaries.LOSS_TRAIN: report.metrics.loss,
-            summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
-            summaries.TOKENS_PER_SECOND: speed,
+            tags.LOSS_TRAIN: report.metrics.loss,
+            tags.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
+            tags.TOKENS_PER_SECOND: speed,
         }
         writer.scalars(report.step, scalars)
 
     def evaluate(report: tbptt.Report) -> None:
         loss = evaluator().loss
-        writer.scalars(report.step, {summaries.LOSS_VALID: loss})
-        writer.histograms(report.step, summaries.PARAMETERS, tbptt.named_parameters(trainer.model))
+        writer.scalars(report.step, {tags.LOSS_VALID: loss})
+        writer.histograms(report.step, tags.PARAMETERS, tbptt.named_parameters(trainer.model))
         keep_best.offer(loss, report.step)
         writer.flush()
 

@@ -9,9 +9,9 @@ import tensorflow as tf
 import tbptt
 from tbptt import optimizers
 from tbptt.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from tbptt.checkpoint.snapshot import restore, snapshot, variables_of
 from tbptt.streams.fingerprint import fingerprint
 from tbptt.training.average import NonMonotonic
-from tbptt.training.resume import restore, snapshot, variables_of
 from tests.conftest import assert_same_bits, make_core
 from tests.streams.test_streams import STREAMS, AnyModel, any_loss
 from tests.streams.test_streams import make as make_stream

@@ -11,8 +11,9 @@ import pytest
 from absl import logging
 
 from tbptt.checkpoint import Checkpoint, Checkpoints
-from tbptt.training import saving
-from tbptt.training.saving import Save, StopOnSignal
+from tbptt.checkpoint import save as saving
+from tbptt.checkpoint.save import Save
+from tbptt.training.signals import StopOnSignal
 
 
 def report(step, windows=1, last_step=100):

@@ -14,12 +14,14 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 import tbptt
-from experiments.devices import replicas_of as replicas_of
-from experiments.errors import UnfinishedError as UnfinishedError
-from experiments.errors import UsageError as UsageError
-from experiments.errors import output as output
-from experiments.errors import usage_errors as usage_errors
-from experiments.folder import (
+from tbptt import checks
+from tbptt.distribution import Replicas
+from tbptt.experiment.devices import replicas_of as replicas_of
+from tbptt.experiment.errors import UnfinishedError as UnfinishedError
+from tbptt.experiment.errors import UsageError as UsageError
+from tbptt.experiment.errors import output as output
+from tbptt.experiment.errors import usage_errors as usage_errors
+from tbptt.experiment.folder import (
     RESTARTED_FILE,
     FinishedError,
     begun_by_restart,
@@ -28,20 +30,18 @@ from experiments.folder import (
     move_aside,
     refuse_foreign,
 )
-from experiments.folder import RESULT_FILE as RESULT_FILE
-from experiments.folder import SETTINGS_FILE as SETTINGS_FILE
-from experiments.folder import Claim as Claim
-from experiments.folder import Result as Result
-from experiments.folder import read_object as read_object
-from experiments.folder import write_file as write_file
-from experiments.folder import write_result as write_result
-from experiments.lock import Lock
-from experiments.settings import MOST_SEED, digest, process_began
-from experiments.settings import Options as Options
-from experiments.settings import Settings as Settings
-from experiments.settings import setting as setting
-from tbptt import checks
-from tbptt.distribution import Replicas
+from tbptt.experiment.folder import RESULT_FILE as RESULT_FILE
+from tbptt.experiment.folder import SETTINGS_FILE as SETTINGS_FILE
+from tbptt.experiment.folder import Claim as Claim
+from tbptt.experiment.folder import Result as Result
+from tbptt.experiment.folder import read_object as read_object
+from tbptt.experiment.folder import write_file as write_file
+from tbptt.experiment.folder import write_result as write_result
+from tbptt.experiment.lock import Lock
+from tbptt.experiment.settings import MOST_SEED, digest, process_began
+from tbptt.experiment.settings import Options as Options
+from tbptt.experiment.settings import Settings as Settings
+from tbptt.experiment.settings import setting as setting
 from tbptt.streams.files import DataError
 
 # The flags made here are those of the experiment, and its --help shows them.

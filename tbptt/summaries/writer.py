@@ -1,4 +1,4 @@
-"""What TensorBoard shows: every tag is a constant, every step axis is in windows."""
+"""Writes one run's event file, which TensorBoard shows."""
 
 import contextlib
 import os
@@ -11,24 +11,6 @@ from absl import logging
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-LOSS_TRAIN = "loss/train"
-LOSS_PENALTY = "loss/penalty"
-LOSS_VALID = "loss/valid"
-RESULT_VALID = "result/valid"
-RESULT_TEST = "result/test"
-GRAD_NORM_MEAN = "optim/grad_norm"
-GRAD_NORM_MAX = "optim/grad_norm_max"
-LEARNING_RATE = "optim/learning_rate"
-WINDOWS_SKIPPED = "optim/windows_skipped"
-HIDDEN_RMS = "state/hidden_rms"
-TOKENS_PER_SECOND = "speed/tokens_per_second"
-EPOCH = "speed/epoch"
-SETTINGS = "settings"
-SAMPLE = "sample"
-FORECAST = "forecast"
-PARAMETERS = "parameters"
-STATE = "state"
 
 
 class SummaryWriter:
@@ -134,12 +116,3 @@ class SummaryWriter:
                     (reason[2] or reason[0]).splitlines()[0],
                 )
             self._failed = True
-
-
-def state_rms(state: Any) -> float:
-    """Returns the root mean square over all parts of a recurrent state, however large they are."""
-    leaves = [tf.cast(leaf, tf.float32) for leaf in tf.nest.flatten(state)]
-    largest = tf.reduce_max([tf.reduce_max(tf.abs(leaf)) for leaf in leaves])
-    scale = tf.where(largest > 0, largest, 1.0)
-    squares = tf.add_n([tf.reduce_sum((leaf / scale) ** 2) for leaf in leaves])
-    return float(scale * tf.sqrt(squares / sum(int(tf.size(leaf)) for leaf in leaves)))

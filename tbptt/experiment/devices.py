@@ -3,9 +3,9 @@
 import tensorflow as tf
 from absl import logging
 
-from experiments.errors import UsageError, usage_errors
-from experiments.settings import Options
 from tbptt.distribution import Replicas, open_replicas
+from tbptt.experiment.errors import UsageError, usage_errors
+from tbptt.experiment.settings import Options
 
 
 def replicas_of(options: Options, rows: int = 0) -> Replicas:

@@ -11,10 +11,10 @@ from typing import Any
 
 from absl import logging
 
-from experiments.errors import UsageError, usage_errors
-from experiments.lock import LOCK_FILE, Lock
-from experiments.settings import Options, Settings, decisive, digest
 from tbptt.distribution import Replicas
+from tbptt.experiment.errors import UsageError, usage_errors
+from tbptt.experiment.lock import LOCK_FILE, Lock
+from tbptt.experiment.settings import Options, Settings, decisive, digest
 from tbptt.streams.files import write_whole
 
 SETTINGS_FILE = "settings.json"

@@ -9,13 +9,17 @@ from typing import Any, NamedTuple, cast
 import tensorflow as tf
 
 from tbptt import losses
-from tbptt.checkpoint.parameters import named_parameters
 from tbptt.optimizers.clipping import global_norm, sums_of_squares
 from tbptt.optimizers.transform import GradientTransform
 from tbptt.state import detach, select
 from tbptt.training.loss_scale import divide
-from tbptt.training.unseen import counted_only, replace_unseen, true_state
+from tbptt.training.masking import counted_only, replace_unseen, true_state
 from tbptt.types import Loss, Model, Nest, PenalisedLoss, ScoringModel, Seed, State, Window
+from tbptt.variables import named_parameters
+
+
+class ContinuityError(ValueError):
+    """A window neither begins where its rows stand, nor starts them anew."""
 
 
 class Carry(NamedTuple):

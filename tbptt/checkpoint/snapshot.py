@@ -6,12 +6,14 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tbptt.checkpoint import Checkpoint, CheckpointError, named_parameters, named_variables
+from tbptt.checkpoint.store import Checkpoint, CheckpointError
 from tbptt.state import named_leaves
 from tbptt.training.description import differences
-from tbptt.training.loop import Position, Trainer
-from tbptt.training.step import Carry
+from tbptt.training.loop import Position
+from tbptt.training.trainer import Trainer
+from tbptt.training.window import Carry
 from tbptt.types import Cursor
+from tbptt.variables import named_parameters, named_variables
 
 
 class Part(Protocol):

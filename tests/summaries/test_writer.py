@@ -9,16 +9,17 @@ from absl import logging
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
 
 import tbptt
-from tbptt import summaries
+from tbptt.summaries import tags
+from tbptt.summaries.actions import state_rms
 
 
 def test_everything_written_can_be_read(tmp_path):
     writer = tbptt.SummaryWriter(tmp_path)
-    writer.table(0, summaries.SETTINGS, {"rows": 3})
+    writer.table(0, tags.SETTINGS, {"rows": 3})
     writer.hparams({"rows": 3, "cell": "lstm", "tied": True, "none": None}, {"result/test": "test"})
     for step in (10, 20):
-        writer.scalars(step, {summaries.LOSS_TRAIN: step / 10})
-    writer.text(20, summaries.SAMPLE, "  def f():\n*x*")
+        writer.scalars(step, {tags.LOSS_TRAIN: step / 10})
+    writer.text(20, tags.SAMPLE, "  def f():\n*x*")
     writer.histograms(20, "state", {"0/hidden": tf.ones([2, 2])})
     writer.close()
     events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
@@ -35,11 +36,11 @@ def test_everything_written_can_be_read(tmp_path):
 
 def test_state_rms():
     state = tbptt.LSTMState(tf.fill([2, 3], 3.0), tf.fill([2, 3], 4.0))
-    assert np.isclose(summaries.state_rms(state), 12.5**0.5)
+    assert np.isclose(state_rms(state), 12.5**0.5)
     for factor in (1e30, 1e-30):
         scaled = tf.nest.map_structure(lambda part, f=factor: part * f, state)
-        assert np.isclose(summaries.state_rms(scaled) / factor, 12.5**0.5)
-    assert summaries.state_rms(tf.zeros([2])) == 0.0
+        assert np.isclose(state_rms(scaled) / factor, 12.5**0.5)
+    assert state_rms(tf.zeros([2])) == 0.0
 
 
 def test_a_run_that_goes_on_shows_one_unbroken_line(tmp_path):
@@ -47,7 +48,7 @@ def test_a_run_that_goes_on_shows_one_unbroken_line(tmp_path):
     for first, last in ((0, 5), (3, 7), (6, 8)):
         writer = tbptt.SummaryWriter(tmp_path, first_step=first)
         for step in range(first + 1, last + 1):
-            writer.scalars(step, {summaries.LOSS_TRAIN: first + step / 10})
+            writer.scalars(step, {tags.LOSS_TRAIN: first + step / 10})
         writer.close()
         time.sleep(1.01)  # event files are read in the order of the seconds in their names
     events = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()
@@ -62,21 +63,21 @@ def test_a_full_disk_is_told_and_a_new_file_is_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(logging, "error", lambda text, *a: told.append(text % a))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     writer = tbptt.SummaryWriter(tmp_path)
-    writer.scalars(1, {summaries.LOSS_TRAIN: 1.0})
+    writer.scalars(1, {tags.LOSS_TRAIN: 1.0})
     writer.flush()
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
         for step in (2, 3):
-            writer.scalars(step, {summaries.LOSS_TRAIN: 2.0})
+            writer.scalars(step, {tags.LOSS_TRAIN: 2.0})
             writer.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(told) == 1
     assert f"events could not be written to {tmp_path}: " in told[0]
     assert "File too large. The run goes on." in told[0]
-    writer.scalars(4, {summaries.LOSS_TRAIN: 3.0})  # lost: the file is begun by flush
+    writer.scalars(4, {tags.LOSS_TRAIN: 3.0})  # lost: the file is begun by flush
     writer.flush()
-    writer.scalars(5, {summaries.LOSS_TRAIN: 4.0})
+    writer.scalars(5, {tags.LOSS_TRAIN: 4.0})
     writer.close()
     events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Tensors("loss/train")] == [1, 5]
@@ -87,6 +88,6 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(logging, "error", lambda text, *a: told.append(text % a))
     (tmp_path / "file").write_text("")
     writer = tbptt.SummaryWriter(tmp_path / "file" / "run")
-    writer.scalars(1, {summaries.LOSS_TRAIN: 1.0})
+    writer.scalars(1, {tags.LOSS_TRAIN: 1.0})
     writer.close()
     assert len(told) == 1

@@ -8,7 +8,7 @@ import weakref
 
 from absl import logging
 
-from experiments.errors import UsageError
+from tbptt.experiment.errors import UsageError
 
 LOCK_FILE = "lock"
 

@@ -14,14 +14,15 @@ from typing import Any
 from absl import logging
 
 import tbptt
-from experiments import run
-from experiments.settings import decisive, profile_range, save_interval
-from tbptt import optimizers, summaries
-from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints, write_parameters
-from tbptt.state import named_leaves
+from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints, snapshot, write_parameters
+from tbptt.checkpoint.save import Save
+from tbptt.experiment import run
+from tbptt.experiment.settings import decisive, profile_range, save_interval
+from tbptt.optimizers.schedules import Schedule
 from tbptt.streams.fingerprint import fingerprint
-from tbptt.training import resume
-from tbptt.training.saving import Save, StopOnSignal
+from tbptt.summaries import tags
+from tbptt.summaries.actions import TrainingSummaries
+from tbptt.training.signals import StopOnSignal
 from tbptt.types import Stream
 
 
@@ -40,41 +41,6 @@ class Fit:
     valid: float
     windows: int
     tokens_per_second: float
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSummaries:
-    """Writes training metrics and histograms to TensorBoard."""
-
-    writer: tbptt.SummaryWriter
-    trainer: tbptt.Trainer
-    schedule: optimizers.Schedule
-    progress: tbptt.Progress
-    windows_per_epoch: int
-
-    def scalars(self, report: tbptt.Report) -> None:
-        """Writes the metrics of the last call to TensorBoard."""
-        speed = self.progress.tokens_per_second
-        if speed:  # not of the first call, which compiles
-            self.writer.scalars(report.step, {summaries.TOKENS_PER_SECOND: speed})
-        metrics = report.metrics
-        if metrics.penalty_sum:
-            self.writer.scalars(report.step, {summaries.LOSS_PENALTY: metrics.penalty})
-        self.writer.scalars(report.step, {
-            summaries.LOSS_TRAIN: metrics.loss,
-            summaries.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
-            summaries.GRAD_NORM_MAX: report.metrics.grad_norm_max,
-            summaries.WINDOWS_SKIPPED: report.metrics.skipped,
-            summaries.LEARNING_RATE: float(self.schedule(report.step)),
-            summaries.HIDDEN_RMS: summaries.state_rms(report.state),
-            summaries.EPOCH: report.step / self.windows_per_epoch,
-        })  # fmt: skip
-
-    def histograms(self, report: tbptt.Report) -> None:
-        """Writes histograms of parameters and state to TensorBoard."""
-        parameters = tbptt.named_parameters(self.trainer.model)
-        self.writer.histograms(report.step, summaries.PARAMETERS, parameters)
-        self.writer.histograms(report.step, summaries.STATE, named_leaves(report.state))
 
 
 @dataclasses.dataclass
@@ -113,16 +79,16 @@ def fit(
     claim: run.Claim,
     trainer: tbptt.Trainer,
     feed: Any,
-    schedule: optimizers.Schedule,
+    schedule: Schedule,
     *,
     windows: int,
     metric: str,
     validate: Callable[[], tuple[float, float]] | None,
     average: tbptt.Average | None = None,
     histogram_every: int = 0,
-    parts: Mapping[str, resume.Part] | None = None,
+    parts: Mapping[str, snapshot.Part] | None = None,
 ) -> Fit:
-    """Trains, validates, keeps the best parameters and writes summaries.
+    """Trains, validates, keeps the best parameters and writes tags.
 
     Args:
       settings: with `eval_every`.
@@ -153,10 +119,10 @@ def fit(
     run.announce(logdir, trainer.model, first, windows, replicas)
     writer = tbptt.SummaryWriter(logdir if claim.writes else None, first_step=first)
     if not first:
-        writer.table(0, summaries.SETTINGS, dataclasses.asdict(settings))
+        writer.table(0, tags.SETTINGS, dataclasses.asdict(settings))
         names = {
-            summaries.RESULT_VALID: f"valid {metric}",
-            summaries.RESULT_TEST: f"test {metric}",
+            tags.RESULT_VALID: f"valid {metric}",
+            tags.RESULT_TEST: f"test {metric}",
         }
         writer.hparams(dataclasses.asdict(settings), names)
     new_steps = stream.truncation.nominal_length
@@ -171,7 +137,7 @@ def fit(
             better = best.offer(figure, report.step)
             best_file.due = best_file.due or better
             best_file.write()
-        writer.scalars(report.step, {summaries.LOSS_VALID: loss})
+        writer.scalars(report.step, {tags.LOSS_VALID: loss})
         progress.note(
             f"window {report.step}: valid {metric} {figure:.4f}"
             + (", the best so far" if better else f"; best was {best.figure:.4f}")
@@ -190,7 +156,7 @@ def fit(
     def take(position: tbptt.Position) -> Checkpoint:
         best_file.write()
         writer.flush()  # what is shown up to here is not shown again
-        return resume.snapshot(trainer, position, parts=parts, facts=facts)
+        return snapshot.snapshot(trainer, position, parts=parts, facts=facts)
 
     save_windows, save_minutes = save_interval(options.save_every)
     save = Save(checkpoints, take, windows=save_windows, minutes=save_minutes, agree=replicas.any)
@@ -237,7 +203,7 @@ def take_up(
     claim: run.Claim,
     trainer: tbptt.Trainer,
     stream: Stream,
-    parts: Mapping[str, resume.Part],
+    parts: Mapping[str, snapshot.Part],
     facts: Mapping[str, Any],
 ) -> tuple[Checkpoints, tbptt.Position]:
     """The folder's checkpoints, and where the run goes on: `trainer` and `parts` are as they were.
@@ -269,7 +235,7 @@ def take_up(
                     "it cannot go on. Give the data as they were; or use --restart to begin anew, "
                     "or another --logdir."
                 )
-            start = resume.restore(found, trainer, start, parts=parts, facts=facts)
+            start = snapshot.restore(found, trainer, start, parts=parts, facts=facts)
     return checkpoints, start
 
 
@@ -298,7 +264,7 @@ def finish(
       show: draws or prints more of the run; it comes after the result is on the disk.
       result: what else the result says, as `metric`.
     """
-    figures = {summaries.RESULT_VALID: fitted.valid, summaries.RESULT_TEST: test}
+    figures = {tags.RESULT_VALID: fitted.valid, tags.RESULT_TEST: test}
     fitted.writer.scalars(
         fitted.windows, {tag: figure for tag, figure in figures.items() if math.isfinite(figure)}
     )

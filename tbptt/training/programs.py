@@ -1,8 +1,10 @@
-"""The hot loop of many replicas: what one replica compiles, and what lies between.
+"""K windows in one call: the compiled loop of one device, and the loop of many replicas.
 
-A reduce over replicas cannot be compiled by XLA together with the rest on every kind of device, nor
-stand in a loop inside a replica. So the loop over windows is outside, and a window is three
-pieces: backward, compiled; one sum over the replicas; update, compiled.
+XLA is switched on here, by `jit_compile`. On one device `make_program` compiles a whole call, with
+`fold` as its loop over windows. An all-reduce over replicas can neither be compiled by XLA together
+with the rest on every kind of device, nor stand in a loop inside a replica. So in
+`make_replicated_program` the loop over windows is outside, and a window is three pieces: backward,
+compiled; one all-reduce; update, compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +14,8 @@ import tensorflow as tf
 
 from tbptt.distribution import Replicas
 from tbptt.streams.feed import Chunk
-from tbptt.training import step as one
-from tbptt.training.step import Carry, WindowGradients
+from tbptt.training import window as one
+from tbptt.training.window import Carry, WindowGradients
 from tbptt.types import Nest, Window
 
 Backward = Callable[[Window, Carry, tf.Tensor], WindowGradients]
@@ -21,6 +23,49 @@ Backward = Callable[[Window, Carry, tf.Tensor], WindowGradients]
 
 Update = Callable[[Window, Carry, Nest, WindowGradients, tf.Tensor], tuple[Carry, Nest]]
 """`(window, carry, metrics, gradients, continued) -> carry, metrics`: assigns."""
+
+
+class _Call:
+    """A function of carry and chunk, of its own as far as TensorFlow can tell.
+
+    TensorFlow counts traces by a function's code, and would warn of retracing where there are
+    merely several trainers or evaluators. What it counts here is one program.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self._function = function
+        self.__name__ = function.__name__  # of the program in traces and dumps
+
+    def __call__(self, carry: Nest, chunk: Chunk) -> Nest:
+        return self._function(carry, chunk)
+
+
+def make_program(function: Callable, *, jit_compile: bool) -> Any:
+    """`function(carry, chunk)` as one `tf.function`; XLA compiles it, or not."""
+    return tf.function(_Call(function), autograph=False, jit_compile=jit_compile)
+
+
+def fold(chunk: Chunk, body: Callable[[Window, Nest], Nest], carry: Nest) -> Nest:
+    """`carry <- body(window, carry)` for each window of `chunk`, in one `tf.while_loop`.
+
+    How many windows there are, and which, is data: every call is the same program.
+
+    Args:
+      chunk: `chunk.count` windows from `chunk.first` on, modulo the M it holds.
+      body: traced once. May assign variables.
+      carry: a nest of tensors.
+    """
+
+    def turn(k: tf.Tensor, carry: Nest) -> tuple[tf.Tensor, Nest]:
+        return k + 1, body(chunk.windows.at(chunk.place(k)), carry)
+
+    _, carry = tf.while_loop(
+        lambda k, _: k < chunk.count,
+        turn,
+        (tf.zeros([], tf.int64), carry),
+        parallel_iterations=1,
+    )
+    return carry
 
 
 def make_replicated_program(

@@ -1,0 +1,1 @@
+"""What every experiment needs: flags, the folder of a run, fit, seeds."""

@@ -1,0 +1,1 @@
+"""All that TensorBoard shows: its tags, the writer of a run's event file, and actions."""

@@ -1,0 +1,281 @@
+"""The trainer: parameters, optimizer state and step count, and the program that trains them."""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tbptt import checks
+from tbptt.distribution import Replicas
+from tbptt.losses import REDUCTIONS
+from tbptt.optimizers.transform import GradientTransform
+from tbptt.seeds import fold_in, make_seed
+from tbptt.streams.feed import Chunk
+from tbptt.training import window as one
+from tbptt.training.average import Average
+from tbptt.training.description import describe
+from tbptt.training.loss_scale import LossScale
+from tbptt.training.programs import fold, make_program, make_replicated_program
+from tbptt.training.window import Carry, WindowGradients
+from tbptt.types import Loss, Model, Window
+
+
+class Metrics(NamedTuple):
+    """What one call of K windows leaves: tensors in the loop, plain numbers after `read`.
+
+    Attributes:
+      windows: int64: how many were taken.
+      loss_sum: over all that counts in windows that were not skipped; without penalties.
+      weight_sum: what the sum was taken over.
+      penalty_sum: of what a model adds to the loss in training, over the same.
+      grad_norm_sum, grad_norm_max: over the same windows, before any clipping.
+      skipped: int64: windows whose loss or gradient was not finite.
+      first_skipped: int64: the first of them, by its place in the call, or -1.
+      fault: int64: what was not finite in that one, see `window.fault`.
+      broken: int64: the first window of the call that does not continue, or -1.
+    """
+
+    windows: tf.Tensor
+    loss_sum: tf.Tensor
+    weight_sum: tf.Tensor
+    penalty_sum: tf.Tensor
+    grad_norm_sum: tf.Tensor
+    grad_norm_max: tf.Tensor
+    skipped: tf.Tensor
+    first_skipped: tf.Tensor
+    fault: tf.Tensor
+    broken: tf.Tensor
+
+    @classmethod
+    def none(cls) -> "Metrics":
+        """Returns the metrics of no windows."""
+        none, zero = tf.zeros([], tf.int64), tf.zeros([])
+        return cls(none, zero, zero, zero, zero, zero, none, none - 1, none - 1, none - 1)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of what counts, in nats, without penalties: as an evaluation has it."""
+        return float(self.loss_sum / self.weight_sum) if self.weight_sum > 0 else float("nan")
+
+    @property
+    def penalty(self) -> float:
+        """Mean of what a model adds to that loss in training."""
+        return float(self.penalty_sum / self.weight_sum) if self.weight_sum > 0 else float("nan")
+
+    @property
+    def grad_norm_mean(self) -> float:
+        """Mean norm of the gradient of a window, before clipping."""
+        counted = self.windows - self.skipped
+        return float(self.grad_norm_sum / counted) if counted > 0 else float("nan")
+
+    def read(self) -> "Metrics":
+        """The same as Python numbers: waits for the device, so once a call."""
+        return Metrics(*(tensor.numpy().item() for tensor in self))
+
+
+class Trainer(tf.Module):
+    """Parameters, slots and step count, and the program that trains them.
+
+    Attributes:
+      model: what is trained.
+      step: int64 variable, windows seen.
+      slots: the optimizer's state, variables.
+      average: as given.
+      loss_scale: as given; `loss_scale.scale` is the factor of the next window.
+
+    Example:
+      >>> stream = ContiguousStream(np.arange(25) % 5, rows=2, window_length=4, vocabulary_size=5)
+      >>> model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
+      >>> trainer = Trainer(model, cross_entropy, sgd(0.1), jit_compile=False)
+      >>> carry = trainer.initial_carry(stream.rows)
+      >>> chunk, cursor = ResidentFeed(stream, windows_per_call=3).take(Cursor(), 3)
+      >>> carry, metrics = trainer(carry, chunk)
+      >>> metrics.read().windows, trainer.windows_seen, round(metrics.read().loss, 1)
+      (3, 3, 1.6)
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Loss | None,
+        optimizer: GradientTransform,
+        *,
+        reduction: str = "mean",
+        seed: int = 0,
+        loss_scale: LossScale | None = None,
+        average: Average | None = None,
+        replicas: Replicas | None = None,
+        jit_compile: bool = True,
+    ) -> None:
+        """Args:
+        model: a `Model` and `tf.Module`.
+        loss: `(outputs, targets) -> [T, B]`. None: the model scores its windows itself.
+        optimizer: see `optimizers.transform`.
+        reduction: what of a window's loss is differentiated, see `losses.reduce`.
+        seed: of all randomness in training, together with the step.
+        loss_scale: what the loss is multiplied by, for products in float16; its own for every
+            trainer. None: by nothing.
+        average: takes the parameters in after every window, once it is begun; of the same model.
+        replicas: who trains, each its own rows; all that has variables is made in their
+          `scope()`, the trainer too. None: this device alone.
+        jit_compile: whether XLA compiles the loop; of replicas, what is between two sums.
+
+        Raises:
+          ValueError: the model was made outside the replicas' scope; or `loss` leaves out what the
+            model has in its own `score`, as penalties.
+        """
+        super().__init__(name="trainer")
+        checks.check_choice("reduction", reduction, REDUCTIONS)
+        one.check_scores(model, loss)
+        one.check_nothing_ignored(model, loss)
+        self.model = model
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        initial = optimizer.init([tf.convert_to_tensor(p) for p in model.trainable_variables])
+        self.slots = tf.nest.map_structure(
+            lambda value: tf.Variable(value, trainable=False, name="slot"), initial
+        )
+        self.loss_scale = loss_scale
+        self.average = average
+        self._loss = loss
+        self._optimizer = optimizer
+        self._reduction = reduction
+        self._seed = make_seed(seed)
+        self._seed_number = seed
+        self._replicas = replicas or Replicas()
+        if self._replicas.strategy is None:
+            self._program = make_program(self._train, jit_compile=jit_compile)
+        else:
+            self._replicas.check_copies(self.variables)
+            self._program = make_replicated_program(
+                self._replicas,
+                lambda *given: self._backward("sum_over_window", *given),
+                self._update,
+                Metrics.none,
+                reduction=reduction,
+                parameters=model.trainable_variables,
+                jit_compile=jit_compile,
+            )
+
+    def initial_carry(self, rows: int) -> Carry:
+        """What is carried into the first window; dealt, where there are replicas."""
+        return self.deal(one.initial_carry(self.model, rows))
+
+    def deal(self, carry: Carry) -> Carry:
+        """The carry of all rows, each on the device that trains it."""
+        return self._replicas.deal(carry)
+
+    def local(self, carry: Carry) -> Carry:
+        """What this process has of a carry, as plain tensors."""
+        return self._replicas.local(carry)
+
+    def gather(self, carry: Carry) -> Carry:
+        """The carry of all rows, in their order; every process asks at the same time."""
+        return self._replicas.gather(carry)
+
+    def __call__(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
+        """Trains on the windows of `chunk`; returns without waiting where the device allows.
+
+        Raises:
+          ValueError: the state in `carry` is not the model's for so many rows.
+        """
+        inputs = self._replicas.one(tf.nest.flatten(chunk.windows.inputs)[0])
+        rows = int(inputs.shape[2])
+        advice = f"Make it with initial_carry({rows * self._replicas.count}), of the same model."
+        like = one.initial_carry(self.model, rows)
+        checks.check_like("The carried state", self._replicas.one(carry), like, advice)
+        carry, metrics = self._program(carry, chunk)
+        return carry, self._replicas.one(metrics)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What decides how training goes on, beside the variables; see `describe`."""
+        return {
+            "model": describe(self.model),
+            "loss": "the model's own" if self._loss is None else describe(self._loss),
+            "optimizer": describe(self._optimizer),
+            "reduction": self._reduction,
+            "seed": self._seed_number,
+            "loss_scale": describe(self.loss_scale),
+            "average": self.average is not None,
+        }
+
+    @property
+    def windows_seen(self) -> int:
+        """The number of windows trained so far: `step` as a Python integer."""
+        return int(self.step.numpy())
+
+    @property
+    def traces(self) -> int:
+        """How often the program was traced: 1, however many windows have gone through."""
+        return int(self._program.experimental_get_tracing_count())
+
+    def _train(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
+        return fold(chunk, self._train_window, (carry, Metrics.none()))
+
+    def _train_window(
+        self, window: Window, carried: tuple[Carry, Metrics]
+    ) -> tuple[Carry, Metrics]:
+        carry, metrics = carried
+        result = self._backward(self._reduction, window, carry)
+        return self._update(window, carry, metrics, result, one.continues(window, carry.position))
+
+    def _backward(
+        self, reduction: str, window: Window, carry: Carry, replica: tf.Tensor | None = None
+    ) -> WindowGradients:
+        seed = fold_in(self._seed, tf.convert_to_tensor(self.step))
+        if replica is not None:
+            seed = fold_in(seed, replica)
+        scale = None if self.loss_scale is None else tf.convert_to_tensor(self.loss_scale.scale)
+        return one.window_gradients(
+            self.model, self._loss, reduction, window, carry.state, seed, scale
+        )
+
+    def _update(
+        self,
+        window: Window,
+        carry: Carry,
+        metrics: Metrics,
+        result: WindowGradients,
+        continued: tf.Tensor,
+    ) -> tuple[Carry, Metrics]:
+        step = tf.convert_to_tensor(self.step)
+        broken = tf.where((metrics.broken < 0) & ~continued, metrics.windows, metrics.broken)
+        finite, norm = one.is_finite(result)
+        if self.loss_scale is not None:
+            self.loss_scale.update(finite)
+        one.update(
+            self._optimizer,
+            self.model.trainable_variables,
+            self.slots,
+            result.gradients,
+            step,
+            accept=finite & (broken < 0),
+            rate=window.rate,
+        )
+        if self.average is not None:
+            self.average.update(finite & (broken < 0))
+        self.step.assign_add(1)
+        skipped = tf.cast(~finite, tf.int64)
+        is_first = ~finite & (metrics.first_skipped < 0)
+        fault = one.fault(result, finite)
+        metrics = Metrics(
+            windows=metrics.windows + 1,
+            loss_sum=metrics.loss_sum + _where(finite, result.loss_sum),
+            weight_sum=metrics.weight_sum + _where(finite, result.weight_sum),
+            penalty_sum=metrics.penalty_sum + _where(finite, result.penalty_sum),
+            grad_norm_sum=metrics.grad_norm_sum + _where(finite, norm),
+            grad_norm_max=tf.maximum(metrics.grad_norm_max, _where(finite, norm)),
+            skipped=metrics.skipped + skipped,
+            first_skipped=tf.where(is_first, metrics.windows, metrics.first_skipped),
+            fault=tf.where(is_first, fault, metrics.fault),
+            broken=broken,
+        )
+        carry = Carry(
+            result.state,
+            one.position_after(window, carry.position),
+            (carry.skipped_in_a_row + 1) * skipped,
+        )
+        return carry, metrics
+
+
+def _where(finite: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.where(finite, value, tf.zeros_like(value)), tf.float32)
