@@ -105,17 +105,18 @@ def check_memory(parameters: int) -> None:
 
 
 def build_model(
-    settings: ModelSettings, input_size: int, output_size: int, *, bypass: int = 0
+    settings: ModelSettings, input_size: int, output_size: int, loss: Loss, **more: Any
 ) -> tbptt.SequenceModel:
-    """Core and readout; `bypass` of the inputs are not for the core, see `SequenceModel`."""
+    """Builds core and readout; `more` is of `SequenceModel`, as metrics and bypass."""
     seeds = tbptt.split_seed(tbptt.make_seed(settings.seed), 2)
     return tbptt.SequenceModel(
-        build_core(settings, input_size - bypass, seeds[0]),
+        build_core(settings, input_size - more.get("bypass", 0), seeds[0]),
         output_size,
+        loss,
         seed=seeds[1],
         dropout_rate=settings.dropout,
         input_dropout_rate=settings.input_dropout,
-        bypass=bypass,
+        **more,
     )
 
 
@@ -146,12 +147,10 @@ def build_optimizer(
     return optimizers.chain(*clip, descent), schedule
 
 
-def evaluator(
-    jit_compile: bool, model: Any, loss: Loss | None, stream: Stream, replicas: Replicas
-) -> tbptt.Evaluator:
+def evaluator(jit_compile: bool, model: Any, stream: Stream, replicas: Replicas) -> tbptt.Evaluator:
     """On all replicas, if the rows can be dealt to them; else every process scores all rows."""
     who = None if stream.rows % replicas.count else replicas
-    return tbptt.Evaluator(model, loss, stream, replicas=who, jit_compile=jit_compile)
+    return tbptt.Evaluator(model, stream, replicas=who, jit_compile=jit_compile)
 
 
 def figure_of(evaluator: tbptt.Evaluator) -> Callable[[], tuple[float, float]]:

@@ -138,12 +138,15 @@ def check_scored(stream: tbptt.SeriesStream, part: str, first: int, last: int) -
 def build_model(settings: Settings, stream: tbptt.SeriesStream, columns: int, outputs: int) -> Any:
     """The core reads changes; the levels, targets first, are what its outputs are added to."""
     if not settings.path:
-        return common.build_model(settings, stream.input_size, outputs, bypass=columns)
+        return common.build_model(
+            settings, stream.input_size, outputs, tbptt.squared_error, bypass=columns
+        )
     seeds = tbptt.split_seed(tbptt.make_seed(settings.seed), 3)
     return tbptt.EncoderDecoder(
         common.build_core(settings, stream.input_size - columns, seeds[0]),
         common.build_core(settings, outputs, seeds[1]),
         outputs,
+        tbptt.squared_error,
         steps=settings.horizon,
         seed=seeds[2],
         teacher_forcing=settings.teacher_forcing,
@@ -157,7 +160,9 @@ def predict(model: Any, stream: tbptt.SeriesStream) -> np.ndarray:
     """Outputs for every step of a stream of one row, `[N, outputs]`."""
     windows, _ = stream.windows(tbptt.Cursor(), stream.windows_per_epoch)
     state = model.initial_state(1)
-    run_window = tf.function(lambda w, s: model(w, begin(model, w, s)), autograph=False)
+    run_window = tf.function(
+        lambda w, s: model(w.inputs, begin(model, w, s), w.controls), autograph=False
+    )
     outputs = []
     for k in range(stream.windows_per_epoch):
         window = tf.nest.map_structure(lambda f: None if f is None else tf.constant(f), windows)
@@ -243,13 +248,13 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         with replicas.scope():
             model = build_model(settings, training, len(series.names), len(names))
             trainer = tbptt.Trainer(
-                model, tbptt.squared_error, optimizer,
+                model, optimizer,
                 seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
             )  # fmt: skip
         validating = held_out("validation", train_end, valid_end)
         testing = held_out("test", valid_end, test_end)
         validate, test = (
-            common.evaluator(settings.jit_compile, model, tbptt.squared_error, part, replicas)
+            common.evaluator(settings.jit_compile, model, part, replicas)
             for part in (validating, testing)
         )
         data = fitting.data_of(training, validating, testing)

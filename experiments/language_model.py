@@ -196,7 +196,6 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             average = tbptt.Average(model) if settings.average_patience else None
             trainer = tbptt.Trainer(
                 model,
-                None,  # the model scores: not every readout makes logits
                 optimizer,
                 reduction=settings.reduction,
                 seed=settings.seed,
@@ -211,13 +210,12 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             for part, rows in zip(parts[1:], (settings.valid_rows, test_rows), strict=True)
         )
         validate, test = (
-            common.evaluator(settings.jit_compile, model, None, part, replicas)
+            common.evaluator(settings.jit_compile, model, part, replicas)
             for part in (validating, testing)
         )
         adapting = {
             name: tbptt.Evaluator(
                 model,
-                None,
                 part,
                 optimizer=optimizers.adam(settings.dynamic_rate),
                 jit_compile=settings.jit_compile,

@@ -33,6 +33,7 @@ from tbptt.experiment.run import setting
 PRESETS: dict[str, dict] = {"default": {}}
 SYMBOLS = 6
 BLANK = SYMBOLS
+FIGURE = "figure"  # the metric that the windows are compared by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +132,12 @@ def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False
 
     several = 20 * settings.longest  # steps, so that some are remembered across the longest lag
     training = stream(min(settings.steps, max(2000, several)), settings.seed, truncation)
-    model = common.build_model(settings, SYMBOLS + 1 if settings.task == "copy" else 2, outputs)
+    inputs = SYMBOLS + 1 if settings.task == "copy" else 2
+    model = common.build_model(settings, inputs, outputs, loss, metrics={FIGURE: judge})
     windows = settings.steps // truncation.nominal_length
     windows = min(windows, settings.max_windows or windows)
     optimizer, _ = common.build_optimizer(settings, windows)
-    trainer = tbptt.Trainer(
-        model, loss, optimizer, seed=settings.seed, jit_compile=settings.jit_compile
-    )
+    trainer = tbptt.Trainer(model, optimizer, seed=settings.seed, jit_compile=settings.jit_compile)
     start = tbptt.Position(trainer.initial_carry(settings.rows))
     progress = tbptt.Progress(settings.rows * truncation.nominal_length, loss_name=f"{cut}: loss")
     feed = tbptt.open_feed(training, settings.windows_per_call)
@@ -151,7 +151,8 @@ def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False
     testing = stream(
         max(400, several), settings.seed + 1, tbptt.Truncation(truncation.window_length)
     )
-    return tbptt.Evaluator(model, judge, testing, jit_compile=settings.jit_compile)().loss
+    evaluate = tbptt.Evaluator(model, testing, jit_compile=settings.jit_compile)
+    return evaluate().metrics[FIGURE]
 
 
 def compare(settings: Settings, claim: run.Claim, cuts: Sequence[str]) -> dict[str, float]:

@@ -159,15 +159,14 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         windows = common.windows_to_train(settings, options, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
         with replicas.scope():
-            model = common.build_model(settings, keys, keys)
+            model = common.build_model(settings, keys, keys, binary_cross_entropy)
             trainer = tbptt.Trainer(
-                model, binary_cross_entropy, optimizer,
+                model, optimizer,
                 seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
             )  # fmt: skip
         held_out = [stream(part, False) for part in ("valid", "test")]
         validate, test = (
-            common.evaluator(settings.jit_compile, model, binary_cross_entropy, part, replicas)
-            for part in held_out
+            common.evaluator(settings.jit_compile, model, part, replicas) for part in held_out
         )
         data = fitting.data_of(training, *held_out)
     with run.Claim(settings, options, replicas, data=data) as claim:

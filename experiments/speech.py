@@ -191,16 +191,18 @@ def build_model(settings: Settings, input_size: int, classes: int) -> tbptt.Sequ
     return tbptt.SequenceModel(
         core,
         classes,
+        tbptt.cross_entropy,
         seed=seeds[1],
+        metrics={"accuracy": accuracy},
         dropout_rate=settings.dropout,
         input_dropout_rate=settings.input_dropout,
     )
 
 
-def wrong(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """1 where the likeliest class is not the target, `[T, B]`."""
+def accuracy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Returns 1 where the likeliest class is the target and 0 elsewhere, `[T, B]`."""
     likeliest = tf.argmax(logits, axis=-1, output_type=targets.dtype)
-    return tf.cast(likeliest != targets, tf.float32)
+    return tf.cast(likeliest == targets, tf.float32)
 
 
 def main(settings: Settings, options: run.Options) -> run.Result:
@@ -248,19 +250,17 @@ def main(settings: Settings, options: run.Options) -> run.Result:
         with replicas.scope():
             model = build_model(settings, width, len(names))
             trainer = tbptt.Trainer(
-                model, tbptt.cross_entropy, optimizer,
+                model, optimizer,
                 seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
             )  # fmt: skip
         validating = None if valid_part is None else stream(valid_part)
         validate = None
         if validating is not None:
             validate = common.figure_of(
-                common.evaluator(
-                    settings.jit_compile, model, tbptt.cross_entropy, validating, replicas
-                )
+                common.evaluator(settings.jit_compile, model, validating, replicas)
             )
         tests = {
-            share: tbptt.Evaluator(model, wrong, stream(test_part, share=share), jit_compile=False)
+            share: tbptt.Evaluator(model, stream(test_part, share=share), jit_compile=False)
             for share in SHARES
         }
         data = fitting.data_of(
@@ -271,15 +271,15 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             settings, claim, trainer, feed, schedule,
             windows=windows, metric="nats", validate=validate,
         )  # fmt: skip
-        accuracy: dict[str, Any] = {
-            f"accuracy_at_{share:.0%}": 1.0 - test().loss for share, test in tests.items()
+        accuracies: dict[str, Any] = {
+            f"accuracy_at_{share:.0%}": test().metrics["accuracy"] for share, test in tests.items()
         }
         return fitting.finish(
             fitted, settings, claim, began,
-            test=accuracy["accuracy_at_100%"],
+            test=accuracies["accuracy_at_100%"],
             metric="accuracy",
             valid_metric="nats",
-            **accuracy,
+            **accuracies,
             utterances=len(test_part[0]),
             utilisation=round(training.utilisation, 4),
             steps_per_second=round(fitted.tokens_per_second),

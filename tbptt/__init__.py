@@ -14,13 +14,14 @@ from tbptt.layers.stack import Stack as Stack
 from tbptt.losses import absolute_error as absolute_error
 from tbptt.losses import binary_cross_entropy as binary_cross_entropy
 from tbptt.losses import cross_entropy as cross_entropy
-from tbptt.losses import gaussian as gaussian
+from tbptt.losses import gaussian_nll as gaussian_nll
 from tbptt.losses import squared_error as squared_error
 from tbptt.models import EncoderDecoder as EncoderDecoder
 from tbptt.models import LanguageModel as LanguageModel
 from tbptt.models import SequenceModel as SequenceModel
 from tbptt.readouts.adaptive import AdaptiveSoftmax as AdaptiveSoftmax
 from tbptt.readouts.chunked import ChunkedSoftmax as ChunkedSoftmax
+from tbptt.readouts.full import FullSoftmax as FullSoftmax
 from tbptt.readouts.sampled import SampledSoftmax as SampledSoftmax
 from tbptt.seeds import make_seed as make_seed
 from tbptt.seeds import split_seed as split_seed
@@ -55,8 +56,10 @@ from tbptt.training.loop import train as train
 from tbptt.training.loss_scale import LossScale as LossScale
 from tbptt.training.trainer import Trainer as Trainer
 from tbptt.training.window import ContinuityError as ContinuityError
+from tbptt.types import Controls as Controls
 from tbptt.types import Cursor as Cursor
 from tbptt.types import Window as Window
+from tbptt.types import WindowLoss as WindowLoss
 from tbptt.unroll import unroll as unroll
 from tbptt.variables import named_parameters as named_parameters
 
@@ -66,6 +69,7 @@ __all__ = [
     "ChunkedSoftmax",
     "ContiguousStream",
     "ContinuityError",
+    "Controls",
     "Cursor",
     "Dense",
     "DocumentStream",
@@ -75,6 +79,7 @@ __all__ = [
     "Evaluator",
     "Every",
     "FrameStream",
+    "FullSoftmax",
     "GRU",
     "GRUState",
     "KeepBest",
@@ -102,12 +107,13 @@ __all__ = [
     "Truncation",
     "Vocabulary",
     "Window",
+    "WindowLoss",
     "absolute_error",
     "binary_cross_entropy",
     "cross_entropy",
     "dropout",
     "encode_documents",
-    "gaussian",
+    "gaussian_nll",
     "generate",
     "load_parameters",
     "make_seed",

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tbptt import checks
-from tbptt.types import ROW_AXES, Nest, Window
+from tbptt.types import Nest, Window
 
 TPU_VARIABLES = ("TPU_NAME", "TPU_CONFIG", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS")
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
@@ -131,7 +131,7 @@ class Replicas:
       >>> options = dict(replicas=replicas, jit_compile=False)
       >>> with replicas.scope():
       ...     model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
-      ...     trainer = Trainer(model, cross_entropy, sgd(0.1), **options)
+      ...     trainer = Trainer(model, sgd(0.1), **options)
       >>> stream = ContiguousStream(np.arange(50) % 5, rows=4, window_length=4, vocabulary_size=5)
       >>> feed = open_feed(stream, 2, replicas=replicas)
       >>> position = train(trainer, feed, Position(trainer.initial_carry(4)), windows=2)
@@ -225,12 +225,7 @@ class Replicas:
 
     def put(self, windows: Window) -> Window:
         """`K` stacked windows of this process's rows, NumPy's: each replica's on its device."""
-        return Window(
-            *(
-                tf.nest.map_structure(functools.partial(self._put, axis=axis), field)
-                for field, axis in zip(windows, ROW_AXES, strict=True)
-            )
-        )
+        return windows.map_fields(lambda leaf, axis: self._put(leaf, axis=axis))
 
     def deal(self, nest: Nest) -> Nest:
         """What is `[B, ...]`: each replica's rows on its device. Scalars go to all of them."""

@@ -1,10 +1,12 @@
 """Losses give one number a step; sums and the weights they were taken over stay apart."""
 
 import math
+from collections.abc import Mapping
 
 import tensorflow as tf
 
 from tbptt import checks
+from tbptt.types import Loss, Nest, Window, WindowLoss
 
 REDUCTIONS = ("mean", "sum_over_window")
 
@@ -73,7 +75,7 @@ def absolute_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.abs(_wide(outputs) - _wide(targets)), axis=-1)
 
 
-def gaussian(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+def gaussian_nll(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     """Negative log density of D values under normal distributions, in nats.
 
         mean, s = split(outputs),  s the logarithm of the standard deviation
@@ -87,7 +89,7 @@ def gaussian(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
       `[T, B]`.
 
     Example:
-      >>> loss = gaussian(tf.zeros([1, 1, 2]), tf.zeros([1, 1, 1]))
+      >>> loss = gaussian_nll(tf.zeros([1, 1, 2]), tf.zeros([1, 1, 1]))
       >>> loss.numpy().astype(float).round(4).tolist()
       [[0.9189]]
     """
@@ -95,6 +97,43 @@ def gaussian(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     scaled = (_wide(targets) - mean) * tf.exp(-log_deviation)
     each = 0.5 * scaled * scaled + log_deviation + 0.5 * math.log(2.0 * math.pi)
     return tf.reduce_sum(each, axis=-1)
+
+
+def counted_only(nest: Nest, weight: tf.Tensor | None) -> Nest:
+    """Returns the same values where `weight [T, B]` is above 0, and elsewhere 0 without a gradient.
+
+    A selection before the loss: one after it leaves 0 times the derivative of the loss, which is
+    NaN where that is not finite. Leaves that are not floating, or not `[T, B, ...]`, stay.
+    """
+    if weight is None:
+        return nest
+    return tf.nest.map_structure(
+        lambda x: (
+            tf.where(
+                tf.reshape(weight > 0, [*weight.shape, *[1] * (x.shape.rank - 2)]),
+                x,
+                tf.zeros_like(x),
+            )
+            if x.dtype.is_floating and x.shape[:2] == weight.shape
+            else x
+        ),
+        nest,
+    )
+
+
+def window_loss(
+    loss: Loss, metrics: Mapping[str, Loss], outputs: Nest, window: Window
+) -> WindowLoss:
+    """Computes loss and metrics of a model's outputs against the targets of a window.
+
+    Args:
+      loss, metrics: `(outputs, targets) -> [T, B]`.
+      outputs: of all steps; those of weight 0 are left out before the loss, see `counted_only`.
+      window: its targets and weight.
+    """
+    outputs = counted_only(outputs, window.weight)
+    measured = {name: metric(outputs, window.targets) for name, metric in metrics.items()}
+    return WindowLoss(loss(outputs, window.targets), measured)
 
 
 def weighted_sum(loss: tf.Tensor, weight: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:

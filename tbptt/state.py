@@ -40,23 +40,23 @@ def detach(state: State) -> State:
     return tf.nest.map_structure(tf.stop_gradient, state)
 
 
-def link_gradient(link: tf.Tensor, state: State) -> State:
-    """The same state, through which `link [B]` times the gradient goes back, row by row.
+def scale_gradient(scale: tf.Tensor, state: State) -> State:
+    """Returns the same state; the gradient that flows back through row b is scaled by `scale[b]`.
 
-    Where `link` is 0 nothing goes back, infinity and NaN included.
+    Where `scale` is 0 nothing goes back, infinity and NaN included.
 
     Example:
       >>> x = tf.constant([3.0, 3.0])
       >>> with tf.GradientTape() as tape:
       ...     tape.watch(x)
-      ...     y = link_gradient(tf.constant([0.0, 2.0]), x) * x
+      ...     y = scale_gradient(tf.constant([0.0, 2.0]), x) * x
       >>> tape.gradient(y, x).numpy().tolist()  # of x * x: 6
       [3.0, 9.0]
     """
 
     @tf.custom_gradient
     def leaf(part: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        return tf.identity(part), lambda gradient: scale_rows(link, gradient)
+        return tf.identity(part), lambda gradient: scale_rows(scale, gradient)
 
     return tf.nest.map_structure(leaf, state)
 

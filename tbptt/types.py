@@ -5,7 +5,7 @@ Axes, time-major everywhere: `T` step in the window, `B` row, `D` input features
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import tensorflow as tf
@@ -14,19 +14,27 @@ Nest = Any  # a tensor, or any nesting of tuples, named tuples, lists and dicts 
 State = Nest  # every leaf is [B, ...]: row b's memory is at index b
 
 Loss = Callable[[Nest, Nest], tf.Tensor]
-"""`(outputs, targets) -> loss [T, B]`: one number a step."""
+"""`(outputs, targets) -> loss [T, B]`: one number for each step of each row."""
 
 
-class PenalisedLoss(NamedTuple):
-    """What a model that scores itself may return for the loss of every step.
+class WindowLoss(NamedTuple):
+    """Loss and metrics of the steps of a window, as `Model.loss` returns them.
+
+    Training minimises the weighted mean of `loss + penalty`; the loss is reported alone, so that
+    training and validation can be compared. Every metric is reported by its name, in training and
+    evaluation, added up over windows and replicas.
 
     Attributes:
-      loss: `[T, B]`: what the model is judged by.
-      penalty: `[T, B]`: what training minimises with it, and no figure shows.
+      loss: `[T, B]`, what the model is judged by.
+      metrics: by name, `[T, B]` for a mean over the steps, weighted as the loss; a scalar for
+        a mean over windows; or a pair `(sum, weight)` of scalars for a mean of another weight.
+      penalty: `[T, B]`, what training minimises beside the loss. It is reported as the metric
+        `penalty`. None: nothing.
     """
 
     loss: tf.Tensor
-    penalty: tf.Tensor
+    metrics: Mapping[str, Any] = {}
+    penalty: tf.Tensor | None = None
 
 
 Seed: TypeAlias = tf.Tensor
@@ -41,40 +49,50 @@ class Cursor:
     index: int = 0  # window within the epoch, 0 <= index < windows_per_epoch
 
 
+class Controls(NamedTuple):
+    """What a window says about its steps, beside their data; a model hands it to its core unread.
+
+    Attributes:
+      reset: `[T, B]` bool: row b starts anew at step t, that is, the initial state is
+        selected before that step. None: no row starts anew inside the window.
+      gradient_scale: `[T, B]` float32: factor on the gradient that flows back through the state
+        from step t to step t - 1; 0 cuts it. None: 1.
+      advance: int32 scalar: the rows move on by this many steps, and the state that is carried on
+        is the one after them, 1 <= advance <= T; the rest of the window is read again. None: T.
+    """
+
+    reset: tf.Tensor | None = None
+    gradient_scale: tf.Tensor | None = None
+    advance: tf.Tensor | None = None
+
+
 class Window(NamedTuple):
     """`T` steps of all `B` rows; or `K` windows, every field with a leading axis `[K, ...]`.
 
     Attributes:
       inputs: `[T, B]` ids or `[T, B, D]` features (or a nest of such).
       targets: `[T, B]` or `[T, B, D]` (or a nest of such).
-      reset: `[T, B]` bool: row b starts anew at step t, that is, the initial state is
-        selected before that step. None: this stream never resets inside a window.
       weight: `[T, B]` float32: what a step counts for; 0 where there is nothing to
         score (padding). None: every step counts 1.
-      start: `[B]` bool: row b starts anew at the first step. The same as `reset[0]`, but
+      start: `[B]` bool: row b starts anew at the first step. The same as `controls.reset[0]`, but
         it costs one select a window where `reset` costs one a step. None: never.
-      position: `[B]` int64: where in its own stream each row stands at the first step.
+      offset: `[B]` int64: where in its own stream each row stands at the first step.
         None: unknown, and then continuity cannot be checked.
-      link: `[T, B]` float32: what the gradient that goes back from step t to step t - 1 through
-        the state is multiplied with; 0 cuts it. None: 1.
-      advance: int32 scalar: the rows move on by so many steps, and what they carry is the state
-        after them, 1 <= advance <= T; the rest of the window is read again. None: T.
-      rate: float32 scalar: what the update is multiplied with; the gradient, where an update is
+      update_scale: float32 scalar: factor on the update; on the gradient, where an update is
         made of several windows. None: 1.
+      controls: resets inside the window, factors on the gradient, how far the rows move on.
     """
 
     inputs: Nest
     targets: Nest
-    reset: tf.Tensor | None = None
     weight: tf.Tensor | None = None
     start: tf.Tensor | None = None
-    position: tf.Tensor | None = None
-    link: tf.Tensor | None = None
-    advance: tf.Tensor | None = None
-    rate: tf.Tensor | None = None
+    offset: tf.Tensor | None = None
+    update_scale: tf.Tensor | None = None
+    controls: Controls = Controls()
 
     def at(self, index: Any) -> "Window":
-        """One window out of `[K, ...]` stacked ones; `index` may be a tensor.
+        """Returns one window out of `[K, ...]` stacked ones; `index` may be a tensor.
 
         By `tf.gather`: XLA wants to know the index of a slice when it compiles, and would
         compile again for every other one.
@@ -83,23 +101,38 @@ class Window(NamedTuple):
             lambda field: None if field is None else tf.gather(field, index), self
         )
 
+    def map_fields(self, change: Callable[[Any, int | None], Any]) -> "Window":
+        """Returns `K` stacked windows with `change(leaf, row_axis)` applied to every array.
+
+        `row_axis` is the axis of the rows, or None where an array has no rows. Fields that are
+        None stay None.
+        """
+
+        def changed(field: Nest, axis: int | None) -> Nest:
+            if field is None:
+                return None
+            return tf.nest.map_structure(lambda leaf: change(leaf, axis), field)
+
+        fields = map(changed, self[:-1], ROW_AXES[:-1])
+        controls = Controls(*map(changed, self.controls, ROW_AXES.controls))
+        return Window(*fields)._replace(controls=controls)
+
     def of_rows(self, rows: slice) -> "Window":
-        """The same of some rows, out of `[K, ...]` stacked arrays."""
-        return Window(
-            *(
-                field
-                if axis is None or field is None
-                else tf.nest.map_structure(
-                    lambda f, axis=axis: f[(slice(None),) * axis + (rows,)], field
-                )
-                for field, axis in zip(self, ROW_AXES, strict=True)
-            )
+        """Returns the same windows of some rows, out of `[K, ...]` stacked arrays."""
+        return self.map_fields(
+            lambda leaf, axis: leaf if axis is None else leaf[(slice(None),) * axis + (rows,)]
         )
 
 
 # Where the rows are in `K` stacked windows; None: the field has no rows.
-ROW_AXES = Window(
-    inputs=2, targets=2, reset=2, weight=2, start=1, position=1, link=2, advance=None, rate=None
+ROW_AXES: Any = Window(
+    inputs=2,
+    targets=2,
+    weight=2,
+    start=1,
+    offset=1,
+    update_scale=None,
+    controls=Controls(reset=2, gradient_scale=2, advance=None),
 )
 
 
@@ -119,33 +152,31 @@ class Stream(Protocol):
 
 
 class Core(Protocol):
-    """A recurrent layer. A `tf.Module`: parameters only, built at construction."""
+    """A recurrent layer, or several: a `tf.Module` with parameters only, built at construction."""
 
     output_size: int
 
-    def initial_state(self, batch_size: int) -> State:
-        """The state of `batch_size` rows that have read nothing."""
+    def initial_state(self, rows: int) -> State:
+        """Returns the state of `rows` rows that have read nothing."""
 
     def __call__(
         self,
         inputs: Nest,
         state: State,
+        controls: Controls = Controls(),
         *,
-        reset: tf.Tensor | None = None,
-        link: tf.Tensor | None = None,
-        advance: tf.Tensor | None = None,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[Nest, State]:
         """Runs a whole window: `inputs [T, B, D] -> outputs [T, B, H]`, and the final state.
 
-        With `advance` it is the state after so many steps, and no gradient passes through it.
-        `reset`, `link` and `advance` are as in `Window`; a core hands them to `unroll`.
+        With `controls.advance` it is the state after that many steps, and no gradient passes
+        through it. A core hands the controls to `unroll`.
         """
 
 
 class Readout(Protocol):
-    """From hidden states to the next token, a `tf.Module`: see `readouts`."""
+    """The map from hidden states to the distribution of the next token: a `tf.Module`."""
 
     hidden_size: int
     vocabulary_size: int
@@ -155,45 +186,42 @@ class Readout(Protocol):
         """The parameters, always in the same order."""
 
     def logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        """`[..., H] -> [..., V]`: their softmax is the distribution."""
+        """Computes `[..., H] -> [..., V]`: their softmax is the distribution."""
 
-    def score(
+    def loss(
         self, hidden: tf.Tensor, targets: tf.Tensor, *, training: bool, seed: Seed | None
     ) -> tf.Tensor:
-        """Negative log probability of `targets [T, B]` after `hidden [T, B, H]`: `[T, B]`."""
+        """Computes the negative log probability of `targets [T, B]` after `hidden [T, B, H]`."""
 
 
 class Model(Protocol):
-    """What the trainer sees, a `tf.Module`: no layer, no backend."""
+    """What trainer, evaluator and sampler see, a `tf.Module`: no layer, no backend."""
 
     @property
     def trainable_variables(self) -> Sequence[tf.Variable]:
         """The parameters, always in the same order."""
 
-    def initial_state(self, batch_size: int) -> State:
-        """The state of `batch_size` rows that have read nothing."""
+    def initial_state(self, rows: int) -> State:
+        """Returns the state of `rows` rows that have read nothing."""
 
     def __call__(
-        self, window: Window, state: State, *, training: bool, seed: Seed | None
+        self,
+        inputs: Nest,
+        state: State,
+        controls: Controls = Controls(),
+        *,
+        training: bool = False,
+        seed: Seed | None = None,
     ) -> tuple[Nest, State]:
-        """Outputs for all steps of `window`, and the state after `window.advance` of them.
+        """Computes the outputs of all steps, and the state after `controls.advance` of them."""
 
-        Hands `reset`, `link` and `advance` of the window to its core.
-        """
-
-
-class ScoringModel(Model, Protocol):
-    """A model that also scores its windows itself, which is what `loss=None` asks for.
-
-    Optional: it may spare outputs that would be larger than all else, as `[T, B, V]` logits. One
-    that adds to the loss in training says so by an attribute `only_in_score`, the names of what it
-    adds, and is then refused with a loss that would leave them out.
-    """
-
-    def score(
+    def loss(
         self, window: Window, state: State, *, training: bool, seed: Seed | None
-    ) -> tuple[tf.Tensor | PenalisedLoss, State]:
-        """The loss of every step of `window`, `[T, B]`, and the final state."""
+    ) -> tuple[WindowLoss, State]:
+        """Computes loss and metrics of every step of `window`, and the state after it.
+
+        With `training`, dropout and all else that only training has is on.
+        """
 
 
 def advance(cursor: Cursor, count: int, windows_per_epoch: int) -> Cursor:

@@ -157,7 +157,7 @@ def put_back(trainer, values):
 
 
 def run_with_gradients(
-    core, inputs, state, reset=None, *, jit: bool = False, eager: bool = False, **options
+    core, inputs, state, controls=None, *, jit: bool = False, eager: bool = False, **options
 ):
     """Outputs, final state, and the gradients of a loss that looks at both.
 
@@ -168,7 +168,7 @@ def run_with_gradients(
     def run(inputs, state):
         with tf.GradientTape() as tape:
             tape.watch([inputs, *tf.nest.flatten(state)])
-            outputs, final = core(inputs, state, reset=reset, **options)
+            outputs, final = core(inputs, state, controls or tbptt.Controls(), **options)
             loss = tf.add_n(
                 [
                     tf.reduce_sum(part * tf.constant(rng.normal(size=part.shape), part.dtype))

@@ -38,26 +38,33 @@ def of_module(module, *inputs):
 
 def of_model():
     model = tbptt.LanguageModel(5, 3, make_core("lstm"), seed=SEED, dropout_rate=0.5)
-    window = tbptt.Window(IDS, IDS)
-    return lambda: model(window, model.initial_state(2), training=True, seed=SEED)
+    return lambda: model(IDS, model.initial_state(2), training=True, seed=SEED)
 
 
 def of_sequence_model():
-    model = tbptt.SequenceModel(make_core("lstm"), 2, seed=SEED, dropout_rate=0.5, bypass=2)
+    model = tbptt.SequenceModel(
+        make_core("lstm"), 2, losses.squared_error, seed=SEED, dropout_rate=0.5, bypass=2
+    )
     window = tbptt.Window(tf.concat([X[..., :2], X], axis=-1), X[..., :2])
-    return lambda: model(window, model.initial_state(2), training=True, seed=SEED)
+    return lambda: model.loss(window, model.initial_state(2), training=True, seed=SEED)[0].loss
 
 
 def of_encoder_decoder():
     model = tbptt.EncoderDecoder(
-        make_core("lstm"), tbptt.GRU(2, 4, seed=SEED), 2, steps=2, seed=SEED, teacher_forcing=0.5
+        make_core("lstm"),
+        tbptt.GRU(2, 4, seed=SEED),
+        2,
+        losses.squared_error,
+        steps=2,
+        seed=SEED,
+        teacher_forcing=0.5,
     )
     window = tbptt.Window(X, tf.tile(X[..., :2], [1, 1, 2]))
-    return lambda: model(window, model.initial_state(2), training=True, seed=SEED)
+    return lambda: model.loss(window, model.initial_state(2), training=True, seed=SEED)[0].loss
 
 
 def of_readout(readout):
-    return lambda: (readout.logits(X), readout.score(X, IDS, training=True, seed=SEED))
+    return lambda: (readout.logits(X), readout.loss(X, IDS, training=True, seed=SEED))
 
 
 ITEMS = {
@@ -67,6 +74,7 @@ ITEMS = {
     "Recurrent": of_core("own"),
     "Dense": of_module(tbptt.Dense(3, 4, seed=SEED), X),
     "Embedding": of_module(tbptt.Embedding(5, 4, seed=SEED), IDS),
+    "FullSoftmax": of_readout(tbptt.FullSoftmax(3, 5, seed=SEED)),
     "ChunkedSoftmax": of_readout(tbptt.ChunkedSoftmax(3, 5, seed=SEED, chunk=2)),
     "AdaptiveSoftmax": of_readout(tbptt.AdaptiveSoftmax(3, 5, cutoffs=[1, 3], seed=SEED)),
     "SampledSoftmax": of_readout(tbptt.SampledSoftmax(3, 5, samples=4, seed=SEED)),
@@ -79,7 +87,14 @@ ITEMS = {
     "binary_cross_entropy": lambda: tbptt.binary_cross_entropy(X, tf.sigmoid(X)),
     "squared_error": lambda: tbptt.squared_error(X, X + 1.0),
     "absolute_error": lambda: tbptt.absolute_error(X, X + 1.0),
-    "gaussian": lambda: tbptt.gaussian(tf.tile(X, [1, 1, 2]), X + 1.0),
+    "gaussian_nll": lambda: tbptt.gaussian_nll(tf.tile(X, [1, 1, 2]), X + 1.0),
+    "counted_only": lambda: losses.counted_only(X, tf.cast(IDS, tf.float32)),
+    "window_loss": lambda: losses.window_loss(
+        losses.squared_error,
+        {"distance": losses.absolute_error},
+        X,
+        tbptt.Window(X, X + 1.0, tf.cast(IDS, tf.float32)),
+    )[:2],
     "weighted_sum": lambda: losses.weighted_sum(X[..., 0], tf.cast(IDS, tf.float32)),
     "reduce": lambda: losses.reduce("mean", tf.constant(3.0), tf.constant(2.0), 2),
     "sgd": of_transform(optimizers.sgd(0.1, momentum=0.9)),
@@ -97,11 +112,12 @@ ITEMS = {
 }
 # Public names that compute nothing on tensors: values, streams, programs, files.
 NOT_COMPUTING = {
-    "Average", "ContiguousStream", "ContinuityError", "Cursor", "DocumentStream",
+    "Average", "ContiguousStream", "ContinuityError", "Controls", "Cursor", "DocumentStream",
     "Evaluation", "Evaluator", "Every", "FrameStream", "GRUState", "GradientTransform",
     "KeepBest", "LSTMState", "LossScale", "NonFiniteError", "Pieces", "Position",
     "PrefetchFeed", "Profile", "Progress", "Report", "ResidentFeed", "Scale", "Schedule",
     "Series", "SeriesStream", "SummaryWriter", "Trainer", "Truncation", "Vocabulary", "Window",
+    "WindowLoss",
     "bits", "encode_documents", "generate", "load_parameters", "make_seed", "named_parameters",
     "open_feed", "perplexity", "read_documents", "read_series", "save_parameters", "split_seed",
     "train",

@@ -88,7 +88,7 @@ def test_one_replica_leaves_everything_as_it_is():
     window = tbptt.Window(np.zeros([2, 5, 3]), np.ones([2, 5, 3]))
     put = replicas.put(window)
     assert_same_bits([put.inputs, put.targets], [window.inputs, window.targets])
-    assert put.reset is None
+    assert put.controls.reset is None
     assert replicas.rows_of_each(7) == 7
     assert replicas.any(True, False) == (True, False)
     assert replicas.sum(1.5) == (1.5,)

@@ -31,7 +31,7 @@ def test_losses_of_vectors_equal_numpy(jit):
         (losses.binary_cross_entropy, outputs, -log_likelihood.sum(-1)),
         (losses.squared_error, outputs, ((outputs - targets) ** 2).mean(-1)),
         (losses.absolute_error, outputs, np.abs(outputs - targets).mean(-1)),
-        (losses.gaussian, both, -np.log(density).sum(-1)),
+        (losses.gaussian_nll, both, -np.log(density).sum(-1)),
     ]
     for loss, given, expected in cases:
         run = tf.function(loss, jit_compile=jit, autograph=False)
@@ -53,7 +53,7 @@ def test_losses_and_sums_of_half_precision_are_float32(dtype):
         losses.squared_error: (outputs, targets, 300.0**2),
         losses.absolute_error: (outputs, targets, 300.0),
         losses.binary_cross_entropy: (outputs, targets, 600.0),
-        losses.gaussian: (targets, outputs[..., :1], 300.0**2 / 2 + np.log(2 * np.pi) / 2),
+        losses.gaussian_nll: (targets, outputs[..., :1], 300.0**2 / 2 + np.log(2 * np.pi) / 2),
     }
     for loss, (given, wanted, expected) in cases.items():
         assert_close(loss(given, wanted), np.float32([[expected]]))

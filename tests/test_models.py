@@ -28,7 +28,7 @@ WINDOW = tbptt.Window(
 
 def test_logits_by_hand():
     model = make()
-    logits, _ = model(WINDOW, model.initial_state(2))
+    logits, _ = model(WINDOW.inputs, model.initial_state(2))
     x = tf.nn.embedding_lookup(model.embedding.table, WINDOW.inputs)
     h, _ = model.core(x, model.core.initial_state(2))
     assert_close(logits, h @ model.readout.w + model.readout.b)
@@ -38,9 +38,9 @@ def test_tied_weights_share_one_table_and_sum_its_gradients():
     model = make(tied=True)
     names = list(tbptt.named_parameters(model))
     assert sum(name.endswith("table") for name in names) == 1
-    assert not any("readout" in name for name in names)
+    assert [name for name in names if "readout" in name] == ["readout.b"]
     with tf.GradientTape() as tape:
-        logits, _ = model(WINDOW, model.initial_state(2))
+        logits, _ = model(WINDOW.inputs, model.initial_state(2))
         loss = tf.reduce_sum(tbptt.cross_entropy(logits, WINDOW.targets))
     gradient = tf.convert_to_tensor(tape.gradient(loss, model.embedding.table))
     assert np.all(np.any(gradient.numpy() != 0, axis=1))  # the readout touches every token
@@ -57,9 +57,9 @@ def test_tied_weights_of_different_sizes_are_refused():
 def test_dropout_only_in_training(jit):
     model = make(dropout=0.5)
     run = tf.function(
-        lambda training, seed: model(WINDOW, model.initial_state(2), training=training, seed=seed)[
-            0
-        ],
+        lambda training, seed: model(
+            WINDOW.inputs, model.initial_state(2), training=training, seed=seed
+        )[0],
         jit_compile=jit,
         autograph=False,
     )
@@ -114,7 +114,7 @@ def test_dropout_settings_are_refused(options, message):
 
 
 def test_initial_state_of_no_rows_is_refused():
-    with pytest.raises(ValueError, match=r"batch_size \(0\) must be at least 1"):
+    with pytest.raises(ValueError, match=r"rows \(0\) must be at least 1"):
         make().initial_state(0)
 
 
@@ -151,8 +151,7 @@ def test_nearly_greedy_generation_takes_the_most_probable_token():
     drawn = tbptt.generate(model, np.array([1, 2]), 6, seed=tbptt.make_seed(0), temperature=1e-6)
     ids = [1, 2]
     for token in drawn:
-        window = tbptt.Window(tf.constant(ids)[:, None], tf.constant(ids)[:, None])
-        logits, _ = model(window, model.initial_state(1))
+        logits, _ = model(tf.constant(ids)[:, None], model.initial_state(1))
         assert token == np.argmax(logits[-1, 0])
         ids.append(int(token))
 
@@ -188,10 +187,9 @@ def test_embedding_dropout_drops_ids_for_a_whole_window(jit):
         9, 4, core, seed=tbptt.make_seed(0), tied=True, embedding_dropout=0.5
     )
     ids = tf.constant(np.arange(90).reshape(30, 3) % 9)
-    window = tbptt.Window(ids, ids)
     table = tf.matmul(model.embedding.table, model.embedding.table, transpose_b=True)
     run = tf.function(
-        lambda seed: model(window, model.initial_state(3), training=True, seed=seed)[0],
+        lambda seed: model(ids, model.initial_state(3), training=True, seed=seed)[0],
         jit_compile=jit,
         autograph=False,
     )
@@ -201,7 +199,7 @@ def test_embedding_dropout_drops_ids_for_a_whole_window(jit):
     for k in range(9):
         expected = np.zeros(9, np.float32) if dropped[k] else 2 * table[k].numpy()
         assert_close(logits[ids == k], np.tile(expected, [10, 1]))
-    assert_close(model(window, model.initial_state(3))[0], tf.gather(table, ids))
+    assert_close(model(ids, model.initial_state(3))[0], tf.gather(table, ids))
 
 
 def test_penalties_by_hand():
@@ -212,27 +210,28 @@ def test_penalties_by_hand():
     model = tbptt.LanguageModel(9, 4, core, activation_penalty=2.0, slowness_penalty=3.0, **options)
     reset = np.zeros([5, 2], bool)
     reset[3, 1] = True
-    window = WINDOW._replace(reset=tf.constant(reset))
+    window = WINDOW._replace(controls=tbptt.Controls(tf.constant(reset)))
     state = model.initial_state(2)
-    scored, _ = model.score(window, state, training=True)
-    expected, _ = plain.score(window, state, training=True)
-    h, _ = core(model.embedding(window.inputs), state, reset=window.reset)
+    scored, _ = model.loss(window, state, training=True)
+    expected, _ = plain.loss(window, state, training=True)
+    h, _ = core(model.embedding(window.inputs), state, window.controls)
     h = h.numpy()
     change = np.zeros([5, 2], np.float32)
     change[1:] = ((h[1:] - h[:-1]) ** 2).mean(-1)
     change[3, 1] = 0
-    assert_close(scored.loss, expected)
+    assert_close(scored.loss, expected.loss)
     assert_close(scored.penalty, 2.0 * (h**2).mean(-1) + 3.0 * change)
-    assert_close(model.score(window, state)[0], plain.score(window, state)[0])
+    assert_close(model.loss(window, state)[0].loss, plain.loss(window, state)[0].loss)
+    assert model.loss(window, state)[0].penalty is None
 
 
 def test_sequence_model_by_hand():
     core = tbptt.LSTM(3, 4, seed=tbptt.make_seed(0))
-    model = tbptt.SequenceModel(core, 2, seed=tbptt.make_seed(1), bypass=2)
+    model = tbptt.SequenceModel(core, 2, tbptt.squared_error, seed=tbptt.make_seed(1), bypass=2)
     x = tf.random.stateless_normal([5, 2, 5], tbptt.make_seed(2))
-    outputs, state = model(tbptt.Window(x, x), model.initial_state(2))
+    outputs, state = model(x, model.initial_state(2))
     h, expected_state = model.core(x[..., 2:], model.core.initial_state(2))
     assert_close(outputs, h @ model.readout.w + model.readout.b + x[..., :2])
     assert_close(state, expected_state)
     with pytest.raises(ValueError, match=r"bypass \(1\) must be 0 or at least output_size \(2\)"):
-        tbptt.SequenceModel(core, 2, seed=tbptt.make_seed(1), bypass=1)
+        tbptt.SequenceModel(core, 2, tbptt.squared_error, seed=tbptt.make_seed(1), bypass=1)

@@ -45,7 +45,7 @@ def snapshot(
     Example: put down, and taken up by another trainer.
       >>> def build():
       ...     model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
-      ...     return Trainer(model, cross_entropy, sgd(0.1), jit_compile=False)
+      ...     return Trainer(model, sgd(0.1), jit_compile=False)
       >>> trainer = build()
       >>> _ = trainer.step.assign(7)
       >>> taken = snapshot(trainer, Position(trainer.initial_carry(2), Cursor(1, 3)))

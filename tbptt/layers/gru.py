@@ -10,7 +10,7 @@ from tbptt.layers.dropout import drop
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
 from tbptt.precision import product
 from tbptt.seeds import split_seed
-from tbptt.types import Nest, Seed
+from tbptt.types import Controls, Nest, Seed
 from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, recompute, unroll
 
 
@@ -114,36 +114,34 @@ class GRU(tf.Module):
         make = tf.Variable if learn_initial_state else tf.constant
         self.initial_hidden = make(tf.zeros([hidden_size], dtype), name="initial_hidden")
 
-    def initial_state(self, batch_size: int) -> GRUState:
-        """The state of rows that have read nothing, `[batch_size, H]`."""
-        return GRUState(tf.broadcast_to(self.initial_hidden, [batch_size, self.output_size]))
+    def initial_state(self, rows: int) -> GRUState:
+        """The state of rows that have read nothing, `[rows, H]`."""
+        return GRUState(tf.broadcast_to(self.initial_hidden, [rows, self.output_size]))
 
     def __call__(
         self,
         inputs: tf.Tensor,
         state: GRUState,
+        controls: Controls = Controls(),
         *,
-        reset: tf.Tensor | None = None,
-        link: tf.Tensor | None = None,
-        advance: tf.Tensor | None = None,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, GRUState]:
-        """`inputs [T, B, D] -> outputs [T, B, H]`, and the state after the last step, or `advance`.
+        """Runs a whole window: `inputs [T, B, D] -> outputs [T, B, H]`, and the state after it.
 
-        `reset`, `link` and `advance` are as of `unroll`.
+        `controls` are as of `unroll`.
 
         Raises:
           ValueError: something is random in training, and there is no seed; or the backend or
             `keep` cannot do what is asked for.
         """
         if self._backend == "cudnn":
-            cudnn.check_controls(reset=reset, link=link, advance=advance)
-        if self._keep == "states" and advance is not None:
+            cudnn.check_controls(controls)
+        if self._keep == "states" and controls.advance is not None:
             raise ValueError(recompute.NO_ADVANCE)
-        check_window(inputs, state, reset, self.initial_state(inputs.shape[1]), link, advance)
-        controls = {"reset": reset, "link": link}
-        given = {"x": inputs} | {name: c for name, c in controls.items() if c is not None}
+        check_window(inputs, state, controls, self.initial_state(inputs.shape[1]))
+        by_step = {"reset": controls.reset, "gradient_scale": controls.gradient_scale}
+        given = {"x": inputs} | {name: c for name, c in by_step.items() if c is not None}
         weights = {
             name: tf.convert_to_tensor(getattr(self, name))  # read once, not once a step
             for name in ("w_x", "w_h", "b", "b_h", "initial_hidden")
@@ -157,7 +155,7 @@ class GRU(tf.Module):
                 weights["w_h"] = drop(weights["w_h"], self._weight_dropout, seeds[1])
         if self._keep == "states":
             return recompute.run(self._run, given, state, weights)
-        return self._run(given, state, weights, advance)
+        return self._run(given, state, weights, controls.advance)
 
     def _run(
         self, given: Nest, state: GRUState, weights: Nest, advance: tf.Tensor | None = None
@@ -168,7 +166,8 @@ class GRU(tf.Module):
             outputs, final = cudnn.gru(given["x"], w_x, w_h, b, b_h, tuple(state))
             return outputs, GRUState(*final)
         z_x = linear(given["x"], weights["w_x"], self._compute_dtype) + weights["b"]  # [T, B, 3H]
-        reset, link, mask = given.get("reset"), given.get("link"), weights.get("mask")
+        controls = Controls(given.get("reset"), given.get("gradient_scale"), advance)
+        mask = weights.get("mask")
         w_h, b_h = weights["w_h"], weights["b_h"]
         rows = z_x.shape[1]
         initial = None  # zeros, which need no gradient at every reset
@@ -181,10 +180,8 @@ class GRU(tf.Module):
                 w_h,
                 b_h,
                 tuple(state),
-                reset,
+                controls,
                 initial,
-                link=link,
-                advance=advance,
                 mask=mask,
                 compute_dtype=self._compute_dtype,
             )
@@ -198,9 +195,7 @@ class GRU(tf.Module):
             cell,
             z_x,
             state,
-            reset,
+            controls,
             initial_state=initial,
-            link=link,
-            advance=advance,
             backend=self._backend,
         )

@@ -12,7 +12,7 @@ from tbptt.layers.dropout import drop, keep_mask
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
 from tbptt.precision import product
 from tbptt.seeds import split_seed
-from tbptt.types import Nest, Seed
+from tbptt.types import Controls, Nest, Seed
 from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, recompute, unroll
 
 GATE_ORDER = "ifgo"  # input, forget, candidate, output: the blocks of w_x, w_h and b
@@ -236,36 +236,34 @@ class LSTM(tf.Module):
         self.initial_hidden = make(tf.zeros([self.output_size], dtype), name="initial_hidden")
         self.initial_cell = make(tf.zeros([hidden_size], dtype), name="initial_cell")
 
-    def initial_state(self, batch_size: int) -> LSTMState:
-        """The state of rows that have read nothing, `[batch_size, H]` twice."""
-        return _initial_state(batch_size, self.initial_hidden, self.initial_cell)
+    def initial_state(self, rows: int) -> LSTMState:
+        """The state of rows that have read nothing, `[rows, H]` twice."""
+        return _initial_state(rows, self.initial_hidden, self.initial_cell)
 
     def __call__(
         self,
         inputs: tf.Tensor,
         state: LSTMState,
+        controls: Controls = Controls(),
         *,
-        reset: tf.Tensor | None = None,
-        link: tf.Tensor | None = None,
-        advance: tf.Tensor | None = None,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, LSTMState]:
-        """`inputs [T, B, D] -> outputs [T, B, H]`, and the state after the last step, or `advance`.
+        """Runs a whole window: `inputs [T, B, D] -> outputs [T, B, H]`, and the state after it.
 
-        `reset`, `link` and `advance` are as of `unroll`.
+        `controls` are as of `unroll`.
 
         Raises:
           ValueError: something is random in training, and there is no seed; or the backend or
             `keep` cannot do what is asked for.
         """
         if self._backend == "cudnn":
-            cudnn.check_controls(reset=reset, link=link, advance=advance)
-        if self._keep == "states" and advance is not None:
+            cudnn.check_controls(controls)
+        if self._keep == "states" and controls.advance is not None:
             raise ValueError(recompute.NO_ADVANCE)
-        check_window(inputs, state, reset, self.initial_state(inputs.shape[1]), link, advance)
-        controls = {"reset": reset, "link": link}
-        given = {"x": inputs} | {name: c for name, c in controls.items() if c is not None}
+        check_window(inputs, state, controls, self.initial_state(inputs.shape[1]))
+        by_step = {"reset": controls.reset, "gradient_scale": controls.gradient_scale}
+        given = {"x": inputs} | {name: c for name, c in by_step.items() if c is not None}
         weights = {
             name: tf.convert_to_tensor(getattr(self, name))  # read once, not once a step
             for name in ("w_x", "w_h", "b", "initial_hidden", "initial_cell", *self._optional)
@@ -274,7 +272,7 @@ class LSTM(tf.Module):
             self._add_masks(given, weights, seed)
         if self._keep == "states":
             return recompute.run(self._run, given, state, weights)
-        return self._run(given, state, weights, advance)
+        return self._run(given, state, weights, controls.advance)
 
     def _add_masks(self, given: Nest, weights: Nest, seed: Seed | None) -> None:
         """Draws what is random in this window."""
@@ -302,7 +300,7 @@ class LSTM(tf.Module):
         if "gain_x" in weights:
             z_x = normalise(z_x) * weights["gain_x"]
         z_x = z_x + weights["b"]  # [T, B, 4H], no step needs another
-        reset, link = given.get("reset"), given.get("link")
+        controls = Controls(given.get("reset"), given.get("gradient_scale"), advance)
         initial = None  # zeros, which need no gradient at every reset
         if isinstance(self.initial_hidden, tf.Variable):
             hidden, cell_state = weights["initial_hidden"], weights["initial_cell"]
@@ -313,10 +311,8 @@ class LSTM(tf.Module):
                 z_x,
                 weights["w_h"],
                 tuple(state),
-                reset,
+                controls,
                 initial,
-                link=link,
-                advance=advance,
                 mask=weights.get("mask"),
                 compute_dtype=self._compute_dtype,
             )
@@ -332,12 +328,10 @@ class LSTM(tf.Module):
                 step,
                 inputs,
                 state,
-                reset,
+                controls,
                 initial,
                 vectors,
                 matrices,
-                link=link,
-                advance=advance,
                 compute_dtype=self._compute_dtype,
             )
 
@@ -351,10 +345,8 @@ class LSTM(tf.Module):
             cell,
             inputs,
             state,
-            reset,
+            controls,
             initial_state=initial,
-            link=link,
-            advance=advance,
             backend=self._backend,
         )
 

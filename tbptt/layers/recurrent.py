@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tbptt.types import Nest, Seed, State
+from tbptt.types import Controls, Nest, Seed, State
 from tbptt.unroll import Cell, check_backend, unroll
 
 
@@ -19,7 +19,7 @@ class Recurrent(tf.Module):
       ...     def __call__(self, inputs, state):
       ...         state = state + self.rate * (inputs - state)
       ...         return state, state
-      >>> core = Recurrent(Leaky(), lambda batch_size: tf.zeros([batch_size, 3]), output_size=3)
+      >>> core = Recurrent(Leaky(), lambda rows: tf.zeros([rows, 3]), output_size=3)
       >>> outputs, state = core(tf.ones([2, 1, 3]), core.initial_state(1))
       >>> state.numpy().tolist()
       [[0.75, 0.75, 0.75]]
@@ -37,7 +37,7 @@ class Recurrent(tf.Module):
         """Args:
         cell: `(inputs_t, state) -> (output_t, state)`. A `tf.Module`, if it has
             parameters: those of a bare function are not found, so not trained.
-        initial_state: `batch_size -> state`, leaves `[batch_size, ...]`.
+        initial_state: `rows -> state`, leaves `[rows, ...]`.
         output_size: last axis of the outputs.
         backend: see `unroll`.
         name: of the module.
@@ -49,18 +49,16 @@ class Recurrent(tf.Module):
         check_backend(backend)
         self._backend = backend
 
-    def initial_state(self, batch_size: int) -> State:
+    def initial_state(self, rows: int) -> State:
         """The state of rows that have read nothing."""
-        return self._initial_state(batch_size)
+        return self._initial_state(rows)
 
     def __call__(
         self,
         inputs: Nest,
         state: State,
+        controls: Controls = Controls(),
         *,
-        reset: tf.Tensor | None = None,
-        link: tf.Tensor | None = None,
-        advance: tf.Tensor | None = None,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[Nest, State]:
@@ -71,9 +69,7 @@ class Recurrent(tf.Module):
             self._cell,
             inputs,
             state,
-            reset,
+            controls,
             initial_state=self.initial_state(rows),
-            link=link,
-            advance=advance,
             backend=self._backend,
         )

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tbptt.layers.dropout import check_dropout, dropout
 from tbptt.seeds import split_seed
-from tbptt.types import Core, Nest, Seed
+from tbptt.types import Controls, Core, Nest, Seed
 
 
 class Stack(tf.Module):
@@ -41,18 +41,16 @@ class Stack(tf.Module):
         self._dropout_rate = dropout_rate
         self._dropout_per = dropout_per
 
-    def initial_state(self, batch_size: int) -> tuple[Nest, ...]:
+    def initial_state(self, rows: int) -> tuple[Nest, ...]:
         """The states of the layers, from the input up."""
-        return tuple(core.initial_state(batch_size) for core in self.cores)
+        return tuple(core.initial_state(rows) for core in self.cores)
 
     def __call__(
         self,
         inputs: Nest,
         state: tuple[Nest, ...],
+        controls: Controls = Controls(),
         *,
-        reset: tf.Tensor | None = None,
-        link: tf.Tensor | None = None,
-        advance: tf.Tensor | None = None,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[Nest, tuple[Nest, ...]]:
@@ -64,14 +62,6 @@ class Stack(tf.Module):
             between, inside = (None, None) if seeds[layer] is None else split_seed(seeds[layer], 2)
             if layer > 0:
                 inputs = dropout(inputs, rate, between, per=self._dropout_per)
-            inputs, new = core(
-                inputs,
-                old,
-                reset=reset,
-                link=link,
-                advance=advance,
-                training=training,
-                seed=inside,
-            )
+            inputs, new = core(inputs, old, controls, training=training, seed=inside)
             new_state.append(new)
         return inputs, tuple(new_state)

@@ -1,5 +1,6 @@
 """Several steps ahead: one core reads, another goes on from what the first one knows."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -8,14 +9,14 @@ from tbptt import checks
 from tbptt.layers.dense import Dense
 from tbptt.layers.dropout import check_dropout, dropout, keep_mask
 from tbptt.layers.initializers import Initializer
-from tbptt.models.core import run_core
+from tbptt.losses import window_loss
 from tbptt.seeds import fold_in, split_seed
-from tbptt.types import Core, Nest, Seed, State, Window
+from tbptt.types import Controls, Core, Loss, Nest, Seed, State, Window, WindowLoss
 from tbptt.unroll import unroll
 
 
 class EncoderDecoder(tf.Module):
-    """Sequence to sequence: from every step of a window, the next `steps` values.
+    """Forecasts the next `steps` values from every step of a window: sequence to sequence.
 
         h, state = encoder(dropout(inputs), state)
         s_0 = tanh(dropout(h_t) @ w_k + b_k)          every part k of the decoder's state
@@ -34,9 +35,8 @@ class EncoderDecoder(tf.Module):
     Example: two columns, three steps ahead.
       >>> seeds = split_seed(make_seed(0), 3)
       >>> encoder, decoder = GRU(2, 8, seed=seeds[0]), GRU(2, 4, seed=seeds[1])
-      >>> model = EncoderDecoder(encoder, decoder, 2, steps=3, seed=seeds[2])
-      >>> window = Window(tf.zeros([5, 4, 2]), tf.zeros([5, 4, 6]))
-      >>> outputs, state = model(window, model.initial_state(4), training=False, seed=None)
+      >>> model = EncoderDecoder(encoder, decoder, 2, squared_error, steps=3, seed=seeds[2])
+      >>> outputs, state = model(tf.zeros([5, 4, 2]), model.initial_state(4))
       >>> outputs.shape.as_list()
       [5, 4, 6]
 
@@ -50,9 +50,11 @@ class EncoderDecoder(tf.Module):
         encoder: Core,
         decoder: Core,
         output_size: int,
+        loss: Loss,
         *,
         steps: int,
         seed: Seed,
+        metrics: Mapping[str, Loss] | None = None,
         teacher_forcing: float = 0.0,
         dropout_rate: float = 0.0,
         dropout_per: str = "step",
@@ -68,8 +70,10 @@ class EncoderDecoder(tf.Module):
           the forecast, each time with another seed: its masks are of one step, those of recurrent
           and weight dropout too.
         output_size: D.
+        loss: `(outputs, targets) -> [T, B]`, as `squared_error`.
         steps: how many values are forecast from each step.
         seed: int32 `[2]`, of the bridges' and the readout's first weights.
+        metrics: by name, what else is measured of outputs and targets, in the same way.
         teacher_forcing: in training, the probability that the decoder goes on from the true value
           before, `window.targets`, and not from its own. 0: free-running, as in use; 1: always
           forced; between them: scheduled sampling.
@@ -99,6 +103,7 @@ class EncoderDecoder(tf.Module):
         self._dropout_per = dropout_per
         self._forcing = teacher_forcing
         self._bypass = bypass
+        self._loss, self._metrics = loss, dict(metrics or {})
         self._steps = steps
         self._output_size = output_size
         self.encoder = encoder
@@ -111,39 +116,65 @@ class EncoderDecoder(tf.Module):
         ]
         self.readout = Dense(decoder.output_size, output_size, seed=seeds[-1], **shared)
 
-    def initial_state(self, batch_size: int) -> State:
-        """The encoder's state of `batch_size` rows that have read nothing."""
-        checks.check_at_least("batch_size", batch_size, 1)
-        return self.encoder.initial_state(batch_size)
+    def initial_state(self, rows: int) -> State:
+        """The encoder's state of `rows` rows that have read nothing."""
+        checks.check_at_least("rows", rows, 1)
+        return self.encoder.initial_state(rows)
 
     def __call__(
         self,
-        window: Window,
+        inputs: tf.Tensor,
         state: State,
+        controls: Controls = Controls(),
         *,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, State]:
         """Forecasts `[T, B, steps * D]`, all values of the next step first; and the state.
 
+        The decoder goes on from its own values, also in training; `loss` has teacher forcing.
+
         Args:
-          window: inputs `[T, B, D_in]`, whose first D are what is forecast, as it is now;
-            targets `[T, B, steps * D]` are read in training with teacher forcing.
+          inputs: `[T, B, D_in]`, whose first D are what is forecast, as it is now.
           state: of the encoder.
-          training: with dropout and teacher forcing.
+          controls: of the encoder's steps.
+          training: with dropout.
           seed: int32 `[2]`, of what is random in training.
         """
+        return self._forecast(inputs, state, controls, None, training, seed)
+
+    def loss(
+        self, window: Window, state: State, *, training: bool = False, seed: Seed | None = None
+    ) -> tuple[WindowLoss, State]:
+        """Computes loss and metrics of the forecasts against `window.targets`, and the state.
+
+        In training with teacher forcing, the decoder reads targets `[T, B, steps * D]`.
+        """
+        truth = window.targets if training and self._forcing else None
+        outputs, state = self._forecast(
+            window.inputs, state, window.controls, truth, training, seed
+        )
+        return window_loss(self._loss, self._metrics, outputs, window), state
+
+    def _forecast(
+        self,
+        inputs: tf.Tensor,
+        state: State,
+        controls: Controls,
+        truth: tf.Tensor | None,
+        training: bool,
+        seed: Seed | None,
+    ) -> tuple[tf.Tensor, State]:
+        """Forecasts as `__call__`; the decoder is forced to `truth [T, B, steps * D]`, if given."""
         before, after = self._rates if training else (0.0, 0.0)
         seeds = [None] * 4 if seed is None else split_seed(seed, 4)
-        x = dropout(window.inputs[..., self._bypass :], before, seeds[0], per=self._dropout_per)
-        h, state = run_core(self.encoder, x, state, window, training, seeds[1])
+        x = dropout(inputs[..., self._bypass :], before, seeds[0], per=self._dropout_per)
+        h, state = self.encoder(x, state, controls, training=training, seed=seeds[1])
         h = dropout(h, after, seeds[2], per=self._dropout_per)
         steps, rows = h.shape[:2]
-        now = tf.reshape(window.inputs[..., : self._output_size], [-1, self._output_size])
-        truth = None
-        if training and self._forcing:
-            shape = [-1, self._steps, self._output_size]
-            truth = tf.reshape(window.targets, shape) - now[:, None]
+        now = tf.reshape(inputs[..., : self._output_size], [-1, self._output_size])
+        if truth is not None:
+            truth = tf.reshape(truth, [-1, self._steps, self._output_size]) - now[:, None]
         path = self._decode(tf.reshape(h, [-1, h.shape[-1]]), truth, training, seeds[3])
         outputs = path + now[:, None]
         return tf.reshape(outputs, [steps, rows, -1]), state

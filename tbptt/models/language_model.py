@@ -1,19 +1,17 @@
 """A model of token ids."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 import tensorflow as tf
 
 from tbptt import checks
-from tbptt.layers.dense import Dense, linear
 from tbptt.layers.dropout import check_dropout, drop, dropout
 from tbptt.layers.embedding import Embedding
 from tbptt.layers.initializers import Initializer
-from tbptt.losses import cross_entropy
-from tbptt.models.core import run_core
+from tbptt.readouts.full import FullSoftmax
 from tbptt.seeds import fold_in, split_seed
-from tbptt.types import Core, PenalisedLoss, Readout, Seed, State, Window
+from tbptt.types import Controls, Core, Readout, Seed, State, Window, WindowLoss
 
 
 class LanguageModel(tf.Module):
@@ -26,14 +24,13 @@ class LanguageModel(tf.Module):
     Attributes:
       embedding: `[V, D]`.
       core: the recurrent layers.
-      readout: `Dense`, `[H, V]` and `[V]`, or the one that was given. None with `tied`: the
-        embedding's table serves as `w`, and `b` is the model's.
+      readout: the one that was given, or a `FullSoftmax`, whose `w` is the transpose of the
+        embedding's table with `tied`.
 
     Example:
       >>> seeds = split_seed(make_seed(0), 2)
       >>> model = LanguageModel(10, 4, LSTM(4, 8, seed=seeds[0]), seed=seeds[1])
-      >>> window = Window(tf.zeros([5, 2], tf.int32), tf.zeros([5, 2], tf.int32))
-      >>> logits, state = model(window, model.initial_state(2), training=False, seed=None)
+      >>> logits, state = model(tf.zeros([5, 2], tf.int32), model.initial_state(2))
       >>> logits.shape.as_list()
       [5, 2, 10]
 
@@ -67,13 +64,13 @@ class LanguageModel(tf.Module):
         core: `[T, B, D] -> [T, B, H]`.
         seed: int32 `[2]`, of the first weights.
         tied: readout and embedding share one table; needs D = H.
-        readout: one of `readouts`, for a large vocabulary; with `tied`, a function that makes
-          it of the embedding's table `[V, D]`. None: `Dense`, or the table itself.
+        readout: a `Readout`, as one for a large vocabulary; with `tied`, a function that makes
+          it of the embedding's table `[V, D]`. None: `FullSoftmax`.
         dropout_rate: of the embedded inputs and of the core's outputs, in training.
         dropout_per: `step` or `window`, see `dropout`.
         embedding_dropout: rate at which whole ids are dropped from the inputs of a window, in
           training (Gal & Ghahramani, 2016).
-        activation_penalty, slowness_penalty: what `score` adds in training: these times the mean
+        activation_penalty, slowness_penalty: what `loss` adds in training: these times the mean
           square over units of what the readout reads, and of the change of the core's output
           from the step before (AR and TAR; Merity, McCann & Socher, 2017, Revisiting activation
           regularization for language RNNs).
@@ -98,7 +95,6 @@ class LanguageModel(tf.Module):
             )
         self._dropout_rate = dropout_rate
         self._dropout_per = dropout_per
-        self._compute_dtype = checks.check_compute_dtype(compute_dtype, dtype)
         first, last = split_seed(seed, 2)
         self.embedding = Embedding(
             vocabulary_size,
@@ -108,69 +104,58 @@ class LanguageModel(tf.Module):
             dtype=dtype,
         )
         self.core = core
-        self.readout: Dense | Readout | None = None
-        if readout is not None:
-            self.readout = self._fitting(readout, tied)
-        elif tied:
-            self.b = tf.Variable(tf.zeros([vocabulary_size], dtype), name="b")
-        else:
-            self.readout = Dense(
+        if readout is None:
+            readout = FullSoftmax(
                 core.output_size,
                 vocabulary_size,
                 seed=last,
+                table=self.embedding.table if tied else None,
                 initializer=initializer,
                 compute_dtype=compute_dtype,
                 dtype=dtype,
             )
+        elif tied:
+            readout = self._tied(readout)
+        self.readout = self._fitting(readout)
 
-    def initial_state(self, batch_size: int) -> State:
-        """The core's state of `batch_size` rows that have read nothing."""
-        checks.check_at_least("batch_size", batch_size, 1)
-        return self.core.initial_state(batch_size)
+    def initial_state(self, rows: int) -> State:
+        """The core's state of `rows` rows that have read nothing."""
+        checks.check_at_least("rows", rows, 1)
+        return self.core.initial_state(rows)
 
     def __call__(
         self,
-        window: Window,
+        inputs: tf.Tensor,
         state: State,
+        controls: Controls = Controls(),
         *,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, State]:
-        """Logits `[T, B, V]` of the token after each of `window.inputs [T, B]`, and the state."""
-        _, h, state = self._hidden(window, state, training, seed)
-        return self._logits(h), state
+        """Computes logits `[T, B, V]` of the token after each of `inputs [T, B]`, and the state."""
+        _, h, state = self._hidden(inputs, state, controls, training, seed)
+        return self.readout.logits(h), state
 
-    def score(
+    def loss(
         self,
         window: Window,
         state: State,
         *,
         training: bool = False,
         seed: Seed | None = None,
-    ) -> tuple[tf.Tensor | PenalisedLoss, State]:
-        """Negative log probability of each of `window.targets [T, B]`, and the state.
+    ) -> tuple[WindowLoss, State]:
+        """Computes the negative log probability of each of `window.targets [T, B]`, and the state.
 
-        As `cross_entropy` of the logits, but a readout for a large vocabulary does not make
+        It is the cross entropy of the logits, but a readout for a large vocabulary does not make
         them all. In training a `SampledSoftmax` estimates it, and the penalties come with it.
         """
-        raw, h, state = self._hidden(window, state, training, seed)
-        if self.readout is None or isinstance(self.readout, Dense):
-            loss = cross_entropy(self._logits(h), window.targets)
-        else:
-            seed = None if seed is None else fold_in(seed, tf.constant(3))  # 0 to 2, 4: _hidden
-            loss = self.readout.score(h, window.targets, training=training, seed=seed)
+        raw, h, state = self._hidden(window.inputs, state, window.controls, training, seed)
+        seed = None if seed is None else fold_in(seed, tf.constant(3))  # 0 to 2, 4: _hidden
+        loss = self.readout.loss(h, window.targets, training=training, seed=seed)
+        penalty = None
         if training and any(self._penalties):
-            return PenalisedLoss(loss, self._penalty(raw, h, window.reset)), state
-        return loss, state
-
-    @property
-    def only_in_score(self) -> tuple[str, ...]:
-        """Names what `score` has in training, and a loss of the logits would leave out."""
-        penalties = zip(("activation_penalty", "slowness_penalty"), self._penalties, strict=True)
-        names = [f"{name}={value}" for name, value in penalties if value]
-        if getattr(self.readout, "estimates_in_training", False):
-            names.append(type(self.readout).__name__)
-        return tuple(names)
+            penalty = self._penalty(raw, h, window.controls.reset)
+        return WindowLoss(loss, penalty=penalty), state
 
     def _penalty(self, raw: tf.Tensor, h: tf.Tensor, reset: tf.Tensor | None) -> tf.Tensor:
         """Of every step, `[T, B]`; a step that starts anew did not change."""
@@ -187,60 +172,57 @@ class LanguageModel(tf.Module):
         return penalty
 
     def _hidden(
-        self, window: Window, state: State, training: bool, seed: Seed | None
+        self,
+        inputs: tf.Tensor,
+        state: State,
+        controls: Controls,
+        training: bool,
+        seed: Seed | None,
     ) -> tuple[tf.Tensor, tf.Tensor, State]:
         """The core's outputs and what the readout reads, `[T, B, H]` each, and the state."""
         rate = self._dropout_rate if training else 0.0
         seeds = [None] * 3 if seed is None else split_seed(seed, 3)
-        x = self.embedding(window.inputs)
+        x = self.embedding(inputs)
         if training and self._embedding_dropout:
             ones = tf.ones([self.embedding.table.shape[0]], x.dtype)
             of_ids = None if seed is None else fold_in(seed, tf.constant(4))
             kept = drop(ones, self._embedding_dropout, of_ids)
-            x *= tf.gather(kept, window.inputs)[..., None]
+            x *= tf.gather(kept, inputs)[..., None]
         x = dropout(x, rate, seeds[0], per=self._dropout_per)
-        raw, state = run_core(self.core, x, state, window, training, seeds[1])
+        raw, state = self.core(x, state, controls, training=training, seed=seeds[1])
         return raw, dropout(raw, rate, seeds[2], per=self._dropout_per), state
 
-    def _logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        if self.readout is None:
-            w = tf.transpose(self.embedding.table)
-            return linear(hidden, w, self._compute_dtype) + self.b
-        if isinstance(self.readout, Dense):
-            return self.readout(hidden)
-        return self.readout.logits(hidden)
-
-    def _fitting(self, readout: Readout | Callable[[tf.Variable], Readout], tied: bool) -> Readout:
-        """The readout, made of the table if `tied`; refused unless it fits."""
+    def _tied(self, make: Readout | Callable[[tf.Variable], Readout]) -> Readout:
+        """Makes the readout of the embedding's table; raises ValueError unless it uses that."""
         table = self.embedding.table
-        made: Readout
-        if tied:
-            if isinstance(readout, tf.Module) or not callable(readout):
-                raise ValueError(
-                    f"tied=True needs a function that makes the readout of the embedding's "
-                    f"table, but got {type(readout).__name__}. Use readout=lambda table: "
-                    "ChunkedSoftmax(..., table=table), or tied=False."
-                )
-            made = readout(table)
-            if getattr(made, "table", None) is not table:
-                raise ValueError(
-                    f"tied=True, but {type(made).__name__} does not use the embedding's table. "
-                    "Hand it on, as ChunkedSoftmax(..., table=table), or use tied=False."
-                )
-        else:
-            if not hasattr(readout, "score"):
-                raise TypeError(
-                    f"readout is {type(readout).__name__}, which has no logits and score. Pass "
-                    "a ChunkedSoftmax, AdaptiveSoftmax or SampledSoftmax; a function only with "
-                    "tied=True."
-                )
-            made = cast(Readout, readout)
-        sizes = (made.hidden_size, made.vocabulary_size)
-        needed = (self.core.output_size, table.shape[0])
+        if hasattr(make, "loss") or not callable(make):
+            raise ValueError(
+                f"tied=True needs a function that makes the readout of the embedding's table, but "
+                f"got {type(make).__name__}. Use readout=lambda table: ChunkedSoftmax(..., "
+                "table=table), or tied=False."
+            )
+        made = make(table)
+        if getattr(made, "table", None) is not table:
+            raise ValueError(
+                f"tied=True, but {type(made).__name__} does not use the embedding's table. "
+                "Hand it on, as ChunkedSoftmax(..., table=table), or use tied=False."
+            )
+        return made
+
+    def _fitting(self, readout: Any) -> Readout:
+        """Returns the readout; raises TypeError or ValueError unless it fits core and ids."""
+        if not hasattr(readout, "loss"):
+            raise TypeError(
+                f"readout is {type(readout).__name__}, which has no logits and loss. Pass a "
+                "FullSoftmax, ChunkedSoftmax, AdaptiveSoftmax or SampledSoftmax; a function only "
+                "with tied=True."
+            )
+        sizes = (readout.hidden_size, readout.vocabulary_size)
+        needed = (self.core.output_size, self.embedding.table.shape[0])
         if sizes != needed:
             raise ValueError(
                 f"The readout is for hidden_size={sizes[0]}, vocabulary_size={sizes[1]}, but "
                 f"the core's output size is {needed[0]} and the vocabulary size {needed[1]}. "
                 "Make it of these."
             )
-        return made
+        return readout

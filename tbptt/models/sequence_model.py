@@ -1,18 +1,20 @@
 """A model of feature vectors."""
 
+from collections.abc import Mapping
+
 import tensorflow as tf
 
 from tbptt import checks
 from tbptt.layers.dense import Dense
 from tbptt.layers.dropout import check_dropout, dropout
 from tbptt.layers.initializers import Initializer
-from tbptt.models.core import run_core
+from tbptt.losses import window_loss
 from tbptt.seeds import split_seed
-from tbptt.types import Core, Seed, State, Window
+from tbptt.types import Controls, Core, Loss, Seed, State, Window, WindowLoss
 
 
 class SequenceModel(tf.Module):
-    """From feature vectors to whatever a loss takes: core and readout.
+    """Maps feature vectors to whatever its loss takes: core and readout.
 
         h, state = core(dropout(inputs), state)
         outputs = dropout(h) @ w + b
@@ -23,9 +25,8 @@ class SequenceModel(tf.Module):
 
     Example:
       >>> seeds = split_seed(make_seed(0), 2)
-      >>> model = SequenceModel(LSTM(3, 8, seed=seeds[0]), 2, seed=seeds[1])
-      >>> window = Window(tf.zeros([5, 4, 3]), tf.zeros([5, 4, 2]))
-      >>> outputs, state = model(window, model.initial_state(4), training=False, seed=None)
+      >>> model = SequenceModel(LSTM(3, 8, seed=seeds[0]), 2, squared_error, seed=seeds[1])
+      >>> outputs, state = model(tf.zeros([5, 4, 3]), model.initial_state(4))
       >>> outputs.shape.as_list()
       [5, 4, 2]
     """
@@ -34,8 +35,10 @@ class SequenceModel(tf.Module):
         self,
         core: Core,
         output_size: int,
+        loss: Loss,
         *,
         seed: Seed,
+        metrics: Mapping[str, Loss] | None = None,
         dropout_rate: float = 0.0,
         dropout_per: str = "step",
         input_dropout_rate: float = 0.0,
@@ -48,7 +51,9 @@ class SequenceModel(tf.Module):
         """Args:
         core: `[T, B, D] -> [T, B, H]`.
         output_size: last axis of the outputs.
+        loss: `(outputs, targets) -> [T, B]`, as `squared_error`.
         seed: int32 `[2]`, of the readout's first weights.
+        metrics: by name, what else is measured of outputs and targets, in the same way.
         dropout_rate: of the core's outputs, in training.
         dropout_per: `step` or `window`, see `dropout`.
         input_dropout_rate: of the inputs, in training.
@@ -69,6 +74,7 @@ class SequenceModel(tf.Module):
                 "output has an input of its own that is added to it."
             )
         self._bypass = bypass
+        self._loss, self._metrics = loss, dict(metrics or {})
         self.core = core
         self.readout = Dense(
             core.output_size,
@@ -79,25 +85,33 @@ class SequenceModel(tf.Module):
             dtype=dtype,
         )
 
-    def initial_state(self, batch_size: int) -> State:
-        """The core's state of `batch_size` rows that have read nothing."""
-        checks.check_at_least("batch_size", batch_size, 1)
-        return self.core.initial_state(batch_size)
+    def initial_state(self, rows: int) -> State:
+        """The core's state of `rows` rows that have read nothing."""
+        checks.check_at_least("rows", rows, 1)
+        return self.core.initial_state(rows)
 
     def __call__(
         self,
-        window: Window,
+        inputs: tf.Tensor,
         state: State,
+        controls: Controls = Controls(),
         *,
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, State]:
-        """Outputs `[T, B, output_size]` for `window.inputs [T, B, D]`, and the state."""
+        """Computes outputs `[T, B, output_size]` for `inputs [T, B, D]`, and the state."""
         before, after = self._rates if training else (0.0, 0.0)
         seeds = [None] * 3 if seed is None else split_seed(seed, 3)
-        x = dropout(window.inputs[..., self._bypass :], before, seeds[0], per=self._dropout_per)
-        h, state = run_core(self.core, x, state, window, training, seeds[1])
+        x = dropout(inputs[..., self._bypass :], before, seeds[0], per=self._dropout_per)
+        h, state = self.core(x, state, controls, training=training, seed=seeds[1])
         outputs = self.readout(dropout(h, after, seeds[2], per=self._dropout_per))
         if self._bypass:
-            outputs += window.inputs[..., : outputs.shape[-1]]
+            outputs += inputs[..., : outputs.shape[-1]]
         return outputs, state
+
+    def loss(
+        self, window: Window, state: State, *, training: bool = False, seed: Seed | None = None
+    ) -> tuple[WindowLoss, State]:
+        """Computes loss and metrics of the outputs against `window.targets`, and the state."""
+        outputs, state = self(window.inputs, state, window.controls, training=training, seed=seed)
+        return window_loss(self._loss, self._metrics, outputs, window), state

@@ -70,4 +70,4 @@ def accumulate(windows: int, optimizer: GradientTransform) -> GradientTransform:
     description = {
         "name": "accumulate", "windows": windows, "optimizer": optimizer.description,
     }  # fmt: skip
-    return GradientTransform(init, update, description, rate_first=True)
+    return GradientTransform(init, update, description, scale_first=True)

@@ -22,14 +22,14 @@ class GradientTransform(NamedTuple):
       description: name and hyperparameters, as JSON holds them; of a chain, a list of those of its
         transforms. A checkpoint records it, so that a run does not go on with others. None:
         unknown.
-      rate_first: a window's `rate` multiplies its gradient, before `update`, and not the update
+      scale_first: a window's `rate` multiplies its gradient, before `update`, and not the update
         that comes out: where an update is made of several windows, each at its own rate.
     """
 
     init: Callable[[Nest], Nest]
     update: Callable[[Nest, Nest, Nest, tf.Tensor], tuple[Nest, Nest]]
     description: Any = None
-    rate_first: bool = False
+    scale_first: bool = False
 
 
 def widened(tensor: tf.Tensor) -> tf.Tensor:
@@ -81,8 +81,8 @@ def chain(*transforms: GradientTransform) -> GradientTransform:
     for transform in transforms:
         told = transform.description
         parts += told if isinstance(told, list) else [told]
-    rate_first = any(transform.rate_first for transform in transforms)
-    return GradientTransform(init, update, parts, rate_first)
+    scale_first = any(transform.scale_first for transform in transforms)
+    return GradientTransform(init, update, parts, scale_first)
 
 
 def stateless(

@@ -32,7 +32,7 @@ class AdaptiveSoftmax(tf.Module):
     Example:
       >>> readout = AdaptiveSoftmax(8, 100, cutoffs=[10, 40], seed=make_seed(0))
       >>> hidden, targets = tf.ones([5, 2, 8]), tf.fill([5, 2], 99)
-      >>> [tuple(tail.w.shape) for tail in readout.tails], readout.score(hidden, targets).shape
+      >>> [tuple(tail.w.shape) for tail in readout.tails], readout.loss(hidden, targets).shape
       ([(30, 2), (60, 1)], TensorShape([5, 2]))
 
     Reference: Grave et al. (2017), Efficient softmax approximation for GPUs.
@@ -101,7 +101,7 @@ class AdaptiveSoftmax(tf.Module):
             parts.append(head[..., first + i, None] + inside)
         return tf.concat(parts, axis=-1)
 
-    def score(
+    def loss(
         self,
         hidden: tf.Tensor,
         targets: tf.Tensor,
@@ -128,7 +128,7 @@ class AdaptiveSoftmax(tf.Module):
                 count=tf.reduce_sum(tf.cast(member, tf.int32)),
             )
             tail_losses.append(_permute(loss, back, order))
-        return tf.reshape(tf.add_n([self.head.score(h, in_head), *tail_losses]), targets.shape)
+        return tf.reshape(tf.add_n([self.head.loss(h, in_head), *tail_losses]), targets.shape)
 
 
 def _log_probabilities(cluster: ChunkedSoftmax, hidden: tf.Tensor) -> tf.Tensor:

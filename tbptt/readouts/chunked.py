@@ -99,7 +99,7 @@ def softmax_loss(
 class ChunkedSoftmax(tf.Module):
     """The exact softmax, in the memory of a chunk of it.
 
-        logits = hidden @ w^T + b,   score = -log softmax(logits)[target]
+        logits = hidden @ w^T + b,   loss = -log softmax(logits)[target]
 
     Attributes:
       w: `[V, H]`, unless a table was given.
@@ -108,7 +108,7 @@ class ChunkedSoftmax(tf.Module):
     Example:
       >>> readout = ChunkedSoftmax(3, 1000, seed=make_seed(0), chunk=100)
       >>> hidden, targets = tf.ones([5, 2, 3]), tf.zeros([5, 2], tf.int32)
-      >>> readout.score(hidden, targets).shape.as_list(), readout.logits(hidden).shape.as_list()
+      >>> readout.loss(hidden, targets).shape.as_list(), readout.logits(hidden).shape.as_list()
       ([5, 2], [5, 2, 1000])
 
     Reference: Wijmans et al. (2025), Cut your losses in large-vocabulary language models.
@@ -159,7 +159,7 @@ class ChunkedSoftmax(tf.Module):
         """`[..., H] -> [..., V]`."""
         return linear(hidden, tf.transpose(self.table)) + self.b
 
-    def score(
+    def loss(
         self,
         hidden: tf.Tensor,
         targets: tf.Tensor,

@@ -26,18 +26,14 @@ class SampledSoftmax(tf.Module):
     Example:
       >>> readout = SampledSoftmax(3, 1000, samples=20, seed=make_seed(0))
       >>> hidden, targets = tf.ones([5, 2, 3]), tf.zeros([5, 2], tf.int32)
-      >>> readout.score(hidden, targets, training=True, seed=make_seed(1)).shape.as_list()
+      >>> readout.loss(hidden, targets, training=True, seed=make_seed(1)).shape.as_list()
       [5, 2]
-
-    `estimates_in_training` tells a trainer that only `score` does what this readout is for.
 
     Reference: Jean et al. (2015), On using very large target vocabulary for neural machine
       translation; that the target's own term is not reweighted, and z unbiased so, is Bengio &
       Senecal (2008), Adaptive importance sampling to accelerate training of a neural
       probabilistic language model.
     """
-
-    estimates_in_training = True
 
     def __init__(
         self,
@@ -87,7 +83,7 @@ class SampledSoftmax(tf.Module):
         """`[..., H] -> [..., V]`."""
         return self.exact.logits(hidden)
 
-    def score(
+    def loss(
         self,
         hidden: tf.Tensor,
         targets: tf.Tensor,
@@ -100,7 +96,7 @@ class SampledSoftmax(tf.Module):
         The negative log probability; in training its estimate, from the ids that `seed` draws.
         """
         if not training:
-            return self.exact.score(hidden, targets)
+            return self.exact.loss(hidden, targets)
         if seed is None:
             raise ValueError(
                 "SampledSoftmax draws ids in training and needs a seed for that. Pass seed=, or "

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tbptt import checks
 from tbptt.seeds import fold_in
-from tbptt.types import Model, Seed, State, Window
+from tbptt.types import Model, Seed, State
 
 
 def check_sampling(length: int, temperature: float) -> None:
@@ -63,7 +63,7 @@ def _generate(
 
     def read(token: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         ids = tf.reshape(token, [1, 1])
-        outputs, state = model(Window(ids, ids), state, training=False, seed=None)
+        outputs, state = model(ids, state)
         return outputs[0], state  # [1, V]
 
     def follow(i: tf.Tensor, logits: tf.Tensor, state: State) -> tuple:

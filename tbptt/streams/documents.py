@@ -29,7 +29,7 @@ class DocumentStream(PieceStream):
       >>> window, _ = stream.windows(Cursor(), 1)
       >>> window.inputs[0, :, 0].tolist(), window.targets[0, :, 0].tolist()
       ([0, 1, 2, 3, 0, 4, 5], [1, 2, 3, 0, 4, 5, 0])
-      >>> window.reset[0, :, 0].astype(int).tolist()
+      >>> window.controls.reset[0, :, 0].astype(int).tolist()
       [1, 0, 0, 0, 1, 0, 0]
     """
 

@@ -2,13 +2,14 @@
 
 import abc
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from tbptt import checks
 from tbptt.streams.truncation import Truncation
-from tbptt.types import Cursor, Window, advance
+from tbptt.types import Controls, Cursor, Window, advance
 
 TAILS = ("drop", "pad")
 ALL = slice(None)
@@ -74,7 +75,7 @@ class RowStream(abc.ABC):
         """
 
     def row_starts(self, epoch: int) -> np.ndarray:
-        """What the position of every row begins with, `[B]` int64."""
+        """Returns the offset at which every row begins, `[B]` int64."""
         del epoch
         return np.zeros([self.rows], np.int64)
 
@@ -85,9 +86,10 @@ class RowStream(abc.ABC):
         for, and in any process. Of `rows` alone nothing else is read, as by one of many processes.
 
         Returns:
-          inputs, targets `[count, T, B, ...]`; start `[count, B]` bool; position `[count, B]`
-          int64; and where the stream needs them reset `[count, T, B]` bool, weight and link
-          `[count, T, B]` float32, advance `[count]` int32, rate `[count]` float32.
+          inputs, targets `[count, T, B, ...]`; start `[count, B]` bool; offset `[count, B]`
+          int64; and where the stream needs them weight `[count, T, B]` float32, update_scale
+          `[count]` float32, and the controls reset `[count, T, B]` bool, gradient_scale
+          `[count, T, B]` float32, advance `[count]` int32.
 
         Raises:
           ValueError: the data cannot be used (where, and why), the cursor is not in the stream,
@@ -103,7 +105,7 @@ class RowStream(abc.ABC):
             pieces.append(self._piece(cursor.epoch, cursor.index, piece, rows))
             cursor = advance(cursor, piece, self.windows_per_epoch)
             left -= piece
-        return Window(*map(_join, zip(*pieces, strict=True))), cursor
+        return tf.nest.map_structure(_join, *pieces), cursor
 
     def random(self, purpose: int, epoch: int, *more: int) -> np.random.Generator:
         """A generator that depends on its arguments and the seed alone."""
@@ -143,26 +145,30 @@ class RowStream(abc.ABC):
             reset = _broadcast(at == 0, reset, some, np.logical_or)
         start = np.zeros([count, some], bool)
         start[begins == 0] = True
-        link = np.ones([count, length, some], np.float32) if cut.burn_in or cut.cut else None
+        gradient_scale = (
+            np.ones([count, length, some], np.float32) if cut.burn_in or cut.cut else None
+        )
         for k in range(count if cut.cut or cut.drop_state else 0):
             rng = self.random(1, epoch, index + k)
             start[k] |= (rng.random(self.rows) < cut.drop_state)[rows]
-            if link is not None:
+            if gradient_scale is not None:
                 kept = rng.random([length, self.rows])[:, rows] >= cut.cut
-                link[k] = kept / np.float32(1.0 - cut.cut)
-        if link is not None and cut.burn_in:
-            link[:, cut.burn_in] = 0.0
+                gradient_scale[k] = kept / np.float32(1.0 - cut.cut)
+        if gradient_scale is not None and cut.burn_in:
+            gradient_scale[:, cut.burn_in] = 0.0
         moves = cut.look_back or cut.jitter
         return Window(
             inputs=inputs,
             targets=targets,
-            reset=reset,
             weight=weight,
             start=start,
-            position=self.row_starts(epoch)[rows] + firsts[:, None],
-            link=link,
-            advance=lengths.astype(np.int32) if moves else None,
-            rate=(lengths / cut.nominal_length).astype(np.float32) if cut.jitter else None,
+            offset=self.row_starts(epoch)[rows] + firsts[:, None],
+            update_scale=(lengths / cut.nominal_length).astype(np.float32) if cut.jitter else None,
+            controls=Controls(
+                reset=reset,
+                gradient_scale=gradient_scale,
+                advance=lengths.astype(np.int32) if moves else None,
+            ),
         )
 
 
@@ -179,6 +185,6 @@ def _broadcast(
     return np.ascontiguousarray(ours if theirs is None else join(ours, theirs))
 
 
-def _join(parts: tuple) -> np.ndarray | None:
+def _join(*parts: Any) -> Any:
     """Pieces of several epochs; where one has no such field, the stream has none."""
     return None if parts[0] is None else np.concatenate(parts)

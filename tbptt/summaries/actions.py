@@ -29,11 +29,9 @@ class TrainingSummaries:
         speed = self.progress.tokens_per_second
         if speed:  # not of the first call, which compiles
             self.writer.scalars(report.step, {tags.TOKENS_PER_SECOND: speed})
-        metrics = report.metrics
-        if metrics.penalty_sum:
-            self.writer.scalars(report.step, {tags.LOSS_PENALTY: metrics.penalty})
+        means = {tags.train(name): mean for name, mean in report.metrics.means.items()}
         self.writer.scalars(report.step, {
-            tags.LOSS_TRAIN: metrics.loss,
+            **means,
             tags.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
             tags.GRAD_NORM_MAX: report.metrics.grad_norm_max,
             tags.WINDOWS_SKIPPED: report.metrics.skipped,

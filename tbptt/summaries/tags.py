@@ -1,7 +1,6 @@
 """The tags that TensorBoard shows; every step axis is in windows."""
 
 LOSS_TRAIN = "loss/train"
-LOSS_PENALTY = "loss/penalty"
 LOSS_VALID = "loss/valid"
 RESULT_VALID = "result/valid"
 RESULT_TEST = "result/test"
@@ -17,3 +16,13 @@ SAMPLE = "sample"
 FORECAST = "forecast"
 PARAMETERS = "parameters"
 STATE = "state"
+
+
+def train(name: str) -> str:
+    """Returns the tag of a metric in training: `loss/train`, `accuracy/train`."""
+    return f"{name}/train"
+
+
+def valid(name: str) -> str:
+    """Returns the tag of a metric in validation: `loss/valid`, `accuracy/valid`."""
+    return f"{name}/valid"

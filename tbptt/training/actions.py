@@ -11,6 +11,7 @@ import tqdm
 from absl import logging
 
 from tbptt import checks
+from tbptt.training.window import LOSS
 from tbptt.types import State
 
 
@@ -114,10 +115,11 @@ class Progress:
             self._seconds += report.seconds
         if report.skipped:
             self.note(report.skipped)
-        self._loss_sum += report.metrics.loss_sum
-        self._weight_sum += report.metrics.weight_sum
-        loss = self._loss_sum / self._weight_sum if self._weight_sum else float("nan")
-        text = f"{self._loss_name} {loss:.4f}"
+        loss = report.metrics.sums[LOSS]
+        self._loss_sum += loss.total
+        self._weight_sum += loss.weight
+        mean = self._loss_sum / self._weight_sum if self._weight_sum else float("nan")
+        text = f"{self._loss_name} {mean:.4f}"
         if self._windows:
             text += f", {self.tokens_per_second:,.0f} tokens/s"
         self._bar.set_postfix_str(text, refresh=False)

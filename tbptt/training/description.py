@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-HOW = {"backend", "keep", "chunk"}  # attributes that change no result beyond rounding
+# Attributes that change no parameter beyond rounding.
+HOW = {"backend", "keep", "chunk", "metrics"}
 OF_MODULE = set(vars(tf.Module()))  # and names that begin with _self_, which TensorFlow adds
 
 
@@ -62,10 +63,12 @@ def _of_module(module: tf.Module) -> dict[str, Any]:
 
 
 def _is_unknown(value: Any) -> bool:
-    """Whether an attribute is a function, or parameters, whose names and shapes are elsewhere."""
+    """Returns whether an attribute is a nameless function, or parameters, which are elsewhere."""
     if isinstance(value, list | tuple):
         return bool(value) and all(map(_is_unknown, value))
-    return isinstance(value, tf.Variable | tf.Tensor | FunctionType)
+    if isinstance(value, FunctionType):
+        return value.__name__ == "<lambda>"
+    return isinstance(value, tf.Variable | tf.Tensor)
 
 
 def _holds_module(value: Any) -> bool:

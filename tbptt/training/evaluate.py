@@ -1,8 +1,9 @@
 """Loss over a whole stream, with a state of its own."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,22 +15,38 @@ from tbptt.streams.feed import Chunk, open_feed
 from tbptt.training import window as one
 from tbptt.training.actions import progress_bar
 from tbptt.training.programs import fold, make_program
-from tbptt.training.window import Carry, ContinuityError
-from tbptt.types import Cursor, Loss, Model, State, Stream, Window
-
-TOLD = ("loss", "weight", "broken")  # what a call adds up, in the order of a row of it
+from tbptt.training.window import LOSS, Carry, ContinuityError, Sums
+from tbptt.types import Cursor, Model, State, Stream, Window
 
 
 class Evaluation(NamedTuple):
     """The loss of a model on a whole stream.
 
     Attributes:
-      loss_sum: over every target of the stream, in nats.
-      weight_sum: how many there are.
+      sums: of the loss over every target of the stream, in nats, and of the model's own metrics,
+        each with its weight, by name.
     """
 
-    loss_sum: float
-    weight_sum: float
+    sums: Mapping[str, tuple[float, float]]
+
+    @property
+    def loss_sum(self) -> float:
+        """The sum of the loss over every target of the stream, in nats."""
+        return self.sums[LOSS][0]
+
+    @property
+    def weight_sum(self) -> float:
+        """The sum of the weights: how many targets there are."""
+        return self.sums[LOSS][1]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The mean of each of the model's own metrics; NaN where nothing counted."""
+        return {
+            name: total / weight if weight else math.nan
+            for name, (total, weight) in self.sums.items()
+            if name != LOSS
+        }
 
     @property
     def loss(self) -> float:
@@ -66,7 +83,6 @@ class Evaluator:
 
     Args:
       model: what to score; its parameters are read at every call.
-      loss: `(outputs, targets) -> [T, B]`. None: the model scores its windows itself.
       stream: with `tail="pad"`, or it leaves targets out.
       windows_per_call: as in training.
       optimizer: what to learn with on the way; None: nothing is learned.
@@ -78,7 +94,7 @@ class Evaluator:
       >>> stream = ContiguousStream(np.arange(8), rows=1, window_length=5, vocabulary_size=8,
       ...                           tail="pad")
       >>> model = LanguageModel(8, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
-      >>> Evaluator(model, cross_entropy, stream, jit_compile=False)().weight_sum
+      >>> Evaluator(model, stream, jit_compile=False)().weight_sum
       7.0
 
     Reference: Krause, Kahembwe, Murray & Renals (2018), Dynamic evaluation of neural sequence
@@ -88,7 +104,6 @@ class Evaluator:
     def __init__(
         self,
         model: Model,
-        loss: Loss | None,
         stream: Stream,
         *,
         windows_per_call: int = 64,
@@ -96,9 +111,9 @@ class Evaluator:
         replicas: Replicas | None = None,
         jit_compile: bool = True,
     ) -> None:
-        one.check_scores(model, loss)
+        one.check_model(model)
         self._model = model
-        self._loss = loss
+        self._names: tuple[str, ...] = ()
         self._stream = stream
         self._replicas = replicas or Replicas()
         self._feed = open_feed(
@@ -139,14 +154,20 @@ class Evaluator:
     def _evaluate(self) -> Evaluation:
         carry = self._replicas.deal(one.initial_carry(self._model, self._stream.rows))
         cursor, left = Cursor(), self._stream.windows_per_epoch
-        sums = np.zeros([len(TOLD)])
+        sums: Any = 0.0
         bar = progress_bar(left, label="evaluation", delay=2.0)
         while left > 0:
             count = min(self._feed.windows_per_call, left)
             chunk, following = self._feed.take(cursor, count)
-            carry, told = self._program(carry, chunk)
-            sums += np.asarray(self._replicas.local(told), np.float64).sum(axis=0)
-            if sums[TOLD.index("broken")]:
+            if not self._names:
+                windows = tf.nest.map_structure(
+                    lambda x: None if x is None else self._replicas.one(x), chunk.windows
+                )
+                state = self._replicas.one(carry.state)
+                self._names = one.metric_names(self._model, windows, state, training=False)
+            carry, of_call = self._program(carry, chunk)
+            sums += np.asarray(self._replicas.local(of_call), np.float64).sum(axis=0)
+            if sums[-1]:
                 raise ContinuityError(
                     f"The evaluation stream does not continue somewhere in the {count} windows "
                     f"from {cursor} on. Give each row the tokens that follow its last ones."
@@ -154,8 +175,9 @@ class Evaluator:
             cursor, left = following, left - count
             bar.update(count)
         bar.close()
-        loss_sum, weight_sum, _ = self._replicas.sum(*map(float, sums))
-        return Evaluation(loss_sum, weight_sum)
+        *flat, _ = self._replicas.sum(*map(float, sums))
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return Evaluation(dict(zip(self._names, pairs, strict=True)))
 
     @property
     def traces(self) -> int:
@@ -163,32 +185,29 @@ class Evaluator:
         return int(self._program.experimental_get_tracing_count())
 
     def _score(self, carry: Carry, chunk: Chunk) -> tuple[Carry, tf.Tensor]:
-        return fold(chunk, self._score_window, (carry, tf.zeros([1, len(TOLD)])))
+        return fold(chunk, self._score_window, (carry, tf.zeros([1, 2 * len(self._names) + 1])))
 
     def _score_window(
         self, window: Window, carried: tuple[Carry, tf.Tensor]
     ) -> tuple[Carry, tf.Tensor]:
-        carry, told = carried
-        broken = ~one.continues(window, carry.position)
+        carry, total = carried  # [1, 2N + 1]: sum and weight of each name, and how many are broken
+        broken = ~one.continues(window, carry.offset)
         if self._optimizer is None:
             state = one.begin(self._model, window, carry.state)
-            step_losses, _, state = one.score(
-                self._model, self._loss, window, state, training=False, seed=None
-            )
-            loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)
+            window_loss, state = self._model.loss(window, state, training=False, seed=None)
+            sums = one.measured(window_loss, window.weight)
         else:
-            state, loss_sum, weight_sum = self._learn(self._optimizer, window, carry.state)
-        of_window = [tf.cast(part, tf.float32) for part in (loss_sum, weight_sum, broken)]
-        position = one.position_after(window, carry.position)
-        return Carry(state, position, carry.skipped_in_a_row), told + tf.stack(of_window)
+            state, sums = self._learn(self._optimizer, window, carry.state)
+        parts = [part for name in self._names for part in sums[name]]
+        of_window = [tf.cast(part, tf.float32) for part in (*parts, broken)]
+        offset = one.offset_after(window, carry.offset)
+        return Carry(state, offset, carry.skipped_in_a_row), total + tf.stack(of_window)
 
     def _learn(
         self, optimizer: GradientTransform, window: Window, state: State
-    ) -> tuple[State, tf.Tensor, tf.Tensor]:
-        """State, loss and weight of a window, which is learned from after that."""
-        result = one.window_gradients(
-            self._model, self._loss, "mean", window, state, seed=None, training=False
-        )
+    ) -> tuple[State, Sums]:
+        """Returns state and sums of a window, and makes an update by it after that."""
+        result = one.window_gradients(self._model, "mean", window, state, seed=None, training=False)
         finite, _ = one.is_finite(result)
         one.update(
             optimizer,
@@ -199,7 +218,7 @@ class Evaluator:
             accept=finite,
         )
         self._step.assign_add(1)
-        return result.state, result.loss_sum, result.weight_sum
+        return result.state, result.sums
 
     @contextlib.contextmanager
     def _put_back(self) -> Iterator[None]:

@@ -62,32 +62,14 @@ def replace_unseen(window: Window, state: State) -> tuple[Window, State, tf.Tens
     window = window._replace(targets=_finite(window.targets, window.weight > 0)[0])
     if not any(part.dtype.is_floating for part in tf.nest.flatten(window.inputs)):
         return window, state, None
-    seen = reaches_counted(window.weight, window.reset)
+    seen = reaches_counted(window.weight, window.controls.reset)
     inputs, changed = _finite(window.inputs, seen)
-    entered = seen[0] if window.reset is None else seen[0] & ~window.reset[0]
+    entered = seen[0] if window.controls.reset is None else seen[0] & ~window.controls.reset[0]
     state, forgotten = _finite(state, entered)
     return (
         window._replace(inputs=inputs),
         state,
         tf.reduce_any(tf.stack(changed + forgotten), axis=0),
-    )
-
-
-def counted_only(nest: Nest, weight: tf.Tensor | None) -> Nest:
-    """Returns the same values where `weight [T, B]` is above 0, and elsewhere 0 without a gradient.
-
-    A selection before the loss: one after it leaves 0 times the derivative of the loss, which is
-    NaN where that is not finite. Leaves that are not floating, or not `[T, B, ...]`, stay.
-    """
-    if weight is None:
-        return nest
-    return tf.nest.map_structure(
-        lambda x: (
-            tf.where(_over(weight > 0, x), x, tf.zeros_like(x))
-            if x.dtype.is_floating and x.shape[:2] == weight.shape
-            else x
-        ),
-        nest,
     )
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tbptt.distribution import Replicas
 from tbptt.streams.feed import Chunk
 from tbptt.training import window as one
-from tbptt.training.window import Carry, WindowGradients
+from tbptt.training.window import LOSS, Carry, WindowGradients
 from tbptt.types import Nest, Window
 
 Backward = Callable[[Window, Carry, tf.Tensor], WindowGradients]
@@ -96,8 +96,8 @@ def make_replicated_program(
     ) -> tuple[list[tf.Tensor], Nest]:
         window = windows.at(index)
         result = backward(window, carry, replica)
-        broken = ~one.continues(window, carry.position)
-        sums = [result.loss_sum, result.weight_sum, result.penalty_sum, broken]
+        broken = ~one.continues(window, carry.offset)
+        sums = [*tf.nest.flatten(result.sums), broken]
         return _pack(result.gradients, sums, replicas.reduce_dtype), result.state
 
     @tf.function(autograph=False, jit_compile=jit_compile)
@@ -110,13 +110,16 @@ def make_replicated_program(
         state: Nest,
     ) -> tuple[Carry, Nest]:
         window = windows.at(index)
-        gradients, (loss_sum, weight_sum, penalty_sum, broken) = _unpack(packed, parameters)
+        gradients, (*flat, broken) = _unpack(packed, parameters)
+        sums = tf.nest.pack_sequence_as(metrics.sums, flat)
         # Each replica's part was averaged over its own rows.
         share = 1.0 / tf.constant(replicas.count, tf.float32)
         if reduction == "mean":
-            share = tf.math.divide_no_nan(tf.constant(one.rows(window), tf.float32), weight_sum)
+            share = tf.math.divide_no_nan(
+                tf.constant(one.rows(window), tf.float32), sums[LOSS].weight
+            )
         gradients = [gradient * tf.cast(share, gradient.dtype) for gradient in gradients]
-        result = WindowGradients(gradients, state, loss_sum, weight_sum, penalty_sum)
+        result = WindowGradients(gradients, state, sums)
         return update(window, carry, metrics, result, tf.equal(broken, 0.0))
 
     def replica(chunk: Chunk, k: tf.Tensor, carry: Carry, metrics: Nest) -> tuple[Carry, Nest]:

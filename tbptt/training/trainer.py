@@ -1,5 +1,6 @@
 """The trainer: parameters, optimizer state and step count, and the program that trains them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -15,8 +16,8 @@ from tbptt.training.average import Average
 from tbptt.training.description import describe
 from tbptt.training.loss_scale import LossScale
 from tbptt.training.programs import fold, make_program, make_replicated_program
-from tbptt.training.window import Carry, WindowGradients
-from tbptt.types import Loss, Model, Window
+from tbptt.training.window import LOSS, Carry, Sum, Sums, WindowGradients
+from tbptt.types import Model, Window
 
 
 class Metrics(NamedTuple):
@@ -24,9 +25,8 @@ class Metrics(NamedTuple):
 
     Attributes:
       windows: int64: how many were taken.
-      loss_sum: over all that counts in windows that were not skipped; without penalties.
-      weight_sum: what the sum was taken over.
-      penalty_sum: of what a model adds to the loss in training, over the same.
+      sums: of the loss, of a model's own metrics and of its penalty, by name, over windows that
+        were not skipped.
       grad_norm_sum, grad_norm_max: over the same windows, before any clipping.
       skipped: int64: windows whose loss or gradient was not finite.
       first_skipped: int64: the first of them, by its place in the call, or -1.
@@ -35,9 +35,7 @@ class Metrics(NamedTuple):
     """
 
     windows: tf.Tensor
-    loss_sum: tf.Tensor
-    weight_sum: tf.Tensor
-    penalty_sum: tf.Tensor
+    sums: Sums
     grad_norm_sum: tf.Tensor
     grad_norm_max: tf.Tensor
     skipped: tf.Tensor
@@ -46,20 +44,24 @@ class Metrics(NamedTuple):
     broken: tf.Tensor
 
     @classmethod
-    def none(cls) -> "Metrics":
-        """Returns the metrics of no windows."""
+    def none(cls, names: Sequence[str]) -> "Metrics":
+        """Returns the metrics of no windows, given what is measured."""
         none, zero = tf.zeros([], tf.int64), tf.zeros([])
-        return cls(none, zero, zero, zero, zero, zero, none, none - 1, none - 1, none - 1)
+        sums = {name: Sum(zero, zero) for name in names}
+        return cls(none, sums, zero, zero, none, none - 1, none - 1, none - 1)
 
     @property
     def loss(self) -> float:
         """Mean loss of what counts, in nats, without penalties: as an evaluation has it."""
-        return float(self.loss_sum / self.weight_sum) if self.weight_sum > 0 else float("nan")
+        return self.means[LOSS]
 
     @property
-    def penalty(self) -> float:
-        """Mean of what a model adds to that loss in training."""
-        return float(self.penalty_sum / self.weight_sum) if self.weight_sum > 0 else float("nan")
+    def means(self) -> dict[str, float]:
+        """The mean of everything that is measured, by name; NaN where nothing counted."""
+        return {
+            name: float(each.total / each.weight) if each.weight > 0 else float("nan")
+            for name, each in self.sums.items()
+        }
 
     @property
     def grad_norm_mean(self) -> float:
@@ -68,8 +70,8 @@ class Metrics(NamedTuple):
         return float(self.grad_norm_sum / counted) if counted > 0 else float("nan")
 
     def read(self) -> "Metrics":
-        """The same as Python numbers: waits for the device, so once a call."""
-        return Metrics(*(tensor.numpy().item() for tensor in self))
+        """Returns the same as Python numbers: waits for the device, so once a call."""
+        return tf.nest.map_structure(lambda tensor: tensor.numpy().item(), self)
 
 
 class Trainer(tf.Module):
@@ -85,7 +87,7 @@ class Trainer(tf.Module):
     Example:
       >>> stream = ContiguousStream(np.arange(25) % 5, rows=2, window_length=4, vocabulary_size=5)
       >>> model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
-      >>> trainer = Trainer(model, cross_entropy, sgd(0.1), jit_compile=False)
+      >>> trainer = Trainer(model, sgd(0.1), jit_compile=False)
       >>> carry = trainer.initial_carry(stream.rows)
       >>> chunk, cursor = ResidentFeed(stream, windows_per_call=3).take(Cursor(), 3)
       >>> carry, metrics = trainer(carry, chunk)
@@ -96,7 +98,6 @@ class Trainer(tf.Module):
     def __init__(
         self,
         model: Model,
-        loss: Loss | None,
         optimizer: GradientTransform,
         *,
         reduction: str = "mean",
@@ -107,8 +108,7 @@ class Trainer(tf.Module):
         jit_compile: bool = True,
     ) -> None:
         """Args:
-        model: a `Model` and `tf.Module`.
-        loss: `(outputs, targets) -> [T, B]`. None: the model scores its windows itself.
+        model: a `Model` and `tf.Module`; its `loss` is minimised.
         optimizer: see `optimizers.transform`.
         reduction: what of a window's loss is differentiated, see `losses.reduce`.
         seed: of all randomness in training, together with the step.
@@ -120,13 +120,11 @@ class Trainer(tf.Module):
         jit_compile: whether XLA compiles the loop; of replicas, what is between two sums.
 
         Raises:
-          ValueError: the model was made outside the replicas' scope; or `loss` leaves out what the
-            model has in its own `score`, as penalties.
+          ValueError: the model was made outside the replicas' scope.
         """
         super().__init__(name="trainer")
         checks.check_choice("reduction", reduction, REDUCTIONS)
-        one.check_scores(model, loss)
-        one.check_nothing_ignored(model, loss)
+        one.check_model(model)
         self.model = model
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         initial = optimizer.init([tf.convert_to_tensor(p) for p in model.trainable_variables])
@@ -135,7 +133,7 @@ class Trainer(tf.Module):
         )
         self.loss_scale = loss_scale
         self.average = average
-        self._loss = loss
+        self._names: tuple[str, ...] = ()
         self._optimizer = optimizer
         self._reduction = reduction
         self._seed = make_seed(seed)
@@ -149,7 +147,7 @@ class Trainer(tf.Module):
                 self._replicas,
                 lambda *given: self._backward("sum_over_window", *given),
                 self._update,
-                Metrics.none,
+                lambda: Metrics.none(self._names),
                 reduction=reduction,
                 parameters=model.trainable_variables,
                 jit_compile=jit_compile,
@@ -182,6 +180,11 @@ class Trainer(tf.Module):
         advice = f"Make it with initial_carry({rows * self._replicas.count}), of the same model."
         like = one.initial_carry(self.model, rows)
         checks.check_like("The carried state", self._replicas.one(carry), like, advice)
+        if not self._names:
+            windows = tf.nest.map_structure(
+                lambda x: None if x is None else self._replicas.one(x), chunk.windows
+            )
+            self._names = one.metric_names(self.model, windows, like.state, training=True)
         carry, metrics = self._program(carry, chunk)
         return carry, self._replicas.one(metrics)
 
@@ -190,7 +193,6 @@ class Trainer(tf.Module):
         """What decides how training goes on, beside the variables; see `describe`."""
         return {
             "model": describe(self.model),
-            "loss": "the model's own" if self._loss is None else describe(self._loss),
             "optimizer": describe(self._optimizer),
             "reduction": self._reduction,
             "seed": self._seed_number,
@@ -209,14 +211,14 @@ class Trainer(tf.Module):
         return int(self._program.experimental_get_tracing_count())
 
     def _train(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
-        return fold(chunk, self._train_window, (carry, Metrics.none()))
+        return fold(chunk, self._train_window, (carry, Metrics.none(self._names)))
 
     def _train_window(
         self, window: Window, carried: tuple[Carry, Metrics]
     ) -> tuple[Carry, Metrics]:
         carry, metrics = carried
         result = self._backward(self._reduction, window, carry)
-        return self._update(window, carry, metrics, result, one.continues(window, carry.position))
+        return self._update(window, carry, metrics, result, one.continues(window, carry.offset))
 
     def _backward(
         self, reduction: str, window: Window, carry: Carry, replica: tf.Tensor | None = None
@@ -225,9 +227,7 @@ class Trainer(tf.Module):
         if replica is not None:
             seed = fold_in(seed, replica)
         scale = None if self.loss_scale is None else tf.convert_to_tensor(self.loss_scale.scale)
-        return one.window_gradients(
-            self.model, self._loss, reduction, window, carry.state, seed, scale
-        )
+        return one.window_gradients(self.model, reduction, window, carry.state, seed, scale)
 
     def _update(
         self,
@@ -249,7 +249,7 @@ class Trainer(tf.Module):
             result.gradients,
             step,
             accept=finite & (broken < 0),
-            rate=window.rate,
+            scale=window.update_scale,
         )
         if self.average is not None:
             self.average.update(finite & (broken < 0))
@@ -259,9 +259,9 @@ class Trainer(tf.Module):
         fault = one.fault(result, finite)
         metrics = Metrics(
             windows=metrics.windows + 1,
-            loss_sum=metrics.loss_sum + _where(finite, result.loss_sum),
-            weight_sum=metrics.weight_sum + _where(finite, result.weight_sum),
-            penalty_sum=metrics.penalty_sum + _where(finite, result.penalty_sum),
+            sums=tf.nest.map_structure(
+                lambda old, new: old + _where(finite, new), metrics.sums, result.sums
+            ),
             grad_norm_sum=metrics.grad_norm_sum + _where(finite, norm),
             grad_norm_max=tf.maximum(metrics.grad_norm_max, _where(finite, norm)),
             skipped=metrics.skipped + skipped,
@@ -271,7 +271,7 @@ class Trainer(tf.Module):
         )
         carry = Carry(
             result.state,
-            one.position_after(window, carry.position),
+            one.offset_after(window, carry.offset),
             (carry.skipped_in_a_row + 1) * skipped,
         )
         return carry, metrics

@@ -4,7 +4,7 @@ Everything here is traced into a larger program; nothing here decides about comp
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -13,8 +13,8 @@ from tbptt.optimizers.clipping import global_norm, sums_of_squares
 from tbptt.optimizers.transform import GradientTransform
 from tbptt.state import detach, select
 from tbptt.training.loss_scale import divide
-from tbptt.training.masking import counted_only, replace_unseen, true_state
-from tbptt.types import Loss, Model, Nest, PenalisedLoss, ScoringModel, Seed, State, Window
+from tbptt.training.masking import replace_unseen, true_state
+from tbptt.types import Model, Nest, Seed, State, Window, WindowLoss
 from tbptt.variables import named_parameters
 
 
@@ -22,17 +22,31 @@ class ContinuityError(ValueError):
     """A window neither begins where its rows stand, nor starts them anew."""
 
 
+LOSS, PENALTY = "loss", "penalty"  # names of sums beside those of a model's own metrics
+
+
+class Sum(NamedTuple):
+    """The weighted sum of a metric, and the weight it was taken over, two scalars."""
+
+    total: tf.Tensor
+    weight: tf.Tensor
+
+
+Sums = dict[str, Sum]
+"""Sums by the name of what was measured; always with `loss`."""
+
+
 class Carry(NamedTuple):
     """What goes from window to window beside the parameters.
 
     Attributes:
       state: the rows' recurrent state, leaves `[B, ...]`.
-      position: `[B]` int64: where in its stream each row stands, -1 before the first window.
+      offset: `[B]` int64: where in its stream each row stands, -1 before the first window.
       skipped_in_a_row: int64 scalar: windows just skipped because they were not finite.
     """
 
     state: State
-    position: tf.Tensor
+    offset: tf.Tensor
     skipped_in_a_row: tf.Tensor
 
 
@@ -42,32 +56,29 @@ class WindowGradients(NamedTuple):
     Attributes:
       gradients: like `model.trainable_variables`, dense.
       state: after the window.
-      loss_sum: scalar: over all that counts.
-      weight_sum: scalar: how much counts.
-      penalty_sum: scalar: as `loss_sum`, of what training adds to the loss.
+      sums: of the loss, of the metrics, and of the penalty if there is one.
     """
 
     gradients: list[tf.Tensor]
     state: State
-    loss_sum: tf.Tensor
-    weight_sum: tf.Tensor
-    penalty_sum: tf.Tensor
+    sums: Sums
 
 
 def initial_carry(model: Model, rows: int) -> Carry:
     """Where `rows` rows stand before their first window."""
     return Carry(
         state=model.initial_state(rows),
-        position=tf.fill([rows], tf.constant(-1, tf.int64)),
+        offset=tf.fill([rows], tf.constant(-1, tf.int64)),
         skipped_in_a_row=tf.zeros([], tf.int64),
     )
 
 
 def begin(model: Model, window: Window, state: State) -> State:
-    """The state a window starts from: constants, and the initial state where a row starts.
+    """Returns the state that a window starts from, through which no gradient flows back.
 
-    The one place where the gradient is cut. What a starting row gets is not cut, so that a
-    learned initial state learns.
+    This is where back-propagation is truncated: `detach` is `tf.stop_gradient`, and there is no
+    other place. A row that starts anew gets the initial state, which is not cut, so that a learned
+    initial state learns.
     """
     state = detach(state)
     if window.start is None:
@@ -75,23 +86,30 @@ def begin(model: Model, window: Window, state: State) -> State:
     return select(window.start, model.initial_state(window.start.shape[0]), state)
 
 
-def continues(window: Window, position: tf.Tensor) -> tf.Tensor:
-    """Whether every row goes on at `position [B]`, or starts anew: a bool scalar."""
-    if window.position is None:
+def continues(window: Window, offset: tf.Tensor) -> tf.Tensor:
+    """Returns whether every row goes on at `offset [B]`, or starts anew: a bool scalar."""
+    if window.offset is None:
         return tf.constant(True)
-    fine = tf.equal(window.position, position)
-    for starts in (window.start, None if window.reset is None else window.reset[0]):
+    fine = tf.equal(window.offset, offset)
+    for starts in (
+        window.start,
+        None if window.controls.reset is None else window.controls.reset[0],
+    ):
         if starts is not None:
             fine |= starts
     return tf.reduce_all(fine)
 
 
-def position_after(window: Window, position: tf.Tensor) -> tf.Tensor:
+def offset_after(window: Window, offset: tf.Tensor) -> tf.Tensor:
     """Where the rows stand after `window`, `[B]`."""
-    if window.position is None:
-        return position
-    moved = steps(window) if window.advance is None else tf.cast(window.advance, tf.int64)
-    return window.position + moved
+    if window.offset is None:
+        return offset
+    moved = (
+        steps(window)
+        if window.controls.advance is None
+        else tf.cast(window.controls.advance, tf.int64)
+    )
+    return window.offset + moved
 
 
 def steps(window: Window) -> int:
@@ -104,52 +122,70 @@ def rows(window: Window) -> int:
     return int(tf.nest.flatten(window.inputs)[0].shape[1])
 
 
-def check_scores(model: Model, loss: Loss | None) -> None:
-    """Raises TypeError if there is no loss and the model cannot score its windows itself."""
-    if loss is None and not callable(getattr(model, "score", None)):
+def check_model(model: Model) -> None:
+    """Raises TypeError unless a model has a method `loss`."""
+    if not callable(getattr(model, "loss", None)):
         raise TypeError(
-            f"loss is None, but {type(model).__name__} has no method score(window, state, "
-            "training=, seed=) -> (loss [T, B], state). Give it one, or pass a loss, as "
-            "cross_entropy."
+            f"{type(model).__name__} has no method loss(window, state, *, training, seed) -> "
+            "(WindowLoss, state). Give it one, or use a SequenceModel with a loss."
         )
 
 
-def check_nothing_ignored(model: Model, loss: Loss | None) -> None:
-    """Raises ValueError if a loss was given to train a model that has more in its own score."""
-    ignored = getattr(model, "only_in_score", ())
-    if loss is not None and ignored:
-        raise ValueError(
-            f"A loss was given ({getattr(loss, '__name__', loss)}), but {type(model).__name__} has "
-            f"{' and '.join(ignored)}, which only its own score trains with. Pass loss=None, and "
-            "the model scores its windows itself, or leave that out of the model."
-        )
+def metric_names(model: Model, windows: Window, state: State, *, training: bool) -> tuple[str, ...]:
+    """Returns the names of what a model measures: `loss`, its metrics, and `penalty` if it has one.
 
+    `model.loss` is traced and not run, because a compiled loop has to know what it adds up before
+    its first turn.
 
-def score(
-    model: Model,
-    loss: Loss | None,
-    window: Window,
-    state: State,
-    *,
-    training: bool,
-    seed: Seed | None,
-) -> tuple[tf.Tensor, tf.Tensor | None, State]:
-    """Returns loss and penalty of every step of `window`, `[T, B]` each, and the final state.
+    Args:
+      model: its `loss` is traced.
+      windows: stacked `[K, ...]`.
+      state: leaves `[B, ...]`.
+      training: whether what only training has counts, as penalties.
 
-    With no `loss` the model scores the window itself, and only then may there be a penalty.
+    Raises:
+      ValueError: a metric has the name `loss` or `penalty`.
     """
-    if loss is None:
-        scored, state = cast(ScoringModel, model).score(window, state, training=training, seed=seed)
-        if isinstance(scored, PenalisedLoss):
-            return scored.loss, scored.penalty, state
-        return scored, None, state
-    outputs, state = model(window, state, training=training, seed=seed)
-    return loss(counted_only(outputs, window.weight), window.targets), None, state
+
+    def measure(window: Window, state: State) -> Nest:
+        seed = tf.zeros([2], tf.int32) if training else None
+        return model.loss(window, state, training=training, seed=seed)[0]
+
+    window = tf.nest.map_structure(
+        lambda x: None if x is None else tf.TensorSpec(x.shape[1:], x.dtype), windows
+    )
+    state = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), state)
+    traced = tf.function(measure, autograph=False).get_concrete_function(window, state)
+    result: WindowLoss = traced.structured_outputs
+    for name in {LOSS, PENALTY} & set(result.metrics):
+        raise ValueError(f"{name!r} is a metric of its own. Give the model's metric another name.")
+    names = (LOSS, *sorted(result.metrics))
+    return names if result.penalty is None else (*names, PENALTY)
+
+
+def measured(result: WindowLoss, weight: tf.Tensor | None) -> Sums:
+    """Returns the sum of loss, penalty and metrics over a window, and the weights of the sums.
+
+    Args:
+      result: of a window.
+      weight: `[T, B]`, what each step counts. None: 1.
+    """
+    sums = {LOSS: Sum(*losses.weighted_sum(result.loss, weight))}
+    for name in sorted(result.metrics):
+        value = result.metrics[name]
+        if isinstance(value, tuple):
+            sums[name] = Sum(*value)
+        elif len(value.shape):
+            sums[name] = Sum(*losses.weighted_sum(value, weight))
+        else:
+            sums[name] = Sum(value, tf.ones_like(value))
+    if result.penalty is not None:
+        sums[PENALTY] = Sum(*losses.weighted_sum(result.penalty, weight))
+    return sums
 
 
 def window_gradients(
     model: Model,
-    loss: Loss | None,
     reduction: str,
     window: Window,
     state: State,
@@ -171,24 +207,26 @@ def window_gradients(
     with tf.GradientTape() as tape:
         begun = begin(model, window, state)
         seen, seen_state, changed = replace_unseen(window, begun)
-        step_losses, penalties, state = score(model, loss, seen, seen_state, **how)
-        loss_sum, weight_sum = losses.weighted_sum(step_losses, window.weight)
-        minimised, penalty_sum = loss_sum, tf.zeros_like(loss_sum)
-        if penalties is not None:
-            penalty_sum, _ = losses.weighted_sum(penalties, window.weight)
-            minimised = loss_sum + penalty_sum
-        objective = losses.reduce(reduction, minimised, weight_sum, rows(window))
+        window_loss, state = model.loss(seen, seen_state, **how)
+        sums = measured(window_loss, window.weight)
+        objective = losses.reduce(reduction, minimised(sums), sums[LOSS].weight, rows(window))
         if scale is not None:
             objective *= tf.cast(scale, objective.dtype)
     gradients = tape.gradient(
         objective, parameters, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
-    state = true_state(changed, state, lambda: score(model, loss, window, begun, **how)[-1])
+    state = true_state(changed, state, lambda: model.loss(window, begun, **how)[1])
     # An embedding's gradient comes as slices; every transform below wants tensors.
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     if scale is not None:
         gradients = [divide(gradient, scale) for gradient in gradients]
-    return WindowGradients(gradients, state, loss_sum, weight_sum, penalty_sum)
+    return WindowGradients(gradients, state, sums)
+
+
+def minimised(sums: Sums) -> tf.Tensor:
+    """Returns the sum that training minimises: of the loss, and of the penalty if there is one."""
+    total = sums[LOSS].total
+    return total + sums[PENALTY].total if PENALTY in sums else total
 
 
 def update(
@@ -198,24 +236,24 @@ def update(
     gradients: list[tf.Tensor],
     step: tf.Tensor,
     accept: tf.Tensor,
-    rate: tf.Tensor | None = None,
+    scale: tf.Tensor | None = None,
 ) -> None:
     """Assigns new parameters and slots where `accept`, a bool scalar; else nothing changes.
 
-    With a `rate`, a float32 scalar, the updates are multiplied by it, after all transforms; or the
-    gradients before them, where the optimizer wants that, see `GradientTransform.rate_first`.
+    With a `scale`, a float32 scalar, the updates are multiplied by it, after all transforms; or the
+    gradients before them, where the optimizer wants that, see `GradientTransform.scale_first`.
     """
 
-    def rated(nest: Nest, applies: bool) -> Nest:
-        if rate is None or not applies:
+    def scaled(nest: Nest, applies: bool) -> Nest:
+        if scale is None or not applies:
             return nest
-        return tf.nest.map_structure(lambda x: x * tf.cast(rate, x.dtype), nest)
+        return tf.nest.map_structure(lambda x: x * tf.cast(scale, x.dtype), nest)
 
     values = [tf.convert_to_tensor(parameter) for parameter in parameters]
     old = tf.nest.map_structure(tf.convert_to_tensor, slots)
-    gradients = rated(gradients, optimizer.rate_first)
+    gradients = scaled(gradients, optimizer.scale_first)
     updates, new = optimizer.update(gradients, old, values, step)
-    updates = rated(updates, not optimizer.rate_first)
+    updates = scaled(updates, not optimizer.scale_first)
     for parameter, value, change in zip(parameters, values, updates, strict=True):
         parameter.assign(tf.where(accept, value + change, value))
     for slot, before, after in zip(*map(tf.nest.flatten, (slots, old, new)), strict=True):
@@ -225,7 +263,7 @@ def update(
 def is_finite(result: WindowGradients) -> tuple[tf.Tensor, tf.Tensor]:
     """Whether loss and gradients are finite, a bool scalar; and the gradients' norm."""
     norm = global_norm(result.gradients)
-    return tf.math.is_finite(norm) & tf.math.is_finite(result.loss_sum + result.penalty_sum), norm
+    return tf.math.is_finite(norm) & tf.math.is_finite(minimised(result.sums)), norm
 
 
 FAULTLESS, FAULT_OF_LOSS = -1, 0  # what `fault` returns beside 1 + the place of a parameter
@@ -245,7 +283,7 @@ def fault(result: WindowGradients, finite: tf.Tensor) -> tf.Tensor:
       FAULTLESS where `finite`; FAULT_OF_LOSS; or k + 1 for the gradient of parameter k, the first.
     """
     sums = tf.stack(sums_of_squares(result.gradients))
-    loss = tf.math.is_finite(result.loss_sum + result.penalty_sum)
+    loss = tf.math.is_finite(minimised(result.sums))
     of_gradients = 2 * tf.cast(tf.math.is_nan(sums), tf.int32)
     of_gradients += tf.cast(tf.math.is_inf(sums), tf.int32)
     first = tf.argmax(tf.concat([[3 * tf.cast(~loss, tf.int32)], of_gradients], axis=0))

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tbptt import checks
 from tbptt.state import zeros_like
-from tbptt.types import Nest, State
+from tbptt.types import Controls, Nest, State
 from tbptt.unroll import reference, scan
 from tbptt.unroll.reference import Cell
 
@@ -21,11 +21,9 @@ def unroll(
     cell: Cell,
     inputs: Nest,
     state: State,
-    reset: tf.Tensor | None = None,
+    controls: Controls = Controls(),
     *,
     initial_state: State | None = None,
-    link: tf.Tensor | None = None,
-    advance: tf.Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Nest, State]:
     """Runs `cell` over all `T` steps of a window.
@@ -41,12 +39,10 @@ def unroll(
         the structure, shapes and dtypes of the old one. May close over variables.
       inputs: a nest of `[T, B, ...]`, T and B static.
       state: a nest of `[B, ...]`: what the rows remember from the window before.
-      reset: `[T, B]` bool: row b forgets everything before step t. None costs nothing.
+      controls: resets inside the window, factors on the gradient between steps, and which step's
+        state is returned, see `Controls`. With `advance` that state is a constant; without, it is
+        the one after the last step, with its gradient. What is None costs nothing.
       initial_state: what a row that resets starts from, like `state`. None: zeros.
-      link: `[T, B]` float32: what the gradient that goes back through the state from step t to
-        the one before is multiplied with; 0 cuts it. None: 1.
-      advance: int32 scalar, 1 <= advance <= T: the state that is returned is the one after so
-        many steps, as a constant. None: the one after the last step, with its gradient.
       backend: `reference`, `scan`, or `auto`, which is `scan`.
 
     Returns:
@@ -59,25 +55,24 @@ def unroll(
       >>> total = lambda x, s: (s + x, s + x)
       >>> x = tf.ones([4, 1])
       >>> reset = tf.constant([[False], [False], [True], [False]])
-      >>> outputs, last = unroll(total, x, tf.zeros([1]), reset)
+      >>> outputs, last = unroll(total, x, tf.zeros([1]), Controls(reset))
       >>> outputs[:, 0].numpy().tolist(), last.numpy().tolist()
       ([1.0, 2.0, 1.0, 2.0], [2.0])
     """
     check_backend(backend)
-    initial_state = check_window(inputs, state, reset, initial_state, link, advance)
+    initial_state = check_window(inputs, state, controls, initial_state)
     run = BACKENDS["scan" if backend == "auto" else backend]
-    return run(cell, inputs, state, reset, initial_state, link, advance)
+    return run(cell, inputs, state, controls, initial_state)
 
 
 def check_window(
     inputs: Nest,
     state: State,
-    reset: tf.Tensor | None,
+    controls: Controls,
     initial_state: State | None,
-    link: tf.Tensor | None = None,
-    advance: tf.Tensor | None = None,
 ) -> State:
     """Checks what `unroll` is given; returns the initial state to select at a reset."""
+    reset, gradient_scale, advance = controls
     first = tf.nest.flatten(inputs)[0]
     if first.shape.rank is None or None in first.shape[:2]:
         raise ValueError(
@@ -90,8 +85,8 @@ def check_window(
         checks.check_shape("inputs", part, [steps, rows, *[None] * (len(part.shape) - 2)])
     for part in tf.nest.flatten(state):
         checks.check_shape("state", part, [rows, *[None] * (len(part.shape) - 1)])
-    if link is not None:
-        checks.check_shape("link", link, [steps, rows])
+    if gradient_scale is not None:
+        checks.check_shape("gradient_scale", gradient_scale, [steps, rows])
     if advance is not None:
         checks.check_shape("advance", advance, [])
     if reset is None:

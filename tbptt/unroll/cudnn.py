@@ -24,6 +24,7 @@ from typing import Any
 import tensorflow as tf
 
 from tbptt import checks
+from tbptt.types import Controls
 
 Parts = tuple[tf.Tensor, ...]
 
@@ -70,13 +71,13 @@ def check_layer(dtype: tf.DType, **options: Any) -> None:
         )
 
 
-def check_controls(**controls: tf.Tensor | None) -> None:
+def check_controls(controls: Controls) -> None:
     """Raises ValueError if something is to happen inside the window: one of these is not None.
 
     Example:
-      >>> check_controls(reset=None)
+      >>> check_controls(Controls())
     """
-    for name, value in controls.items():
+    for name, value in controls._asdict().items():
         if value is not None:
             raise ValueError(
                 f"{name} of shape {list(value.shape)} was given, but backend='cudnn' runs a window "

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tbptt.state import detach, link_gradient, select
-from tbptt.types import Nest, State
+from tbptt.state import detach, scale_gradient, select
+from tbptt.types import Controls, Nest, State
 
 Cell = Callable[[Nest, State], tuple[Nest, State]]
 """`(inputs_t, state) -> (output_t, state)`: one step of all rows, leaves `[B, ...]`."""
@@ -15,16 +15,15 @@ def run(
     cell: Cell,
     inputs: Nest,
     state: State,
-    reset: tf.Tensor | None,
+    controls: Controls,
     initial_state: State,
-    link: tf.Tensor | None,
-    advance: tf.Tensor | None,
 ) -> tuple[Nest, State]:
     """A Python loop over t. Slow to trace and to compile, on purpose: it is the definition."""
+    reset, gradient_scale, advance = controls
     outputs, states = [], []
     for t in range(tf.nest.flatten(inputs)[0].shape[0]):
-        if link is not None:
-            state = link_gradient(link[t], state)
+        if gradient_scale is not None:
+            state = scale_gradient(gradient_scale[t], state)
         if reset is not None:
             state = select(reset[t], initial_state, state)
         output, state = cell(tf.nest.map_structure(lambda x, t=t: x[t], inputs), state)

@@ -3,8 +3,8 @@
 import tensorflow as tf
 
 from tbptt import checks
-from tbptt.state import detach, link_gradient, select
-from tbptt.types import Nest, State
+from tbptt.state import detach, scale_gradient, select
+from tbptt.types import Controls, Nest, State
 from tbptt.unroll.reference import Cell
 
 
@@ -12,12 +12,11 @@ def run(
     cell: Cell,
     inputs: Nest,
     state: State,
-    reset: tf.Tensor | None,
+    controls: Controls,
     initial_state: State,
-    link: tf.Tensor | None,
-    advance: tf.Tensor | None,
 ) -> tuple[Nest, State]:
     """See `unroll`. The gradient is TensorFlow's own: the loop run backwards."""
+    reset, gradient_scale, advance = controls
     steps = tf.nest.flatten(inputs)[0].shape[0]
     # A TensorArray and not inputs[t]: the gradient of a slice is as large as the whole.
     arrays = tf.nest.map_structure(lambda x: _array(steps, x.dtype, x.shape[1:]).unstack(x), inputs)
@@ -27,8 +26,8 @@ def run(
     )
 
     def step(t: tf.Tensor, state: State, reached: Nest, written: Nest) -> tuple:
-        if link is not None:
-            state = link_gradient(link[t], state)
+        if gradient_scale is not None:
+            state = scale_gradient(gradient_scale[t], state)
         if reset is not None:
             state = select(reset[t], initial_state, state)
         output, state = cell(tf.nest.map_structure(lambda a: a.read(t), arrays), state)

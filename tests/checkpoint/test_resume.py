@@ -13,7 +13,7 @@ from tbptt.checkpoint.snapshot import restore, snapshot, variables_of
 from tbptt.streams.fingerprint import fingerprint
 from tbptt.training.average import NonMonotonic
 from tests.conftest import assert_same_bits, make_core
-from tests.streams.test_streams import STREAMS, AnyModel, any_loss
+from tests.streams.test_streams import STREAMS, AnyModel
 from tests.streams.test_streams import make as make_stream
 
 VOCABULARY, ROWS, WINDOWS = 7, 2, 11  # an epoch has 6: the end lies in the second
@@ -26,7 +26,7 @@ def text():
 
 def build(
     kind="lstm", *, jit=False, hidden_seed=1, dropout=0.4, norm=0.3, rate=0.02, decay=0.1,
-    loss=tbptt.cross_entropy, seed=5, growth=3, core=None, **options,
+    seed=5, growth=3, core=None, **options,
 ):  # fmt: skip
     """A trainer with everything that has a memory: Adam, dropout, an average, a loss scale."""
     model = tbptt.LanguageModel(
@@ -42,7 +42,6 @@ def build(
     average.begin()
     return tbptt.Trainer(
         model,
-        loss,
         optimizer,
         seed=seed,
         average=average,
@@ -96,9 +95,7 @@ def test_every_stream_goes_on_where_it_was(stream):
     Laws 11 and 12 too: windows continue, and it is one program whatever the cut and the epoch.
     """
     made, again = make_stream(stream, "everything"), make_stream(stream, "everything")
-    trainer = tbptt.Trainer(
-        AnyModel(dropout_rate=0.3), any_loss, optimizers.adam(0.01), jit_compile=False
-    )
+    trainer = tbptt.Trainer(AnyModel(dropout_rate=0.3), optimizers.adam(0.01), jit_compile=False)
     start = begin(trainer, made.rows)
     beginning, losses, seen = snapshot(trainer, start), {}, {}
     windows = made.windows_per_epoch + 5
@@ -137,7 +134,7 @@ def test_names_say_what_is_what():
     assert {
         "model.core.w_h", "model.embedding.table", "average.core.w_h", "average.count",
         "loss_scale.scale", "loss_scale.good_steps", "step", "carry.state.hidden",
-        "carry.position", "carry.skipped_in_a_row",
+        "carry.offset", "carry.skipped_in_a_row",
     } <= set(names)  # fmt: skip
     assert any(name.startswith("slots.") for name in names)
 
@@ -159,10 +156,6 @@ def test_another_model_and_other_facts_are_refused_and_nothing_changes():
         assert part in message
     assert "settings" not in message
     assert_same_bits(other.variables, before)
-
-
-def my_loss(outputs, targets):
-    return 2.0 * tbptt.cross_entropy(outputs, targets)
 
 
 OTHERWISE = {
@@ -199,7 +192,6 @@ OTHERWISE = {
         dict(core=dict(recurrent_dropout=0.1)),
         ["model.core.recurrent_dropout: 0.0 in the checkpoint, 0.1 here"],
     ),
-    "loss": (dict(loss=my_loss), ["loss: 'cross_entropy' in the checkpoint, 'my_loss' here"]),
     "loss scale": (dict(growth=4), ["loss_scale.growth_interval: 3 in the checkpoint, 4 here"]),
     "several": (
         dict(seed=6, dropout=0.5),
@@ -229,6 +221,21 @@ def test_a_trainer_that_would_go_on_differently_is_refused(tmp_path, case):
     assert other.windows_seen == 0
 
 
+def test_another_loss_is_refused_and_another_metric_is_not():
+    def make(loss, **options):
+        model = tbptt.SequenceModel(make_core("gru"), 2, loss, seed=tbptt.make_seed(0), **options)
+        return tbptt.Trainer(model, optimizers.sgd(0.1), jit_compile=False)
+
+    trainer = make(tbptt.squared_error)
+    taken = snapshot(trainer, begin(trainer))
+    other = make(tbptt.absolute_error)
+    message = "model.loss: 'squared_error' in the checkpoint, 'absolute_error' here"
+    with pytest.raises(CheckpointError, match=message):
+        restore(taken, other, begin(other))
+    same = make(tbptt.squared_error, metrics={"distance": tbptt.absolute_error})
+    restore(taken, same, begin(same))
+
+
 def test_how_it_is_computed_may_change():
     trainer = build(core=dict(backend="scan"))
     taken = snapshot(trainer, begin(trainer))
@@ -252,7 +259,7 @@ def test_what_a_user_made_need_not_describe_itself():
             lambda parameters: (), lambda u, s, p, step: ([-rate * g for g in u], s)
         )
         optimizer = optimizers.chain(optimizers.clip_by_value(1.0), own)
-        return tbptt.Trainer(AnyModel(), any_loss, optimizer, jit_compile=False)
+        return tbptt.Trainer(AnyModel(), optimizer, jit_compile=False)
 
     stream = make_stream("contiguous", "plain")
     trainer, other = make(0.1), make(0.2)
@@ -274,7 +281,6 @@ def test_the_record_of_a_trainer_keeps_its_names():
             "penalties": [0.0, 0.0],
             "dropout_rate": 0.4,
             "dropout_per": "step",
-            "compute_dtype": None,
             "embedding": {"class": "Embedding"},
             "core": {
                 "class": "LSTM",
@@ -286,9 +292,13 @@ def test_the_record_of_a_trainer_keeps_its_names():
                 "compute_dtype": "bfloat16",
                 "optional": ["peepholes"],
             },
-            "readout": {"class": "Dense", "compute_dtype": None},
+            "readout": {
+                "class": "FullSoftmax",
+                "hidden_size": 4,
+                "vocabulary_size": VOCABULARY,
+                "compute_dtype": None,
+            },
         },
-        "loss": "cross_entropy",
         "optimizer": [
             {"name": "clip_by_global_norm", "max_norm": 0.3},
             {"name": "scale_by_adam", "b1": 0.9, "b2": 0.999, "epsilon": 1e-8},
@@ -344,7 +354,7 @@ def test_names_of_the_checkpoint_s_own_are_refused():
 
 def test_other_rows_are_refused():
     trainer = build()
-    with pytest.raises(CheckpointError, match=r"carry.position: int64 \[2\] in the checkpoint, in"):
+    with pytest.raises(CheckpointError, match=r"carry.offset: int64 \[2\] in the checkpoint, in"):
         restore(snapshot(trainer, begin(trainer)), trainer, begin(trainer, rows=3))
 
 
@@ -406,7 +416,7 @@ def test_a_state_of_one_tensor_twice_comes_back_in_its_places():
         output_size=3,
     )
     model = tbptt.LanguageModel(VOCABULARY, 3, core, seed=tbptt.make_seed(0))
-    trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizers.sgd(0.1), jit_compile=False)
+    trainer = tbptt.Trainer(model, optimizers.sgd(0.1), jit_compile=False)
     position = go_on(trainer, text(), begin(trainer), 2, {})
     found = restore(snapshot(trainer, position), trainer, begin(trainer))
     assert found.carry.state["a"].numpy().tolist() == [[16.0], [16.0]]

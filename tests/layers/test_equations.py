@@ -153,7 +153,8 @@ def test_gradients_equal_finite_differences(kind):
     """With respect to parameters, learned initial states, inputs and state; with a reset."""
     core = make_core(kind, backend="reference", dtype=tf.float64, learned=True)
     inputs, state = make_inputs(4, 2, tf.float64), make_state(core, 2)
-    reset = tf.constant([[False, False], [False, False], [True, False], [False, False]])
+    rows = [[False, False], [False, False], [True, False], [False, False]]
+    reset = tbptt.Controls(tf.constant(rows))
     parameters = tbptt.named_parameters(core)
 
     @tf.function(autograph=False)
@@ -161,7 +162,7 @@ def test_gradients_equal_finite_differences(kind):
         values = list(values)
         for path in parameters:
             replace(core, path, values.pop(0))
-        outputs, final = core(values.pop(0), tf.nest.pack_sequence_as(state, values), reset=reset)
+        outputs, final = core(values.pop(0), tf.nest.pack_sequence_as(state, values), reset)
         return tf.add_n([tf.reduce_sum(tf.sin(p)) for p in tf.nest.flatten([outputs, final])])
 
     values = [v.numpy() for v in parameters.values()]

@@ -76,7 +76,7 @@ def test_log_probabilities_are_normalised(jit):
 def test_score_and_gradients_are_those_of_the_definition(chunk, jit):
     """Also where tails have no member at all, and where one has them all: one program for all."""
     readout = make(chunk=chunk)
-    run = with_gradients(readout.score, readout, jit)
+    run = with_gradients(readout.loss, readout, jit)
     expect = with_gradients(lambda h, t: dense(readout, h, t), readout)
     for kind in ("mixed", "head", "last tail"):
         hidden, targets = window(kind)
@@ -87,7 +87,7 @@ def test_score_and_gradients_are_those_of_the_definition(chunk, jit):
 
 def test_float64(jit):
     readout, (hidden, targets) = make(tf.float64), window(dtype=tf.float64)
-    loss = tf.function(readout.score, jit_compile=jit, autograph=False)(hidden, targets)
+    loss = tf.function(readout.loss, jit_compile=jit, autograph=False)(hidden, targets)
     assert loss.dtype == tf.float64
     assert_close(loss, dense(readout, hidden, targets))
 
@@ -113,7 +113,7 @@ def test_equals_torch(kind):
     t = torch.tensor(targets.numpy().reshape(-1)).long()
     (-(theirs(h, t).output) * torch.linspace(-1.0, 2.0, 70)).sum().backward()
 
-    loss, (d_hidden, *gradients) = with_gradients(readout.score, readout, jit=True)(hidden, targets)
+    loss, (d_hidden, *gradients) = with_gradients(readout.loss, readout, jit=True)(hidden, targets)
     assert_close(tf.reshape(loss, [-1]), -theirs(h, t).output.detach().numpy())
     assert_close(tf.reshape(d_hidden, [-1, HIDDEN]), h.grad.numpy())
     assert_close(

@@ -164,7 +164,7 @@ def test_readout_has_logits_and_a_score_that_agree(jit):
     readout = tbptt.ChunkedSoftmax(HIDDEN, VOCABULARY, seed=tbptt.make_seed(0), chunk=7)
     hidden = tf.reshape(make()[0], [35, 2, HIDDEN])
     targets = tf.reshape(make()[3], [35, 2])
-    score = tf.function(readout.score, jit_compile=jit, autograph=False)
+    score = tf.function(readout.loss, jit_compile=jit, autograph=False)
     expected = tbptt.cross_entropy(readout.logits(hidden), targets)
     assert_close(score(hidden, targets), expected)
     assert_close(score(hidden, tf.cast(targets, tf.uint16)), expected)  # as streams have them

@@ -1,4 +1,4 @@
-"""Readouts in a language model, and models that score their windows themselves, in training."""
+"""Readouts in a language model, and in training and evaluation."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers
-from tests.conftest import assert_close, assert_same_bits, make_core
+from tests.conftest import assert_close, make_core
 
 VOCABULARY, EMBEDDING, HIDDEN, ROWS, STEPS = 7, 3, 4, 2, 4
 SEED = tbptt.make_seed(9)
@@ -47,8 +47,8 @@ def make_stream(windows=6, tail="drop"):
     )
 
 
-def train(model, loss, jit, windows=6):
-    trainer = tbptt.Trainer(model, loss, optimizers.sgd(0.5), jit_compile=jit)
+def train(model, jit, windows=6):
+    trainer = tbptt.Trainer(model, optimizers.sgd(0.5), jit_compile=jit)
     start = tbptt.Position(trainer.initial_carry(ROWS))
     reports = []
     tbptt.train(
@@ -63,15 +63,16 @@ def train(model, loss, jit, windows=6):
 
 @pytest.mark.parametrize("kind", READOUTS)
 @pytest.mark.parametrize(("training", "jit"), [(False, True), (True, False)])
-def test_score_is_the_cross_entropy_of_the_logits(kind, training, jit):
+def test_loss_is_the_cross_entropy_of_the_logits(kind, training, jit):
     """With the same seed the same units are dropped. A sampled readout estimates in training."""
     model = make_model(kind)
     window = make_stream().windows(tbptt.Cursor(), 1)[0].at(0)
     options = dict(training=training, seed=tbptt.make_seed(3))
     state = tf.nest.map_structure(lambda s: s + 0.5, model.initial_state(ROWS))
-    score = tf.function(model.score, autograph=False, jit_compile=jit)
-    loss, scored_state = score(window, state, **options)
-    logits, state = model(window, state, **options)
+    run = tf.function(model.loss, autograph=False, jit_compile=jit)
+    result, scored_state = run(window, state, **options)
+    loss = result.loss
+    logits, state = model(window.inputs, state, **options)
     assert_close(scored_state, state)
     expected = tbptt.cross_entropy(logits, window.targets)
     if kind == "sampled" and training:
@@ -80,30 +81,15 @@ def test_score_is_the_cross_entropy_of_the_logits(kind, training, jit):
         assert_close(loss, expected)
 
 
-def test_default_readout_scores_to_the_bit():
-    model = make_model("default")
-    window = make_stream().windows(tbptt.Cursor(), 1)[0].at(0)
-    logits, _ = model(window, model.initial_state(ROWS))
-    loss, _ = model.score(window, model.initial_state(ROWS))
-    assert_same_bits(loss, tbptt.cross_entropy(logits, window.targets))
-
-
-@pytest.mark.parametrize("kind", ["default", "tied chunked", "adaptive"])
-def test_training_without_a_loss_is_training_with_cross_entropy(kind):
-    """With dropout, over six windows of two calls: every loss and every parameter."""
-    with_loss = train(make_model(kind), tbptt.cross_entropy, jit=False)
-    assert_close(train(make_model(kind), None, jit=False), with_loss)
-
-
-def test_chunked_trains_as_dense_does(jit):
-    """From the same weights: the readout's `w` is the dense one's, transposed."""
-    dense, chunked = make_model("default"), make_model("chunked")
-    chunked.readout.w.assign(tf.transpose(dense.readout.w))
-    losses, _ = train(chunked, None, jit)
-    expected, _ = train(dense, tbptt.cross_entropy, jit)
+def test_chunked_trains_as_full_does(jit):
+    """From the same weights: the readout's `w` is the full one's, transposed."""
+    full, chunked = make_model("default"), make_model("chunked")
+    chunked.readout.w.assign(tf.transpose(full.readout.w))
+    losses, _ = train(chunked, jit)
+    expected, _ = train(full, jit)
     assert_close(losses, expected)
-    assert_close(chunked.readout.w, tf.transpose(dense.readout.w))
-    assert_close(chunked.embedding.table, dense.embedding.table)
+    assert_close(chunked.readout.w, tf.transpose(full.readout.w))
+    assert_close(chunked.embedding.table, full.embedding.table)
 
 
 def test_sampled_training_lowers_the_exact_loss(jit):
@@ -113,25 +99,29 @@ def test_sampled_training_lowers_the_exact_loss(jit):
     stream = tbptt.ContiguousStream(
         tokens, rows=ROWS, window_length=STEPS, vocabulary_size=VOCABULARY
     )
-    evaluator = tbptt.Evaluator(model, None, stream, jit_compile=jit)
+    evaluator = tbptt.Evaluator(model, stream, jit_compile=jit)
     assert evaluator().loss > 1.8
-    trainer = tbptt.Trainer(model, None, optimizers.adam(0.05), jit_compile=jit)
+    trainer = tbptt.Trainer(model, optimizers.adam(0.05), jit_compile=jit)
     start = tbptt.Position(trainer.initial_carry(ROWS))
     tbptt.train(trainer, tbptt.ResidentFeed(stream, 100), start, windows=200)
     assert evaluator().loss < 0.3
 
 
-@pytest.mark.parametrize(
-    ("kind", "jit"), [("tied chunked", False), ("sampled", False), ("adaptive", True)]
-)
-def test_evaluation_without_a_loss_is_that_with_cross_entropy(kind, jit):
+@pytest.mark.parametrize(("kind", "jit"), [("tied", False), ("sampled", False), ("adaptive", True)])
+def test_evaluation_is_the_cross_entropy_of_the_logits(kind, jit):
     model, stream = make_model(kind), make_stream(tail="pad")
-    by_model, by_loss = (
-        tbptt.Evaluator(model, loss, stream, jit_compile=jit)()
-        for loss in (None, tbptt.cross_entropy)
-    )
-    assert by_model.weight_sum == by_loss.weight_sum
-    assert_close(np.float32(by_model.loss), np.float32(by_loss.loss))
+    windows, _ = stream.windows(tbptt.Cursor(), stream.windows_per_epoch)
+    windows = tf.nest.map_structure(lambda f: None if f is None else tf.constant(f), windows)
+    state, total, count = model.initial_state(ROWS), 0.0, 0
+    for k in range(stream.windows_per_epoch):
+        window = windows.at(k)
+        logits, state = model(window.inputs, state)
+        each = tbptt.cross_entropy(logits, window.targets)
+        weight = np.ones(each.shape) if window.weight is None else window.weight.numpy()
+        total, count = total + float((each.numpy() * weight).sum()), count + int(weight.sum())
+    found = tbptt.Evaluator(model, stream, jit_compile=jit)()
+    assert found.weight_sum == count
+    assert_close(np.float32(found.loss), np.float32(total / count))
 
 
 @pytest.mark.parametrize("kind", READOUTS)
@@ -150,41 +140,24 @@ def test_tied_readout_has_one_table_and_all_of_its_gradient():
     assert len(names) == len(model.trainable_variables)
     window = make_stream().windows(tbptt.Cursor(), 1)[0].at(0)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model.score(window, model.initial_state(ROWS))[0])
+        loss = tf.reduce_sum(model.loss(window, model.initial_state(ROWS))[0].loss)
     gradient = tf.convert_to_tensor(tape.gradient(loss, model.embedding.table))
     assert np.all(np.any(gradient.numpy() != 0, axis=1))  # the readout touches every token
 
 
-class Scoreless(tf.Module):
-    """A model as small as one can be."""
+class Lossless(tf.Module):
+    """A model that cannot be trained."""
 
-    def initial_state(self, batch_size):
+    def initial_state(self, rows):
         return ()
 
 
-def test_no_loss_and_no_score_is_refused():
-    message = r"loss is None, but Scoreless has no method score.* or pass a loss"
+def test_a_model_without_a_loss_is_refused():
+    message = r"Lossless has no method loss\(window, state, .* Give it one, or use a SequenceModel"
     with pytest.raises(TypeError, match=message):
-        tbptt.Trainer(Scoreless(), None, optimizers.sgd(0.1))
+        tbptt.Trainer(Lossless(), optimizers.sgd(0.1))
     with pytest.raises(TypeError, match=message):
-        tbptt.Evaluator(Scoreless(), None, make_stream())
-
-
-def test_a_loss_that_leaves_out_what_a_model_trains_with_is_refused():
-    """Penalties and the sampled estimate are in `score` alone; evaluation needs neither."""
-    core = tbptt.LSTM(4, 4, seed=SEED)
-    penalised = dict(activation_penalty=2.0, slowness_penalty=1.0)
-    sampled = dict(readout=tbptt.SampledSoftmax(4, VOCABULARY, samples=3, seed=SEED))
-    for options, name in (
-        (penalised, r"activation_penalty=2.0 and slowness_penalty=1.0"),
-        (sampled, "SampledSoftmax"),
-    ):
-        model = tbptt.LanguageModel(VOCABULARY, 4, core, seed=SEED, **options)
-        message = rf"A loss was given \(cross_entropy\), but LanguageModel has {name}, .* loss=None"
-        with pytest.raises(ValueError, match=message):
-            tbptt.Trainer(model, tbptt.cross_entropy, optimizers.sgd(0.1))
-        tbptt.Trainer(model, None, optimizers.sgd(0.1))
-        tbptt.Evaluator(model, tbptt.cross_entropy, make_stream(), jit_compile=False)
+        tbptt.Evaluator(Lossless(), make_stream())
 
 
 @pytest.mark.parametrize(
@@ -213,7 +186,7 @@ def test_a_loss_that_leaves_out_what_a_model_trains_with_is_refused():
         (
             dict(readout=lambda table: None),
             TypeError,
-            r"readout is function, which has no logits and score",
+            r"readout is function, which has no logits and loss",
         ),
     ],
     ids=["hidden size", "vocabulary size", "tied module", "not tied", "function"],

@@ -71,7 +71,7 @@ def test_estimate_by_hand(jit):
         expected[t, row] = np.log(z) - logits[target]
     assert hits > 0  # and they were left out
     score = tf.function(
-        lambda: readout.score(hidden, targets, training=True, seed=seed),
+        lambda: readout.loss(hidden, targets, training=True, seed=seed),
         jit_compile=jit,
         autograph=False,
     )
@@ -89,7 +89,7 @@ def test_the_sum_is_unbiased_and_so_is_its_gradient():
     def run(training, seed):
         with tf.GradientTape() as tape:
             tape.watch(hidden)
-            inverse = tf.exp(readout.score(hidden, targets, training=training, seed=seed))
+            inverse = tf.exp(readout.loss(hidden, targets, training=training, seed=seed))
             total = tf.reduce_sum(inverse)
         gradients = tape.gradient(total, [hidden, readout.exact.w, readout.exact.b])
         parts = [inverse, *map(tf.convert_to_tensor, gradients)]
@@ -112,7 +112,7 @@ def test_more_samples_come_nearer():
 
         def gradient(training, seed, readout=readout):
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(readout.score(hidden, targets, training=training, seed=seed))
+                loss = tf.reduce_mean(readout.loss(hidden, targets, training=training, seed=seed))
             return tf.convert_to_tensor(tape.gradient(loss, readout.exact.w))
 
         run = tf.function(gradient, autograph=False)
@@ -130,7 +130,7 @@ def test_the_same_numbers_plain_and_compiled():
     def run(seed):
         with tf.GradientTape() as tape:
             tape.watch(hidden)
-            loss = readout.score(hidden, targets, training=True, seed=seed)
+            loss = readout.loss(hidden, targets, training=True, seed=seed)
         gradients = tape.gradient(loss, [hidden, readout.exact.w, readout.exact.b])
         return loss, [tf.convert_to_tensor(g) for g in gradients]
 
@@ -144,14 +144,14 @@ def test_the_same_numbers_plain_and_compiled():
 def test_the_seed_decides():
     readout, inputs = make(), window()
     one, other = tbptt.make_seed(1), tbptt.make_seed(2)
-    score = lambda seed: readout.score(*inputs, training=True, seed=seed)  # noqa: E731
+    score = lambda seed: readout.loss(*inputs, training=True, seed=seed)  # noqa: E731
     assert_same_bits(score(one), score(one))
     assert not np.allclose(score(one), score(other))
 
 
 def test_exact_outside_training(jit):
     readout, (hidden, targets) = make(chunk=5), window()
-    score = tf.function(readout.score, jit_compile=jit, autograph=False)
+    score = tf.function(readout.loss, jit_compile=jit, autograph=False)
     expected = tbptt.cross_entropy(readout.logits(hidden), targets)
     assert_close(score(hidden, targets, training=False, seed=tbptt.make_seed(1)), expected)
     assert_close(score(hidden, targets, training=False, seed=None), expected)
@@ -159,7 +159,7 @@ def test_exact_outside_training(jit):
 
 def test_training_without_a_seed_is_refused():
     with pytest.raises(ValueError, match=r"needs a seed for that\. Pass seed=, or training=False"):
-        make().score(*window(), training=True, seed=None)
+        make().loss(*window(), training=True, seed=None)
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def test_rows_are_equal_stretches_and_targets_follow_inputs():
     assert by_row.tolist() == [list(range(s, s + 12)) for s in (0, 13, 26)]
     assert (windows.targets == windows.inputs + 1).all()
     assert windows.weight is None
-    assert windows.reset is None
+    assert windows.controls.reset is None
     assert windows.start.tolist() == [[True] * 3, [False] * 3, [False] * 3]
-    assert windows.position.tolist() == [[0, 13, 26], [4, 17, 30], [8, 21, 34]]
+    assert windows.offset.tolist() == [[0, 13, 26], [4, 17, 30], [8, 21, 34]]
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def test_chunks_are_the_windows_of_the_stream(feed):
         assert cursor == following
         for k, window in enumerate(windows_of(chunk)):
             assert_same_bits(
-                [window.inputs, window.targets, window.start, window.position],
-                [expected.inputs[k], expected.targets[k], expected.start[k], expected.position[k]],
+                [window.inputs, window.targets, window.start, window.offset],
+                [expected.inputs[k], expected.targets[k], expected.start[k], expected.offset[k]],
             )
     again, _ = reader.take(tbptt.Cursor(0, 1), 1)  # a jump back
     assert_same_bits(

@@ -77,11 +77,15 @@ def new_steps(stream, epoch=0):
     count = stream.windows_per_epoch
     windows, _ = stream.windows(tbptt.Cursor(epoch, 0), count)
     weight = windows.weight if windows.weight is not None else np.ones(windows.targets.shape[:3])
-    reset = np.zeros(weight.shape, bool) if windows.reset is None else windows.reset.copy()
+    reset = (
+        np.zeros(weight.shape, bool)
+        if windows.controls.reset is None
+        else windows.controls.reset.copy()
+    )
     back = stream.truncation.look_back
     reset[0, back] |= windows.start[0]  # an epoch's start, as it may be said in either way
     lengths = [stream.truncation.nominal_length] * count
-    lengths = lengths if windows.advance is None else windows.advance
+    lengths = lengths if windows.controls.advance is None else windows.controls.advance
     fields = (windows.inputs, windows.targets, weight, reset)
     return [
         np.concatenate([part[k, back : back + n] for k, n in enumerate(lengths)]) for part in fields
@@ -89,7 +93,7 @@ def new_steps(stream, epoch=0):
 
 
 def assert_equal_windows(a, b):
-    for x, y in zip(a, b, strict=True):
+    for x, y in zip(tf.nest.flatten(a), tf.nest.flatten(b), strict=True):
         assert (x is None) == (y is None)
         if x is not None:
             assert x.dtype == y.dtype
@@ -100,15 +104,16 @@ def assert_equal_windows(a, b):
 @every_truncation
 def test_windows_are_a_pure_function_of_the_cursor(stream, truncation):
     """Any cursor, in any order, one by one or together, of another object: the same windows."""
-    one = make(stream, truncation)
-    total = one.windows_per_epoch
-    together, end = one.windows(tbptt.Cursor(), 2 * total + 1)
+    made = make(stream, truncation)
+    total = made.windows_per_epoch
+    together, end = made.windows(tbptt.Cursor(), 2 * total + 1)
     assert end == tbptt.Cursor(2, 1)
     other = make(stream, truncation)
     for k in np.random.default_rng(1).permutation(2 * total + 1)[:12]:
         alone, following = other.windows(tbptt.Cursor(*divmod(int(k), total)), 1)
         assert following == tbptt.Cursor(*divmod(int(k) + 1, total))
-        assert_equal_windows(alone, [None if f is None else f[k : k + 1] for f in together])
+        one = tf.nest.map_structure(lambda f, k=k: None if f is None else f[k : k + 1], together)
+        assert_equal_windows(alone, one)
 
 
 @every_stream
@@ -129,13 +134,15 @@ def test_windows_are_the_same_in_another_process():
         "import experiments, zlib\n"
         "from tests.streams.test_streams import *\n"
         "window, _ = make('documents', 'everything').windows(tbptt.Cursor(3, 2), 4)\n"
-        "print(zlib.crc32(b''.join(f.tobytes() for f in window if f is not None)))\n"
+        "print(zlib.crc32(b''.join(f.tobytes() for f in tf.nest.flatten(window) if f is not None)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, check=True, text=True
     )
     window, _ = make("documents", "everything").windows(tbptt.Cursor(3, 2), 4)
-    assert int(done.stdout) == zlib.crc32(b"".join(f.tobytes() for f in window if f is not None))
+    assert int(done.stdout) == zlib.crc32(
+        b"".join(f.tobytes() for f in tf.nest.flatten(window) if f is not None)
+    )
 
 
 @every_stream
@@ -144,11 +151,11 @@ def test_windows_continue_each_other_or_start_anew(stream, truncation):
     """Law 11, on the host: the same check as in the loop."""
     made = make(stream, truncation)
     windows, _ = made.windows(tbptt.Cursor(), 2 * made.windows_per_epoch + 1)
-    moved = STEPS if windows.advance is None else windows.advance[:-1, None]
-    follows = windows.position[1:] == windows.position[:-1] + moved
+    moved = STEPS if windows.controls.advance is None else windows.controls.advance[:-1, None]
+    follows = windows.offset[1:] == windows.offset[:-1] + moved
     starts = windows.start[1:].copy()
-    if windows.reset is not None:
-        starts |= windows.reset[1:, 0]
+    if windows.controls.reset is not None:
+        starts |= windows.controls.reset[1:, 0]
     assert (follows | starts).all()
     assert windows.start[0].all()
     for epoch in range(3):
@@ -208,15 +215,19 @@ class AnyModel(tf.Module):
         self.core = make_core("lstm")
         self.dropout_rate = dropout_rate
 
-    def initial_state(self, batch_size):
-        return self.core.initial_state(batch_size)
+    def initial_state(self, rows):
+        return self.core.initial_state(rows)
 
-    def __call__(self, window, state, *, training, seed):
-        x = tf.cast(window.inputs, tf.float32)
+    def __call__(self, inputs, state, controls=None, *, training=False, seed=None):
+        x = tf.cast(inputs, tf.float32)
         x = x[..., None] if x.shape.rank == 2 else x
         x = tf.reduce_mean(x, axis=-1, keepdims=True) * tf.ones([3]) / 100.0
         x = dropout(x, self.dropout_rate if training else 0.0, seed)
-        return self.core(x, state, reset=window.reset, link=window.link, advance=window.advance)
+        return self.core(x, state, controls or tbptt.Controls())
+
+    def loss(self, window, state, *, training, seed):
+        outputs, state = self(window.inputs, state, window.controls, training=training, seed=seed)
+        return tbptt.WindowLoss(any_loss(outputs, window.targets)), state
 
 
 def any_loss(outputs, targets):
@@ -276,16 +287,16 @@ def test_jittered_lengths():
 def test_jitter_scales_the_update():
     made = make("contiguous", "jitter")
     windows, _ = made.windows(tbptt.Cursor(), made.windows_per_epoch)
-    np.testing.assert_allclose(windows.rate, windows.advance / 4)
+    np.testing.assert_allclose(windows.update_scale, windows.controls.advance / 4)
 
 
-def test_cuts_are_unbiased_links():
+def test_cuts_are_unbiased_scales():
     made = tbptt.ContiguousStream(
         np.arange(30_001) % 9, rows=10, vocabulary_size=9, truncation=tbptt.Truncation(10, cut=0.25)
     )
-    link = made.windows(tbptt.Cursor(), 100)[0].link
-    assert set(np.unique(link)) == {0.0, np.float32(1 / 0.75)}
-    assert abs(link.mean() - 1) < 0.03
+    scale = made.windows(tbptt.Cursor(), 100)[0].controls.gradient_scale
+    assert set(np.unique(scale)) == {0.0, np.float32(1 / 0.75)}
+    assert abs(scale.mean() - 1) < 0.03
 
 
 def test_dropped_states_start_anew():

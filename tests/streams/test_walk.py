@@ -115,7 +115,7 @@ LOSSES = {
         lambda out, t: np.abs(out - t).mean(1),
     ),
     "gaussian": (
-        losses.gaussian,
+        losses.gaussian_nll,
         lambda x, width: np.cos(np.outer(x, np.arange(1, 2 * width + 1))),
         lambda targets: targets / 100,
         lambda out, t: (
@@ -169,14 +169,15 @@ def test_each_target_is_scored_once_and_the_losses_are_the_walks(stream, truncat
 class Plain(tf.Module):
     """Predicts from what it reads at a step, and remembers nothing."""
 
-    def initial_state(self, batch_size):
-        return tf.zeros([batch_size, 1])
+    def initial_state(self, rows):
+        return tf.zeros([rows, 1])
 
-    def __call__(self, window, state, *, training, seed):
+    def loss(self, window, state, *, training, seed):
         x = tf.cast(window.inputs, tf.float32)
         x = x if x.shape.rank == 2 else x[..., 0]
         width = 1 if window.targets.shape.rank == 2 else window.targets.shape[-1]
-        return tf.cos(x[..., None] * tf.range(1.0, 1.0 + width)), state
+        outputs = tf.cos(x[..., None] * tf.range(1.0, 1.0 + width))
+        return tbptt.WindowLoss(distance(outputs, window.targets)), state
 
 
 def distance(outputs, targets):
@@ -187,7 +188,7 @@ def distance(outputs, targets):
 
 @pytest.mark.parametrize("stream", ["contiguous", "documents-boundary", "frames-next", "series"])
 def test_an_evaluation_is_the_walk_too(stream):
-    found = Evaluator(Plain(), distance, make(stream, "stride"), jit_compile=False)()
+    found = Evaluator(Plain(), make(stream, "stride"), jit_compile=False)()
     walk = WALKS[stream]("stride", None)
     _, outputs_of, targets_of, by_hand = LOSSES["squared_error"]
     x, y = np.array([now for now, _ in walk]), np.array([then for _, then in walk])

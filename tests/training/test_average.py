@@ -12,9 +12,7 @@ from tests.training.test_loop import ROWS, make_model, make_stream
 def test_mean_is_over_the_windows_since_it_was_begun(jit):
     model = make_model()
     average = tbptt.Average(model)
-    trainer = tbptt.Trainer(
-        model, tbptt.cross_entropy, optimizers.sgd(0.5), average=average, jit_compile=jit
-    )
+    trainer = tbptt.Trainer(model, optimizers.sgd(0.5), average=average, jit_compile=jit)
     position = tbptt.Position(trainer.initial_carry(ROWS))
     feed = tbptt.ResidentFeed(make_stream(), 4)
     seen = []

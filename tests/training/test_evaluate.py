@@ -25,9 +25,7 @@ def stream(rows, window_length):
 
 def evaluate(model, rows, window_length, jit=False, windows_per_call=3):
     part = stream(rows, window_length)
-    return tbptt.Evaluator(
-        model, tbptt.cross_entropy, part, windows_per_call=windows_per_call, jit_compile=jit
-    )
+    return tbptt.Evaluator(model, part, windows_per_call=windows_per_call, jit_compile=jit)
 
 
 @pytest.mark.parametrize(("kind", "backend", "jit"), LOOPS)
@@ -35,7 +33,7 @@ def test_every_target_is_scored_once_whatever_the_window(kind, backend, jit):
     """One row: 53 targets by windows of 1, 5 and 60 equal the whole text at once."""
     model = make_model(kind, backend)
     window = tbptt.Window(tf.constant(TOKENS[:-1, None]), tf.constant(TOKENS[1:, None]))
-    logits, _ = model(window, model.initial_state(1))
+    logits, _ = model(window.inputs, model.initial_state(1))
     expected = float(tf.reduce_sum(tbptt.cross_entropy(logits, window.targets)))
     for window_length in (5, 60) if backend == "reference" or jit else (1, 5, 60):
         evaluation = evaluate(model, 1, window_length, jit)()
@@ -52,7 +50,7 @@ def test_rows_with_ragged_ends_score_every_target_once(rows):
     for start in range(0, len(TOKENS) - 1, length):
         ids = TOKENS[start : start + length + 1]
         window = tbptt.Window(tf.constant(ids[:-1, None]), tf.constant(ids[1:, None]))
-        logits, _ = model(window, model.initial_state(1))
+        logits, _ = model(window.inputs, model.initial_state(1))
         expected += float(tf.reduce_sum(tbptt.cross_entropy(logits, window.targets)))
     evaluation = evaluate(model, rows, 5)()
     assert evaluation.weight_sum == len(TOKENS) - 1
@@ -63,7 +61,7 @@ def test_rows_with_ragged_ends_score_every_target_once(rows):
 def test_evaluation_changes_nothing_in_training(kind, jit):
     """A run with an evaluation after every call ends with the bits of one without."""
     model, results = make_model(kind), []
-    trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizers.adam(0.01), jit_compile=jit)
+    trainer = tbptt.Trainer(model, optimizers.adam(0.01), jit_compile=jit)
     evaluator = evaluate(model, 2, 4, jit)
     training = tbptt.ContiguousStream(TOKENS, rows=2, window_length=4, vocabulary_size=VOCABULARY)
     first_values = values_of(trainer)
@@ -89,8 +87,10 @@ def test_evaluation_twice_gives_the_same_figure():
 
 
 def test_figures():
-    evaluation = tbptt.Evaluation(loss_sum=8.0, weight_sum=4.0)
+    evaluation = tbptt.Evaluation({"loss": (8.0, 4.0), "accuracy": (3.0, 4.0), "none": (0.0, 0.0)})
     assert evaluation.loss == 2.0
+    assert evaluation.metrics["accuracy"] == 0.75
+    assert np.isnan(evaluation.metrics["none"])
     assert np.isclose(evaluation.perplexity, np.exp(2.0))
     assert np.isclose(evaluation.bits, 2.0 / np.log(2.0))
 
@@ -101,11 +101,11 @@ def test_evaluation_stream_that_does_not_continue_is_refused():
 
         def windows(self, cursor, count):
             windows, cursor = stream(2, 5).windows(cursor, count)
-            windows.position[1:] = windows.position[1:, ::-1].copy()
+            windows.offset[1:] = windows.offset[1:, ::-1].copy()
             return windows, cursor
 
     with pytest.raises(tbptt.ContinuityError, match="does not continue"):
-        tbptt.Evaluator(make_model(), tbptt.cross_entropy, Swapped(), jit_compile=False)()
+        tbptt.Evaluator(make_model(), Swapped(), jit_compile=False)()
 
 
 @pytest.mark.parametrize(("rows", "window_length"), [(1, 3), (1, 20), (3, 5), (4, 2)])
@@ -116,7 +116,7 @@ def test_figure_of_whole_documents_depends_on_neither_rows_nor_windows(rows, win
     expected = 0.0
     for begin, end in zip([0, *documents.ends[:-1]], documents.ends, strict=True):
         ids = tf.constant(TOKENS[begin:end, None], tf.int32)
-        logits, _ = model(tbptt.Window(ids[:-1], ids[1:]), model.initial_state(1))
+        logits, _ = model(ids[:-1], model.initial_state(1))
         expected += float(tf.reduce_sum(tbptt.cross_entropy(logits, ids[1:])))
     stream = tbptt.DocumentStream(
         documents,
@@ -126,7 +126,7 @@ def test_figure_of_whole_documents_depends_on_neither_rows_nor_windows(rows, win
         shuffle=False,
         whole=True,
     )
-    evaluation = tbptt.Evaluator(model, tbptt.cross_entropy, stream, jit_compile=False)()
+    evaluation = tbptt.Evaluator(model, stream, jit_compile=False)()
     assert evaluation.weight_sum == len(TOKENS) - len(documents)
     assert np.isclose(evaluation.loss_sum, expected, rtol=1e-5)
 
@@ -150,7 +150,7 @@ def learn_by_hand(model, part, rate):
     for start in range(0, len(TOKENS) - 1, part.window_length):
         ids = TOKENS[start : start + part.window_length + 1, None]
         with tf.GradientTape() as tape:
-            logits, state = model(tbptt.Window(tf.constant(ids[:-1]), tf.constant(ids[1:])), state)
+            logits, state = model(tf.constant(ids[:-1]), state)
             step_losses = tbptt.cross_entropy(logits, tf.constant(ids[1:]))
             loss = tf.reduce_mean(step_losses)
         total += float(tf.reduce_sum(step_losses))
@@ -164,7 +164,7 @@ def learn_by_hand(model, part, rate):
 def test_dynamic_evaluation_scores_a_window_before_it_learns_it_and_forgets_in_the_end(jit):
     model, twin, part = make_model(), make_model(), stream(1, 5)
     evaluator = tbptt.Evaluator(
-        model, None, part, windows_per_call=4, optimizer=optimizers.sgd(0.5), jit_compile=jit
+        model, part, windows_per_call=4, optimizer=optimizers.sgd(0.5), jit_compile=jit
     )
     before = [parameter.numpy() for parameter in model.trainable_variables]
     first, second = evaluator(), evaluator()
@@ -172,7 +172,7 @@ def test_dynamic_evaluation_scores_a_window_before_it_learns_it_and_forgets_in_t
         assert_same_bits(parameter, value)
     assert first == second
     assert evaluator.traces == 1
-    static = tbptt.Evaluator(model, None, part, windows_per_call=4, jit_compile=jit)()
+    static = tbptt.Evaluator(model, part, windows_per_call=4, jit_compile=jit)()
     expected = learn_by_hand(twin, part, 0.5)
     assert first.weight_sum == static.weight_sum == len(TOKENS) - 1
     assert np.isclose(first.loss_sum, expected, rtol=1e-5)
@@ -182,7 +182,7 @@ def test_dynamic_evaluation_scores_a_window_before_it_learns_it_and_forgets_in_t
 def test_dynamic_evaluation_forgets_what_it_learned_when_it_is_interrupted(monkeypatch):
     model = make_model()
     evaluator = tbptt.Evaluator(
-        model, None, stream(1, 5), windows_per_call=4, optimizer=optimizers.adam(0.1),
+        model, stream(1, 5), windows_per_call=4, optimizer=optimizers.adam(0.1),
         jit_compile=False,
     )  # fmt: skip
     expected = evaluator()
@@ -206,4 +206,4 @@ def test_dynamic_evaluation_forgets_what_it_learned_when_it_is_interrupted(monke
 
 def test_evaluation_of_nothing_says_so():
     with pytest.raises(ValueError, match="Nothing was scored: every weight of the stream is 0"):
-        _ = tbptt.Evaluation(0.0, 0.0).loss
+        _ = tbptt.Evaluation({"loss": (0.0, 0.0)}).loss

@@ -33,7 +33,6 @@ def make_model(kind="lstm", *, dropout=0.0, backend="auto", learned=False):
 def make_trainer(kind="lstm", *, jit=False, optimizer=None, model=None, **options):
     return tbptt.Trainer(
         model or make_model(kind, **options),
-        tbptt.cross_entropy,
         optimizer or optimizers.chain(optimizers.clip_by_global_norm(0.3), optimizers.adam(0.01)),
         jit_compile=jit,
     )
@@ -82,9 +81,7 @@ def test_same_seed_same_bits_other_seed_other_bits():
     results = []
     for seed in (0, 0, 1):
         model = make_model(dropout=0.3)
-        trainer = tbptt.Trainer(
-            model, tbptt.cross_entropy, optimizers.sgd(0.1), seed=seed, jit_compile=False
-        )
+        trainer = tbptt.Trainer(model, optimizers.sgd(0.1), seed=seed, jit_compile=False)
         run(trainer, make_stream(), 3, 3)
         results.append(model.trainable_variables)
     assert_same_bits(results[0], results[1])
@@ -118,7 +115,7 @@ def test_state_is_carried_and_an_epoch_starts_anew(jit):
         if step == 3:
             state = trainer.model.initial_state(ROWS)
         window, _ = stream.windows(tbptt.Cursor(*divmod(step, 3)), 1)
-        _, state = trainer.model(window.at(0), state)
+        _, state = trainer.model(window.at(0).inputs, state)
         position = tbptt.train(trainer, reader, position, windows=step + 1)
         assert_close(position.carry.state, state)
 
@@ -136,9 +133,9 @@ def test_overlapping_windows_carry_the_state_of_where_they_advance_to(jit):
         position = tbptt.train(trainer, reader, position, windows=windows)
         steps = 2 * (windows % 10) - 2
         read = stream.read(windows // 10, 0, steps, slice(None))
-        whole = tbptt.Window(tf.constant(read.inputs.T), tf.constant(read.targets.T))
+        whole = tf.constant(read.inputs.T)
         _, expected = trainer.model(whole, trainer.model.initial_state(ROWS))
-        assert position.carry.position.numpy().tolist() == [steps, 20 + steps]
+        assert position.carry.offset.numpy().tolist() == [steps, 20 + steps]
         assert_close(position.carry.state, expected)
 
 
@@ -151,7 +148,7 @@ def test_rate_scales_the_update():
         before = [parameter.numpy() for parameter in trainer.model.trainable_variables]
         rated = tf.nest.map_structure(
             lambda f: None if f is None else tf.constant(f),
-            window._replace(rate=np.array([rate], np.float32)),
+            window._replace(update_scale=np.array([rate], np.float32)),
         )
         chunk = Chunk(rated, tf.constant(0, tf.int64), tf.constant(1, tf.int64))
         trainer(trainer.initial_carry(ROWS), chunk)
@@ -168,7 +165,7 @@ def test_window_gradient_stops_at_the_window():
     state = tf.nest.map_structure(tf.ones_like, model.initial_state(ROWS))
     with tf.GradientTape() as tape:
         tape.watch(tf.nest.flatten(state))
-        outputs, _ = model(window, one.begin(model, window, state))
+        outputs, _ = model(window.inputs, one.begin(model, window, state))
         loss = tf.reduce_sum(outputs)
     assert tape.gradient(loss, tf.nest.flatten(state)) == [None, None]
 
@@ -179,16 +176,13 @@ def test_one_window_over_everything_is_full_backpropagation():
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, [ROWS * 12 + 1])
     stream = tbptt.ContiguousStream(tokens, rows=ROWS, window_length=12, vocabulary_size=VOCABULARY)
     window = stream.windows(tbptt.Cursor(), 1)[0].at(0)
-    result = one.window_gradients(
-        model, tbptt.cross_entropy, "mean", window, model.initial_state(ROWS), None
-    )
+    result = one.window_gradients(model, "mean", window, model.initial_state(ROWS), None)
     with tf.GradientTape() as tape:
         state = model.initial_state(ROWS)
         losses = []
         for t in range(12):
-            step = tbptt.Window(window.inputs[t : t + 1], window.targets[t : t + 1])
-            logits, state = model(step, state)
-            losses.append(tbptt.cross_entropy(logits, step.targets))
+            logits, state = model(window.inputs[t : t + 1], state)
+            losses.append(tbptt.cross_entropy(logits, window.targets[t : t + 1]))
         loss = tf.reduce_mean(tf.stack(losses))
     full = tape.gradient(loss, model.trainable_variables)
     assert_close(result.gradients, [tf.convert_to_tensor(g) for g in full])
@@ -201,9 +195,7 @@ def test_learned_initial_state_learns_only_where_rows_start():
     assert len(learned) == 2
     for index in (0, 1):
         window = make_stream().windows(tbptt.Cursor(index=index), 1)[0].at(0)
-        result = one.window_gradients(
-            model, tbptt.cross_entropy, "mean", window, model.initial_state(ROWS), None
-        )
+        result = one.window_gradients(model, "mean", window, model.initial_state(ROWS), None)
         for i in learned:
             assert np.any(result.gradients[i]) == (index == 0)
 
@@ -243,9 +235,9 @@ def test_stream_that_does_not_continue_is_refused(kind, jit):
     """Law 11: rows swapped from window 3 on; nothing is learned from it."""
 
     def swap(windows):
-        position = windows.position.copy()
+        position = windows.offset.copy()
         position[3:] = position[3:, ::-1]
-        return windows._replace(position=position)
+        return windows._replace(offset=position)
 
     trainer = make_trainer(kind, jit=jit)
     first_values = [variable.numpy() for variable in trainer.variables]
@@ -260,11 +252,11 @@ def test_stream_that_does_not_continue_is_refused(kind, jit):
 
 def test_a_reset_may_break_continuity(jit):
     def jump(windows):
-        position = windows.position.copy()
+        position = windows.offset.copy()
         position[3:] += 100
         reset = np.zeros([len(position), STEPS, ROWS], bool)
         reset[3, 0] = True
-        return windows._replace(position=position, reset=reset)
+        return windows._replace(offset=position, controls=tbptt.Controls(reset))
 
     trainer = make_trainer(jit=jit)
     run(trainer, Broken(make_stream(), jump), 8, 8)
@@ -300,12 +292,16 @@ class Features(tf.Module):
         self.core = make_core("lstm")
         self.readout = tbptt.Dense(4, VOCABULARY, seed=tbptt.make_seed(4))
 
-    def initial_state(self, batch_size):
-        return self.core.initial_state(batch_size)
+    def initial_state(self, rows):
+        return self.core.initial_state(rows)
 
-    def __call__(self, window, state, *, training, seed):
-        outputs, state = self.core(window.inputs, state)
+    def __call__(self, inputs, state, controls=None, *, training=False, seed=None):
+        outputs, state = self.core(inputs, state)
         return self.readout(outputs), state
+
+    def loss(self, window, state, *, training, seed):
+        outputs, state = self(window.inputs, state)
+        return tbptt.WindowLoss(tbptt.cross_entropy(outputs, window.targets)), state
 
 
 def test_window_that_is_not_finite_is_skipped_and_counted(jit):
@@ -316,7 +312,7 @@ def test_window_that_is_not_finite_is_skipped_and_counted(jit):
     run(trainer, stream, 5, 5, actions=[tbptt.Every(0, reports.append)])
     metrics = reports[0].metrics
     assert (metrics.windows, metrics.skipped, trainer.windows_seen) == (5, 1, 5)
-    assert metrics.weight_sum == 4 * ROWS * STEPS
+    assert metrics.sums["loss"].weight == 4 * ROWS * STEPS
     assert np.isfinite(metrics.loss)
     assert np.isfinite(metrics.grad_norm_mean)
     assert all(np.isfinite(v).all() for v in trainer.variables)
@@ -339,9 +335,9 @@ class Rooted(Features):
         super().__init__()
         self.extra = tf.Variable(1.0)
 
-    def __call__(self, window, state, *, training, seed):
-        outputs, state = super().__call__(window, state, training=training, seed=seed)
-        return outputs + tf.sqrt(self.extra * window.inputs[..., :1]), state
+    def __call__(self, inputs, state, controls=None, *, training=False, seed=None):
+        outputs, state = super().__call__(inputs, state)
+        return outputs + tf.sqrt(self.extra * inputs[..., :1]), state
 
 
 def test_the_parameter_whose_gradient_is_not_finite_is_named(jit):
@@ -370,8 +366,8 @@ def test_faults_are_found_in_order():
 
     def told(loss=0.0, **bad):
         gradients = [bad.get(f"g{k}", 1.0) * tf.ones_like(g) for k, g in enumerate(fine)]
-        zero = tf.constant(0.0)
-        result = one.WindowGradients(gradients, (), tf.constant(loss), zero, zero)
+        sums = {"loss": one.Sum(tf.constant(loss), tf.constant(1.0))}
+        result = one.WindowGradients(gradients, (), sums)
         finite, _ = one.is_finite(result)
         number = int(one.fault(result, finite))
         return number if number == one.FAULTLESS else one.describe_fault(model, number)
@@ -388,13 +384,13 @@ def test_penalties_are_trained_and_not_counted_as_loss(jit):
     core, options = make_core("lstm"), dict(seed=tbptt.make_seed(1), dropout_rate=0.3)
     penalties = dict(activation_penalty=200.0, slowness_penalty=100.0)
     model = tbptt.LanguageModel(VOCABULARY, 3, core, **options, **penalties)
-    trainer = tbptt.Trainer(model, None, optimizers.sgd(1.0), seed=5, jit_compile=jit)
+    trainer = tbptt.Trainer(model, optimizers.sgd(1.0), seed=5, jit_compile=jit)
     window = make_stream().windows(tbptt.Cursor(), 1)[0].at(0)
     seed = tbptt.seeds.fold_in(tbptt.make_seed(5), tf.zeros([], tf.int64))
     with tf.GradientTape() as tape:
         begun = model.initial_state(ROWS)
-        (loss, penalty), _ = model.score(window, begun, training=True, seed=seed)
-        total = tf.reduce_mean(loss + penalty)
+        result, _ = model.loss(window, begun, training=True, seed=seed)
+        total = tf.reduce_mean(result.loss + result.penalty)
     gradients = tape.gradient(total, model.trainable_variables)
     expected = [
         v - tf.convert_to_tensor(g)
@@ -404,9 +400,9 @@ def test_penalties_are_trained_and_not_counted_as_loss(jit):
     run(trainer, make_stream(), 1, 1, actions=[tbptt.Every(0, reports.append)])
     assert_close(list(model.trainable_variables), expected)
     metrics = reports[0].metrics
-    np.testing.assert_allclose(metrics.loss, np.mean(loss), rtol=1e-5)
-    np.testing.assert_allclose(metrics.penalty, np.mean(penalty), rtol=1e-5)
-    assert metrics.penalty > 0.01
+    np.testing.assert_allclose(metrics.loss, np.mean(result.loss), rtol=1e-5)
+    np.testing.assert_allclose(metrics.means["penalty"], np.mean(result.penalty), rtol=1e-5)
+    assert metrics.means["penalty"] > 0.01
 
 
 def test_too_many_windows_in_a_row_that_are_not_finite_end_the_run():

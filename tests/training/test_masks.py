@@ -32,7 +32,7 @@ LOSSES = {
     "squared_error": (losses.squared_error, COLUMNS),
     "absolute_error": (losses.absolute_error, COLUMNS),
     "binary_cross_entropy": (losses.binary_cross_entropy, COLUMNS),
-    "gaussian": (losses.gaussian, 2 * COLUMNS),
+    "gaussian_nll": (losses.gaussian_nll, 2 * COLUMNS),
 }
 
 
@@ -60,16 +60,16 @@ def test_what_reaches_something_counted(steps):
 class Windows:
     """The gradients of a model's window, traced once, for any values in it."""
 
-    def __init__(self, model, loss, inputs, targets, *, jit=False, training=True):
+    def __init__(self, model, inputs, targets, *, jit=False, training=True):
         self.inputs, self.targets = np.array(inputs), np.array(targets)
         self.model, self.state = model, make_state(model, ROWS)
 
         def run(inputs, targets, state):
-            window = tbptt.Window(inputs, targets, tf.constant(RESET), tf.constant(WEIGHT))
-            result = one.window_gradients(
-                model, loss, "mean", window, state, SEED, training=training
+            window = tbptt.Window(
+                inputs, targets, tf.constant(WEIGHT), controls=tbptt.Controls(tf.constant(RESET))
             )
-            return result.gradients, result.loss_sum, result.state
+            result = one.window_gradients(model, "mean", window, state, SEED, training=training)
+            return result.gradients, result.sums["loss"].total, result.state
 
         self.run = tf.function(run, autograph=False, jit_compile=jit)
         self.expected = self.of()
@@ -112,10 +112,9 @@ def targets():
 
 
 def sequence_model(core, loss="squared_error", **options):
-    """A model and its loss."""
     options = dict(dropout_rate=0.3, input_dropout_rate=0.2) | options
     loss, outputs = LOSSES[loss]
-    return tbptt.SequenceModel(core, outputs, seed=SEED, **options), loss
+    return tbptt.SequenceModel(core, outputs, loss, seed=SEED, **options)
 
 
 CORES = [(kind, backend, "gates") for kind in ("lstm", "gru") for backend in BACKENDS]
@@ -128,20 +127,22 @@ CORES += [("lstm", "fused", "states")]
 def test_of_every_core(kind, backend, keep):
     options = {} if keep is None else dict(keep=keep)
     core = make_core(kind, backend=backend, learned=kind != "stack", **options)
-    Windows(*sequence_model(core), make_inputs(STEPS, ROWS), targets()).check()
+    Windows(sequence_model(core), make_inputs(STEPS, ROWS), targets()).check()
 
 
-@pytest.mark.parametrize(("name", "jit"), [*((name, False) for name in LOSSES), ("gaussian", True)])
+@pytest.mark.parametrize(
+    ("name", "jit"), [*((name, False) for name in LOSSES), ("gaussian_nll", True)]
+)
 def test_of_every_loss(name, jit):
-    model, loss = sequence_model(make_core("lstm"), name)
-    Windows(model, loss, make_inputs(STEPS, ROWS), targets(), jit=jit).check()
+    model = sequence_model(make_core("lstm"), name)
+    Windows(model, make_inputs(STEPS, ROWS), targets(), jit=jit).check()
 
 
 def test_of_cross_entropy():
     """Its targets are ids; the outputs where nothing counts may be anything."""
-    model = tbptt.SequenceModel(make_core("gru"), 5, seed=SEED)
+    model = tbptt.SequenceModel(make_core("gru"), 5, losses.cross_entropy, seed=SEED)
     ids = np.random.default_rng(0).integers(0, 5, [STEPS, ROWS])
-    Windows(model, losses.cross_entropy, make_inputs(STEPS, ROWS), ids).check()
+    Windows(model, make_inputs(STEPS, ROWS), ids).check()
 
 
 def test_of_a_loss_that_overflows_where_nothing_counts():
@@ -152,14 +153,15 @@ def test_of_a_loss_that_overflows_where_nothing_counts():
     class Given(tf.Module):
         trainable_variables = (tf.Variable(outputs),)
 
-        def initial_state(self, batch_size):
-            return tf.zeros([batch_size, 1])
+        def initial_state(self, rows):
+            return tf.zeros([rows, 1])
 
-        def __call__(self, window, state, *, training, seed):
-            return tf.convert_to_tensor(self.trainable_variables[0]), state
+        def loss(self, window, state, *, training, seed):
+            outputs = tf.convert_to_tensor(self.trainable_variables[0])
+            return losses.window_loss(losses.gaussian_nll, {}, outputs, window), state
 
     window = tbptt.Window(tf.zeros([2, 1], tf.int32), targets, weight=weight)
-    result = one.window_gradients(Given(), losses.gaussian, "mean", window, tf.zeros([1, 1]), None)
+    result = one.window_gradients(Given(), "mean", window, tf.zeros([1, 1]), None)
     (gradient,) = result.gradients
     scaled = 0.25 * np.exp(-0.2)
     expected = np.float32([[[0, 0]], [[0.5 * np.exp(-0.2), 1 - scaled]]])
@@ -170,10 +172,16 @@ def test_of_encoder_and_decoder():
     """With teacher forcing the targets are inputs too."""
     decoder = tbptt.GRU(COLUMNS, 4, seed=tbptt.make_seed(2))
     model = tbptt.EncoderDecoder(
-        make_core("lstm"), decoder, COLUMNS, steps=2, seed=SEED, teacher_forcing=0.5
+        make_core("lstm"),
+        decoder,
+        COLUMNS,
+        losses.squared_error,
+        steps=2,
+        seed=SEED,
+        teacher_forcing=0.5,
     )
     truth = np.concatenate([targets(), targets()[::-1]], axis=-1)
-    Windows(model, losses.squared_error, make_inputs(STEPS, ROWS), truth).check()
+    Windows(model, make_inputs(STEPS, ROWS), truth).check()
 
 
 class Scored(tf.Module):
@@ -187,11 +195,11 @@ class Scored(tf.Module):
         self.w = tf.Variable(tf.eye(3))
         self.model.embedding = lambda inputs: inputs @ self.w
 
-    def initial_state(self, batch_size):
-        return self.model.initial_state(batch_size)
+    def initial_state(self, rows):
+        return self.model.initial_state(rows)
 
-    def score(self, window, state, *, training, seed):
-        return self.model.score(window, state, training=training, seed=seed)
+    def loss(self, window, state, *, training, seed):
+        return self.model.loss(window, state, training=training, seed=seed)
 
 
 def test_of_a_language_model_with_penalties():
@@ -199,7 +207,7 @@ def test_of_a_language_model_with_penalties():
     ids = np.random.default_rng(0).integers(0, 5, [STEPS, ROWS])
     model = Scored()
     assert len(model.trainable_variables) == 6
-    Windows(model, None, make_inputs(STEPS, ROWS), ids).check()
+    Windows(model, make_inputs(STEPS, ROWS), ids).check()
 
 
 def streams():
@@ -227,7 +235,7 @@ def test_of_every_stream(stream):
     nowhere = reaches_nothing(windows)
     assert nowhere.any()
     core = tbptt.LSTM(windows.inputs.shape[-1], 4, seed=SEED)
-    trainer = tbptt.Trainer(*sequence_model(core), optimizers.adam(0.1), jit_compile=False)
+    trainer = tbptt.Trainer(sequence_model(core), optimizers.adam(0.1), jit_compile=False)
     before, results = [v.numpy() for v in trainer.variables], []
     for poison in (False, True):
         for variable, value in zip(trainer.variables, before, strict=True):
@@ -245,17 +253,17 @@ def test_of_every_stream(stream):
         )
         _, metrics = trainer(trainer.initial_carry(stream.rows), chunk)
         assert metrics.read().skipped == 0
-        results.append([*trainer.variables, metrics.loss_sum])
+        results.append([*trainer.variables, metrics.sums["loss"].total])
         results[-1] = [value.numpy() for value in results[-1]]
     assert_same_bits(*results)
 
 
 def reaches_nothing(windows):
     """Where an input reaches nothing that counts, in its window and in those that follow."""
-    weight, reset = windows.weight, windows.reset
+    weight, reset = windows.weight, windows.controls.reset
     reset = np.zeros(weight.shape, bool) if reset is None else reset.copy()
     reset[:, 0] |= windows.start
-    if windows.advance is None:  # one window after another: the rows' own time
+    if windows.controls.advance is None:  # one window after another: the rows' own time
         rows = weight.shape[-1]
         return ~seen(weight.reshape([-1, rows]), reset.reshape([-1, rows])).reshape(weight.shape)
     forgotten = np.cumsum(reset[:, ::-1], axis=1)[:, ::-1] - reset > 0  # by a later step

@@ -39,7 +39,6 @@ def build(replicas, *, kind="lstm", jit=False, reduction="mean", learned=False, 
         average.begin()
         return tbptt.Trainer(
             model,
-            tbptt.cross_entropy,
             optimizers.chain(optimizers.clip_by_global_norm(0.3), optimizers.adam(0.02)),
             reduction=reduction,
             average=average,
@@ -110,7 +109,7 @@ def test_each_replica_reads_its_rows_and_keeps_their_state(two):
     dealt = two.deal({"a": state, "b": tf.constant(3)})
     assert_same_bits(two.one(dealt), {"a": state[:2], "b": tf.constant(3)})
     assert_same_bits(two.gather(dealt), {"a": state, "b": tf.constant(3)})
-    assert trainer.local(begin(trainer).carry).position.shape == [ROWS]
+    assert trainer.local(begin(trainer).carry).offset.shape == [ROWS]
     assert two.any(False, True) == (False, True)
     assert two.is_chief
 
@@ -195,7 +194,7 @@ def test_windows_that_are_not_finite_on_one_replica_are_skipped_on_all(two, drop
         np.arange(81) % VOCABULARY, rows=ROWS, window_length=LENGTH, vocabulary_size=VOCABULARY
     )
     chunk, _ = open_feed(two, plain).take(tbptt.Cursor(index=1), 1)
-    carry = carry._replace(position=np.full([ROWS], LENGTH))
+    carry = carry._replace(offset=np.full([ROWS], LENGTH))
     before = [variable.numpy() for variable in dropping.model.trainable_variables]
     carry, metrics = dropping(dropping.deal(carry), chunk)
     told = describe_skipped(dropping.model, metrics.read(), 5)
@@ -213,7 +212,7 @@ def test_a_break_on_one_replica_stops_updates_on_all(two, dropping):
     chunk, _ = open_feed(two, of).take(tbptt.Cursor(index=1), 1)
     wrong = np.array([LENGTH, LENGTH, LENGTH, LENGTH + 1])
     before = [variable.numpy() for variable in dropping.model.trainable_variables]
-    _, metrics = dropping(dropping.deal(carry._replace(position=wrong)), chunk)
+    _, metrics = dropping(dropping.deal(carry._replace(offset=wrong)), chunk)
     assert metrics.read().broken == 0
     assert_same_bits(dropping.model.trainable_variables, before)
 
@@ -223,8 +222,8 @@ def test_evaluation_on_replicas_scores_every_target_once(two, jit):
     """Over several calls; and an evaluation reads what training has made of the copies."""
     model = build(two).model
     options = dict(windows_per_call=4, jit_compile=jit)
-    one = tbptt.Evaluator(model, tbptt.cross_entropy, stream(), **options)
-    many = tbptt.Evaluator(model, tbptt.cross_entropy, stream(), replicas=two, **options)
+    one = tbptt.Evaluator(model, stream(), **options)
+    many = tbptt.Evaluator(model, stream(), replicas=two, **options)
     for factor in (1.0, 2.0):
         for parameter in model.trainable_variables:
             parameter.assign(parameter * factor)
@@ -237,12 +236,12 @@ def test_evaluation_on_replicas_scores_every_target_once(two, jit):
 def test_evaluation_on_replicas_is_refused_where_it_cannot_be(two):
     model = build(two).model
     with pytest.raises(ValueError, match=r"rows \(3\) must be a multiple of replicas \(2\)"):
-        tbptt.Evaluator(model, tbptt.cross_entropy, stream(3), replicas=two)
+        tbptt.Evaluator(model, stream(3), replicas=two)
     options = dict(replicas=two, optimizer=optimizers.sgd(0.1))
     with pytest.raises(ValueError, match="One device evaluates dynamically: leave out replicas"):
-        tbptt.Evaluator(model, tbptt.cross_entropy, stream(), **options)
+        tbptt.Evaluator(model, stream(), **options)
     with pytest.raises(ValueError, match="was made outside the scope of 2 replicas"):
-        tbptt.Evaluator(build(None).model, tbptt.cross_entropy, stream(), replicas=two)
+        tbptt.Evaluator(build(None).model, stream(), replicas=two)
 
 
 def test_evaluation_and_generation_read_the_copies(two):
@@ -250,9 +249,7 @@ def test_evaluation_and_generation_read_the_copies(two):
     figures = []
     for replicas in (None, two):
         model = build(replicas).model
-        evaluation = tbptt.Evaluator(
-            model, tbptt.cross_entropy, stream(3), windows_per_call=4, jit_compile=False
-        )()
+        evaluation = tbptt.Evaluator(model, stream(3), windows_per_call=4, jit_compile=False)()
         sample = tbptt.generate(model, np.array([1, 2, 3]), 5, seed=tbptt.make_seed(0))
         figures.append((evaluation, [int(token) for token in sample]))
     assert figures[0] == figures[1]
@@ -271,4 +268,4 @@ def test_what_is_made_outside_the_scope_is_refused(two):
     model = tbptt.LanguageModel(VOCABULARY, 3, core, seed=tbptt.make_seed(1))
     message = "was made outside the scope of 2 replicas. Build model, average, loss scale and tra"
     with two.scope(), pytest.raises(ValueError, match=message):
-        tbptt.Trainer(model, tbptt.cross_entropy, optimizers.sgd(0.1), replicas=two)
+        tbptt.Trainer(model, optimizers.sgd(0.1), replicas=two)

@@ -25,17 +25,23 @@ def test_state_of_another_batch_size():
 
 def test_reset_of_another_shape():
     with pytest.raises(ValueError, match=r"reset has shape \[2, 4\], but must be \[4, 2\]"):
-        tbptt.unroll(total, X, STATE, tf.zeros([2, 4], tf.bool))
+        tbptt.unroll(total, X, STATE, tbptt.Controls(tf.zeros([2, 4], tf.bool)))
 
 
 def test_reset_of_another_dtype():
     with pytest.raises(TypeError, match="reset has dtype float32, but must be bool"):
-        tbptt.unroll(total, X, STATE, tf.zeros([4, 2]))
+        tbptt.unroll(total, X, STATE, tbptt.Controls(tf.zeros([4, 2])))
 
 
 def test_initial_state_unlike_the_state():
     with pytest.raises(ValueError, match=r"initial_state has a part float32\[2, 4\] where float32"):
-        tbptt.unroll(total, X, STATE, tf.zeros([4, 2], tf.bool), initial_state=tf.zeros([2, 4]))
+        tbptt.unroll(
+            total,
+            X,
+            STATE,
+            tbptt.Controls(tf.zeros([4, 2], tf.bool)),
+            initial_state=tf.zeros([2, 4]),
+        )
 
 
 def test_cell_that_changes_its_state():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tbptt.types import Controls
 from tbptt.unroll import cudnn
 from tests.conftest import (
     HIDDEN_SIZE,
@@ -251,12 +252,12 @@ def test_options_that_cudnn_has_not_are_refused(monkeypatch, options, shown):
 
 
 def test_what_happens_inside_a_window_is_refused():
-    cudnn.check_controls(reset=None, link=None, advance=None)
+    cudnn.check_controls(Controls())
     message = r"reset of shape \[6, 3\] was given, but .* Use backend='fused', or a stream"
     with pytest.raises(ValueError, match=message):
-        cudnn.check_controls(reset=tf.zeros([STEPS, ROWS], tf.bool))
+        cudnn.check_controls(Controls(tf.zeros([STEPS, ROWS], tf.bool)))
     with pytest.raises(ValueError, match=r"advance of shape \[\] was given"):
-        cudnn.check_controls(reset=None, advance=tf.constant(1))
+        cudnn.check_controls(Controls(advance=tf.constant(1)))
 
 
 @pytest.fixture

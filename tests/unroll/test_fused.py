@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tbptt.types import Controls
 from tbptt.unroll import fused, recompute, unroll
 from tests.conftest import assert_close
 
@@ -45,8 +46,10 @@ def test_a_matrix_may_be_used_twice_or_not_at_all(vectors):
         return twice(x, state, vectors, lambda a, name: a @ MATRICES[name])
 
     assert_close(
-        gradients(lambda: fused.generic.run(twice, X, STATE, RESET, None, vectors, MATRICES)),
-        gradients(lambda: unroll(cell, X, STATE, RESET, backend="reference")),
+        gradients(
+            lambda: fused.generic.run(twice, X, STATE, Controls(RESET), None, vectors, MATRICES)
+        ),
+        gradients(lambda: unroll(cell, X, STATE, Controls(RESET), backend="reference")),
     )
 
 
@@ -66,6 +69,6 @@ def test_a_step_that_closes_over_a_parameter_is_refused():
 
     for outside, name in ((variable, "gain:0"), (tensor, r"a float64 tensor of shape \[3\]")):
         with pytest.raises(ValueError, match=f"reads {name} from outside, which would get no"):
-            fused.generic.run(step_with(outside), X, STATE, None, None, {}, MATRICES)
+            fused.generic.run(step_with(outside), X, STATE, Controls(), None, {}, MATRICES)
         with pytest.raises(ValueError, match=f"reads {name} from outside, which would get no"):
             recompute.run(segment_with(outside), X, STATE, ())

@@ -27,11 +27,11 @@ ROWS, STEPS = 3, 6
 
 
 def resets(*places, steps=STEPS, rows=ROWS):
-    """`[T, B]`, true at these (t, b)."""
+    """Controls with a reset `[T, B]` that is true at these (t, b)."""
     reset = np.zeros([steps, rows], bool)
     for place in places:
         reset[place] = True
-    return tf.constant(reset)
+    return tbptt.Controls(tf.constant(reset))
 
 
 def test_windows_in_a_row_equal_one_long_window(kind, backend, jit):
@@ -40,9 +40,9 @@ def test_windows_in_a_row_equal_one_long_window(kind, backend, jit):
     inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
     reset = resets((0, 0), (2, 1), (4, 2))
 
-    def in_two(x, s, *, reset):
-        first, s = core(x[:2], s, reset=reset[:2])
-        second, s = core(x[2:], s, reset=reset[2:])
+    def in_two(x, s, controls):
+        first, s = core(x[:2], s, tbptt.Controls(controls.reset[:2]))
+        second, s = core(x[2:], s, tbptt.Controls(controls.reset[2:]))
         return tf.concat([first, second], 0), s
 
     in_two.trainable_variables = core.trainable_variables
@@ -85,7 +85,7 @@ def test_reset_forgets_everything_before_it_nan_included(kind, backend, jit, ste
     poison = np.ones([STEPS, ROWS, 1], np.float32)
     poison[:step, 1] = np.nan
     run = tf.function(core, autograph=False, jit_compile=jit)
-    outputs, final = run(inputs * poison, poisoned_state, reset=resets((step, 1)))
+    outputs, final = run(inputs * poison, poisoned_state, resets((step, 1)))
 
     fresh = core.initial_state(ROWS)
     expected, expected_final = core(inputs[step:], fresh)
@@ -119,7 +119,7 @@ def test_learned_initial_state_gets_gradient_from_the_rows_that_reset(kind, back
         return of_learned()
 
     def loss_with(reset):
-        return lambda: tf.reduce_sum(weights * core(inputs, state, reset=reset)[0])
+        return lambda: tf.reduce_sum(weights * core(inputs, state, reset)[0])
 
     def by_hand():  # row 0 begins at step 2, row 2 at step 4
         rows = [(0, 2), (2, 4)]
@@ -144,11 +144,11 @@ def test_permuting_rows_permutes_results(kind, backend, jit):
     reset = resets((0, 1), (3, 2))
     order = [2, 0, 1]
     run = tf.function(core, autograph=False, jit_compile=jit)
-    outputs, final = run(inputs, state, reset=reset)
+    outputs, final = run(inputs, state, reset)
     moved, moved_final = run(
         tf.gather(inputs, order, axis=1),
         take_rows(state, order),
-        reset=tf.gather(reset, order, axis=1),
+        tbptt.Controls(tf.gather(reset.reset, order, axis=1)),
     )
     assert_close(moved, tf.gather(outputs, order, axis=1))
     assert_close(moved_final, take_rows(final, order))
@@ -160,7 +160,7 @@ def test_no_row_sees_another(kind, backend):
     inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        outputs, _ = core(inputs, state, reset=resets((3, 0)))
+        outputs, _ = core(inputs, state, resets((3, 0)))
         loss = tf.reduce_sum(outputs[:, 1] ** 2)
     gradient = tape.gradient(loss, inputs).numpy()
     assert not gradient[:, [0, 2]].any()
@@ -278,15 +278,11 @@ def test_no_reset_costs_no_operation(kind, backend):
     inputs, state = make_inputs(4, ROWS), make_state(core, ROWS)
 
     def selects(reset):
-        graph = (
-            tf.function(core, autograph=False)
-            .get_concrete_function(inputs, state, reset=reset)
-            .graph
-        )
+        graph = tf.function(core, autograph=False).get_concrete_function(inputs, state, reset).graph
         functions = [graph, *(f.graph for f in graph._functions.values())]
         return sum(op.type == "SelectV2" for g in functions for op in g.get_operations())
 
-    assert selects(None) == 0
+    assert selects(tbptt.Controls()) == 0
     assert selects(resets(steps=4)) > 0
 
 
@@ -299,20 +295,20 @@ def test_unroll_takes_a_bare_function(backend):
     assert final.numpy().tolist() == [4, 5]
 
 
-LINKED = ("lstm", "gru", "own", "lstm-everything")  # one for each engine of every backend
+SCALED = ("lstm", "gru", "own", "lstm-everything")  # one for each engine of every backend
 
 
-def links(steps, zero=()):
+def gradient_scales(steps, zero=()):
     """`[T, B]`, from 0.5 to 1.5; 0 at these (t, b)."""
-    link = np.random.default_rng(23).uniform(0.5, 1.5, [steps, ROWS]).astype(np.float32)
+    scale = np.random.default_rng(23).uniform(0.5, 1.5, [steps, ROWS]).astype(np.float32)
     for place in zero:
-        link[place] = 0
-    return tf.constant(link)
+        scale[place] = 0
+    return tf.constant(scale)
 
 
 @functools.cache
-def linked_result(kind, backend, jit=False, keep="gates"):
-    """With links, resets and, unless states are kept, an advance."""
+def scaled_result(kind, backend, jit=False, keep="gates"):
+    """With gradient scales, resets and, unless states are kept, an advance."""
     options = {} if kind == "own" else dict(keep=keep)
     core = make_core(kind, backend=backend, dtype=tf.float64, learned=True, **options)
     inputs, state = make_inputs(7, ROWS, tf.float64), make_state(core, ROWS)
@@ -320,11 +316,13 @@ def linked_result(kind, backend, jit=False, keep="gates"):
         core,
         inputs,
         state,
-        resets((0, 0), (3, 1), (6, 2), steps=7),
+        tbptt.Controls(
+            resets((0, 0), (3, 1), (6, 2), steps=7).reset,
+            gradient_scales(7, [(4, 0), (2, 2)]),
+            tf.constant(5) if keep == "gates" else None,
+        ),
         jit=jit,
         eager=backend == "reference",
-        link=links(7, [(4, 0), (2, 2)]),
-        advance=tf.constant(5) if keep == "gates" else None,
         **({} if kind == "own" else dict(training=True, seed=tbptt.make_seed(5))),
     )
 
@@ -333,56 +331,58 @@ def linked_result(kind, backend, jit=False, keep="gates"):
     ("kind", "other", "jit"),
     [
         (kind, other, jit)
-        for kind in LINKED
+        for kind in SCALED
         for other in ("scan", "fused")
         for jit in (False, True)
         if (kind, other) != ("own", "fused")
         and (not jit or (kind, other) in (("lstm", "fused"), ("gru", "fused"), ("own", "scan")))
     ],
 )
-def test_links_and_advance_equal_reference(kind, other, jit):
+def test_gradient_scale_and_advance_equal_reference(kind, other, jit):
     """Law 5 for what truncation asks for."""
-    assert_close(linked_result(kind, other, jit), linked_result(kind, "reference"))
+    assert_close(scaled_result(kind, other, jit), scaled_result(kind, "reference"))
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_links_while_keeping_states(kind):
+def test_gradient_scale_while_keeping_states(kind):
     assert_close(
-        linked_result(kind, "fused", keep="states"),
-        linked_result(kind, "reference", keep="states"),
+        scaled_result(kind, "fused", keep="states"),
+        scaled_result(kind, "reference", keep="states"),
     )
 
 
-def test_cut_link_is_a_detached_state(kind, backend):
-    """Law 2 inside a window: link 0 at step t equals two windows with a constant between."""
+def test_scale_0_is_a_detached_state(kind, backend):
+    """Law 2 inside a window: scale 0 at step t equals two windows with a constant between."""
     core = make_core(kind, backend=backend)
     inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
     cut = np.ones([STEPS, ROWS], np.float32)
     cut[2] = 0
 
-    def in_two(x, s, *, reset, link=None):
+    def in_two(x, s, controls):
         first, s = core(x[:2], s)
         second, s = core(x[2:], detach(s))
         return tf.concat([first, second], 0), s
 
     in_two.trainable_variables = core.trainable_variables
     assert_close(
-        run_with_gradients(core, inputs, state, link=tf.constant(cut)),
+        run_with_gradients(core, inputs, state, tbptt.Controls(gradient_scale=tf.constant(cut))),
         run_with_gradients(in_two, inputs, state),
     )
 
 
-def test_cut_link_stops_gradients_that_are_not_finite(backend):
-    link = tf.constant([[1.0], [0.0]])
+def test_scale_0_stops_gradients_that_are_not_finite(backend):
+    scale = tf.constant([[1.0], [0.0]])
     if backend == "fused":
-        factor = tbptt.state.scale_rows(link[1], tf.constant([np.inf]))
+        factor = tbptt.state.scale_rows(scale[1], tf.constant([np.inf]))
         assert factor.numpy().tolist() == [0.0]
         return
     state = tf.ones([1])
     x = tf.constant([[1.0], [0.0]])  # an infinite slope at the second step
     with tf.GradientTape() as tape:
         tape.watch(state)
-        outputs, _ = tbptt.unroll(lambda x, s: (s / x, s), x, state, link=link, backend=backend)
+        outputs, _ = tbptt.unroll(
+            lambda x, s: (s / x, s), x, state, tbptt.Controls(gradient_scale=scale), backend=backend
+        )
         loss = outputs[1, 0]
     assert tape.gradient(loss, state).numpy().tolist() == [0.0]
 
@@ -394,7 +394,7 @@ def test_advance_takes_the_state_after_so_many_steps(kind, backend, steps):
     inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        outputs, reached = core(inputs, state, advance=tf.constant(steps))
+        outputs, reached = core(inputs, state, tbptt.Controls(advance=tf.constant(steps)))
         loss = tf.add_n([tf.reduce_sum(part) for part in tf.nest.flatten(reached)])
     assert tape.gradient(loss, inputs) is None
     assert_close(outputs, core(inputs, state)[0])
@@ -408,16 +408,16 @@ def test_random_cuts_are_unbiased():
     probability = 0.4
 
     @tf.function(autograph=False)
-    def gradient(link):
+    def gradient(scale):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(core(inputs, state, link=link)[0] ** 2)
+            loss = tf.reduce_sum(core(inputs, state, tbptt.Controls(gradient_scale=scale))[0] ** 2)
         return tape.gradient(loss, core.trainable_variables)
 
     mean = [np.zeros(v.shape) for v in core.trainable_variables]
     for cuts in itertools.product([True, False], repeat=3):
-        link = np.where([False, *cuts], 0.0, 1 / (1 - probability)).astype(np.float64)
+        scale = np.where([False, *cuts], 0.0, 1 / (1 - probability)).astype(np.float64)
         weight = np.prod(np.where(cuts, probability, 1 - probability))
-        for total, part in zip(mean, gradient(tf.constant(link[:, None])), strict=True):
+        for total, part in zip(mean, gradient(tf.constant(scale[:, None])), strict=True):
             total += weight * part.numpy()
     assert_close(mean, [g.numpy() for g in gradient(tf.ones([4, 1], tf.float64))])
 
@@ -425,4 +425,4 @@ def test_random_cuts_are_unbiased():
 def test_keeping_states_refuses_an_advance():
     core = make_core("lstm", keep="states")
     with pytest.raises(ValueError, match="Use keep='gates', or windows that advance by"):
-        core(make_inputs(4, ROWS), make_state(core, ROWS), advance=tf.constant(2))
+        core(make_inputs(4, ROWS), make_state(core, ROWS), tbptt.Controls(advance=tf.constant(2)))

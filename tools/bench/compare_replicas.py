@@ -62,7 +62,7 @@ def losses(windows: int, devices: int) -> tuple[list[float], bool]:
             VOCABULARY, 16, tbptt.LSTM(16, 32, seed=seeds[0]), seed=seeds[1]
         )
         optimizer = optimizers.chain(optimizers.clip_by_global_norm(0.3), optimizers.adam(0.01))
-        trainer = tbptt.Trainer(model, tbptt.cross_entropy, optimizer, replicas=replicas)
+        trainer = tbptt.Trainer(model, optimizer, replicas=replicas)
     found: list[float] = []
     tbptt.train(
         trainer,

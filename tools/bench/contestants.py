@@ -151,15 +151,15 @@ def build_ours(
         optimizer = optimizers.chain(
             optimizers.clip_by_global_norm(CLIP_NORM), optimizers.sgd(LEARNING_RATE)
         )
-        loss = None if readout else tbptt.cross_entropy
-        trainer = tbptt.Trainer(model, loss, optimizer, replicas=replicas, jit_compile=jit_compile)
+        trainer = tbptt.Trainer(model, optimizer, replicas=replicas, jit_compile=jit_compile)
     size = dataclasses.replace(size, rows=size.rows * replicas.count)
     x, y = windows_of(size)
     reset = None
     if resets:
         places = np.random.default_rng(1).integers(0, x.shape[1], [x.shape[0], x.shape[2]])
         reset = np.arange(x.shape[1])[None, :, None] == places[:, None, :]
-    stacked = replicas.put(tbptt.Window(x, y, reset).of_rows(replicas.rows_here(size.rows)))
+    windows = tbptt.Window(x, y, controls=tbptt.Controls(reset))
+    stacked = replicas.put(windows.of_rows(replicas.rows_here(size.rows)))
     first, count = (tf.constant(n, tf.int64) for n in (0, size.windows_per_call))
     return trainer, trainer.initial_carry(size.rows), Chunk(stacked, first, count)
 

@@ -48,7 +48,7 @@ def build(
     seeds = tbptt.split_seed(tbptt.make_seed(0), 2)
     core = tbptt.LSTM(embedding, hidden, seed=seeds[0])
     model = tbptt.LanguageModel(VOCABULARY, embedding, core, seed=seeds[1])
-    return tbptt.Trainer(model, tbptt.cross_entropy, optimizer or optimizers.sgd(0.1))
+    return tbptt.Trainer(model, optimizer or optimizers.sgd(0.1))
 
 
 def resident_mb() -> float:

@@ -128,7 +128,7 @@ def train(windows: int, folder: pathlib.Path, windows_per_call: int) -> list[Sam
     stream = small_model.open_stream(folder / "train.bin", **shape)
     valid = small_model.open_stream(folder / "valid.bin", **shape, tail="pad")
     trainer = small_model.build(embedding=EMBEDDING, hidden=HIDDEN)
-    evaluator = tbptt.Evaluator(trainer.model, tbptt.cross_entropy, valid)
+    evaluator = tbptt.Evaluator(trainer.model, valid)
     keep_best = tbptt.KeepBest(trainer.model)
     writer = tbptt.SummaryWriter(folder / "run")
 

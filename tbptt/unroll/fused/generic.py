@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tbptt.precision import product
-from tbptt.types import Nest, State
+from tbptt.types import Controls, Nest, State
 from tbptt.unroll.closures import check_closes_over_nothing
 from tbptt.unroll.fused.loop import (
     Parts,
@@ -30,13 +30,11 @@ def run(
     step: Step,
     inputs: Nest,
     state: State,
-    reset: tf.Tensor | None,
+    controls: Controls,
     initial_state: State | None,
     vectors: Nest,
     matrices: dict[str, tf.Tensor],
     *,
-    link: tf.Tensor | None = None,
-    advance: tf.Tensor | None = None,
     compute_dtype: tf.DType | None = None,
 ) -> tuple[tf.Tensor, State]:
     """Runs any cell whose products with weights go through `product` over a window.
@@ -48,7 +46,7 @@ def run(
       step: `(inputs_t, state, vectors, product) -> (output_t, state)`. It may use a matrix
         several times, and may close over no variable and no tensor of a floating type.
       inputs: a nest of `[T, B, ...]`; what is not of a floating type gets no gradient.
-      state, reset, initial_state, link, advance: as of `unroll`.
+      state, controls, initial_state: as of `unroll`.
       vectors: a nest of parameters that the step uses element by element.
       matrices: `[D, E]` by name.
       compute_dtype: of the products, see `precision.product`.
@@ -59,6 +57,7 @@ def run(
     Raises:
       ValueError: the step closes over what would get no gradient.
     """
+    reset, gradient_scale, advance = controls
     steps = tf.nest.flatten(inputs)[0].shape[0]
     is_learned = initial_state is not None
     given = (inputs, state, initial_state if is_learned else (), vectors, matrices)
@@ -131,7 +130,7 @@ def run(
                 d_final,
                 steps,
                 reset,
-                link,
+                gradient_scale,
                 learned=is_learned,
                 summed=zeros,
             )

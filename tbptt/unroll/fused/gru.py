@@ -5,6 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tbptt.precision import product
+from tbptt.types import Controls
 from tbptt.unroll.fused.loop import (
     Parts,
     constant,
@@ -25,11 +26,9 @@ def run(
     w_h: tf.Tensor,
     b_h: tf.Tensor,
     state: Parts,
-    reset: tf.Tensor | None,
+    controls: Controls,
     initial_state: Parts | None,
     *,
-    link: tf.Tensor | None = None,
-    advance: tf.Tensor | None = None,
     mask: tf.Tensor | None = None,
     compute_dtype: tf.DType | None = None,
 ) -> tuple[tf.Tensor, Parts]:
@@ -40,11 +39,12 @@ def run(
       w_h: `[H, 3H]`.
       b_h: `[H]`.
       state: hidden, `[B, H]`.
-      reset, initial_state, link, advance, mask, compute_dtype: as of `lstm.run`.
+      controls, initial_state, mask, compute_dtype: as of `lstm.run`.
 
     Returns:
       outputs `[T, B, H]`, and (hidden,) after the last step.
     """
+    reset, gradient_scale, advance = controls
     steps = z_x.shape[0]
     initial = initial_parts(initial_state, state)
     x_r, x_u, x_n = tf.split(z_x, 3, axis=-1)
@@ -79,7 +79,7 @@ def run(
                 return (d_hidden * u + d_before,), (d_h, d_n)
 
             d_first, d_initial, _, (d_h, d_n) = loop_back(
-                backward, d_final, steps, reset, link, learned=initial_state is not None
+                backward, d_final, steps, reset, gradient_scale, learned=initial_state is not None
             )
             size = b_h.shape[0]
             d_z = tf.concat([d_h[..., : 2 * size], d_n], axis=-1)

@@ -64,7 +64,7 @@ def loop_back(
     d_state: Parts,
     steps: int,
     reset: tf.Tensor | None,
-    link: tf.Tensor | None,
+    gradient_scale: tf.Tensor | None,
     *,
     learned: bool,
     summed: Parts = (),
@@ -74,7 +74,7 @@ def loop_back(
     Returns:
       the gradients of the first state and of the initial state, if that is `learned`; `summed` in
       the end; and all that was kept. At a reset the gradient goes to the initial state and no
-      further; elsewhere `link` times it goes on.
+      further; elsewhere it goes on, multiplied by `gradient_scale`.
     """
     order = range(steps - 1, -1, -1)
     zeros = tuple(tf.zeros_like(part) for part in d_state)
@@ -82,7 +82,7 @@ def loop_back(
     adds = learned and reset is not None  # only then is anything to be added up at every step
 
     def back(
-        reset_t: tf.Tensor | None, link_t: tf.Tensor | None, d_entered: Parts
+        reset_t: tf.Tensor | None, scale_t: tf.Tensor | None, d_entered: Parts
     ) -> tuple[Parts, Parts]:
         """From the state a step enters with to the initial state, and to the step before."""
         further, to_initial = d_entered, zeros
@@ -90,22 +90,26 @@ def loop_back(
             further, to_initial = (
                 select(reset_t, a, b) for a, b in ((zeros, d_entered), (d_entered, zeros))
             )
-        return to_initial, further if link_t is None else scale_rows(link_t, further)
+        return to_initial, further if scale_t is None else scale_rows(scale_t, further)
 
     # What step t + 1 entered with is taken back at the start of step t, where it is one kernel
     # with the rest; nothing is taken back through the end of the window.
     reset_after = None if reset is None else tf.concat([reset[1:], tf.zeros_like(reset[:1])], 0)
-    link_after = None if link is None else tf.concat([link[1:], tf.ones_like(link[:1])], 0)
+    scale_after = (
+        None
+        if gradient_scale is None
+        else tf.concat([gradient_scale[1:], tf.ones_like(gradient_scale[:1])], 0)
+    )
 
-    def linked(t: tf.Tensor, carried: Parts) -> tuple[Parts, Parts]:
-        reset_t, link_t = (x if x is None else x[t] for x in (reset_after, link_after))
-        to_initial, further = back(reset_t, link_t, carried[:count])
+    def scaled(t: tf.Tensor, carried: Parts) -> tuple[Parts, Parts]:
+        reset_t, scale_t = (x if x is None else x[t] for x in (reset_after, scale_after))
+        to_initial, further = back(reset_t, scale_t, carried[:count])
         new, kept = step(t, (*further, *carried[count:own]))
         return (*new, *_sum(carried[own:], to_initial)), kept
 
-    carried, kept = loop(linked, (*d_state, *summed, *(zeros if adds else ())), order)
-    reset_t, link_t = (x if x is None else x[0] for x in (reset, link))
-    to_initial, d_first = back(reset_t, link_t, carried[:count])
+    carried, kept = loop(scaled, (*d_state, *summed, *(zeros if adds else ())), order)
+    reset_t, scale_t = (x if x is None else x[0] for x in (reset, gradient_scale))
+    to_initial, d_first = back(reset_t, scale_t, carried[:count])
     d_initial = _sum(carried[own:], to_initial) if adds else zeros[: count if learned else 0]
     return d_first, d_initial, carried[count:own], kept
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tbptt.precision import product
+from tbptt.types import Controls
 from tbptt.unroll.fused.loop import (
     Parts,
     constant,
@@ -24,11 +25,9 @@ def run(
     z_x: tf.Tensor,
     w_h: tf.Tensor,
     state: Parts,
-    reset: tf.Tensor | None,
+    controls: Controls,
     initial_state: Parts | None,
     *,
-    link: tf.Tensor | None = None,
-    advance: tf.Tensor | None = None,
     mask: tf.Tensor | None = None,
     compute_dtype: tf.DType | None = None,
 ) -> tuple[tf.Tensor, Parts]:
@@ -38,16 +37,16 @@ def run(
       z_x: `[T, B, 4H]`, the input's part of the gates.
       w_h: `[H, 4H]`.
       state: hidden and cell, `[B, H]` each.
-      reset: `[T, B]` bool, or None.
+      controls: as of `unroll`.
       initial_state: what a row that resets starts from, like `state`. None: zeros, which get no
         gradient.
-      link, advance: as of `unroll`.
       mask: `[B, H]`, what the hidden state is multiplied with before `w_h`; gets no gradient.
       compute_dtype: of the products, see `precision.product`.
 
     Returns:
       outputs `[T, B, H]`, and (hidden, cell) after the last step.
     """
+    reset, gradient_scale, advance = controls
     steps = z_x.shape[0]
     initial = initial_parts(initial_state, state)
     x_i, x_f, x_g, x_o = tf.split(z_x, 4, axis=-1)  # XLA reads four arrays faster than slices
@@ -87,7 +86,7 @@ def run(
                 return (d_before, d_cell * f), (d_z,)
 
             d_first, d_initial, _, (d_z,) = loop_back(
-                backward, d_final, steps, reset, link, learned=initial_state is not None
+                backward, d_final, steps, reset, gradient_scale, learned=initial_state is not None
             )
             before = states_before(hiddens, state[0], reset, initial[0])
             d_w_h = weight_gradient(masked(before, mask), d_z, compute_dtype)
