@@ -45,11 +45,10 @@ def test_a_matrix_may_be_used_twice_or_not_at_all(vectors):
     def cell(x, state):
         return twice(x, state, vectors, lambda a, name: a @ MATRICES[name])
 
+    controls = Controls(RESET)
     assert_close(
-        gradients(
-            lambda: fused.generic.run(twice, X, STATE, Controls(RESET), None, vectors, MATRICES)
-        ),
-        gradients(lambda: unroll(cell, X, STATE, Controls(RESET), backend="reference")),
+        gradients(lambda: fused.generic.run(twice, X, STATE, controls, None, vectors, MATRICES)),
+        gradients(lambda: unroll(cell, X, STATE, controls, backend="reference")),
     )
 
 
