@@ -9,10 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 import tbptt
-from tbptt import optimizers
+from tbptt import experiment, optimizers
 from tbptt.distribution import Replicas
-from tbptt.experiment import run
-from tbptt.experiment.run import setting
+from tbptt.experiment import setting
 from tbptt.experiment.settings import profile_range
 from tbptt.types import Core, Loss, Seed, Stream
 
@@ -21,7 +20,7 @@ BACKENDS = ("auto", "fused", "scan", "reference", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSettings(run.Settings):
+class ModelSettings(experiment.Settings):
     """Settings of every model on sequences of features; each experiment has its own defaults."""
 
     rows: int = setting(16, "B: rows, streams read side by side.", least=1)
@@ -119,7 +118,7 @@ def build_model(
     )
 
 
-def windows_to_train(settings: Any, options: run.Options, windows_per_epoch: int) -> int:
+def windows_to_train(settings: Any, options: experiment.Options, windows_per_epoch: int) -> int:
     """Returns the number of windows to train: all epochs, or `max_windows` if that is fewer.
 
     Raises:

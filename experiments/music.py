@@ -17,15 +17,13 @@ import numpy as np
 
 import tbptt
 from experiments import common
-from tbptt.experiment import fit as fitting
-from tbptt.experiment import run
-from tbptt.experiment.run import setting
+from tbptt import experiment
+from tbptt.experiment import setting
 from tbptt.losses import binary_cross_entropy
 from tbptt.streams.arrays import Archive, check_lengths, check_numbers
 from tbptt.streams.files import DataError, regular_file
 
 PARTS = ("train", "valid", "test")
-PRESETS: dict[str, dict] = {"default": {}}
 EXPECTED = (
     "an .npz file of train, valid and test, frames one piece after another, and train_len, "
     "valid_len and test_len, the lengths of the pieces"
@@ -35,8 +33,6 @@ EXPECTED = (
 @dataclasses.dataclass(frozen=True)
 class Settings(common.CommonSettings):
     """Everything that decides what a run computes."""
-
-    experiment = "music"
 
     data: str = setting("", "A .npz or .mat file; empty: canons.")
     rows: int = setting(8, "B: rows, streams read side by side.", least=1)
@@ -137,11 +133,11 @@ def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:
     return tbptt.Pieces.of(pieces)
 
 
-def main(settings: Settings, options: run.Options) -> run.Result:
+def main(settings: Settings, options: experiment.Options) -> experiment.Result:
     """Trains a music model and returns its test negative log likelihood."""
     began = time.monotonic()
-    replicas = run.replicas_of(options, settings.rows)
-    with run.usage_errors():
+    replicas = experiment.replicas_of(options, settings.rows)
+    with experiment.usage_errors():
         pieces = load(settings.data, settings.keys)
 
         def stream(part: str, shuffle: bool) -> tbptt.FrameStream:
@@ -169,13 +165,14 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             common.evaluator(settings.jit_compile, model, binary_cross_entropy, part, replicas)
             for part in held_out
         )
-        data = fitting.data_of(training, *held_out)
-    with run.Claim(settings, options, replicas, data=data) as claim:
-        fitted = fitting.fit(
+        data = experiment.data_of(training, *held_out)
+    with experiment.Claim(settings, options, replicas, data=data) as claim:
+        fitted = experiment.fit(
             settings, claim, trainer, feed, schedule,
             windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),
+            eval_every=settings.eval_every,
         )  # fmt: skip
-        return fitting.finish(
+        return experiment.finish(
             fitted, settings, claim, began,
             test=test().loss,
             metric="nats_per_frame",
@@ -185,4 +182,4 @@ def main(settings: Settings, options: run.Options) -> run.Result:
 
 
 if __name__ == "__main__":
-    run.launch("music", main, Settings, PRESETS)
+    experiment.launch(main, Settings)
