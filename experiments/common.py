@@ -12,7 +12,7 @@ import tbptt
 from tbptt import experiment, optimizers
 from tbptt.distribution import Replicas
 from tbptt.experiment import setting
-from tbptt.experiment.settings import profile_range
+from tbptt.experiment.settings import check_profile
 from tbptt.types import Core, Loss, Seed, Stream
 
 CELLS: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
@@ -126,12 +126,7 @@ def windows_to_train(settings: Any, options: experiment.Options, windows_per_epo
     """
     windows = settings.max_epochs * windows_per_epoch
     windows = min(windows, settings.max_windows or windows)
-    profile = profile_range(options.profile_windows)
-    if profile and profile[1] > windows:
-        raise ValueError(
-            f"--profile_windows ({options.profile_windows}) must end by window {windows}, the last "
-            "of the run."
-        )
+    check_profile(options, windows)
     return windows
 
 

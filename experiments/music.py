@@ -11,7 +11,6 @@ that it makes itself. --data is a file of Boulanger-Lewandowski et al. (2012), a
 """
 
 import dataclasses
-import time
 
 import numpy as np
 
@@ -135,7 +134,6 @@ def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:
 
 def main(settings: Settings, options: experiment.Options) -> experiment.Result:
     """Trains a music model and returns its test negative log likelihood."""
-    began = time.monotonic()
     replicas = experiment.replicas_of(options, settings.rows)
     with experiment.usage_errors():
         pieces = load(settings.data, settings.keys)
@@ -150,7 +148,6 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
             )
 
         training = stream("train", True)
-        feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
         keys = pieces["train"].values.shape[1]
         windows = common.windows_to_train(settings, options, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
@@ -160,25 +157,16 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
                 model, binary_cross_entropy, optimizer,
                 seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
             )  # fmt: skip
-        held_out = [stream(part, False) for part in ("valid", "test")]
-        validate, test = (
-            common.evaluator(settings.jit_compile, model, binary_cross_entropy, part, replicas)
-            for part in held_out
-        )
-        data = experiment.data_of(training, *held_out)
-    with experiment.Claim(settings, options, replicas, data=data) as claim:
-        fitted = experiment.fit(
-            settings, claim, trainer, feed, schedule,
-            windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),
-            eval_every=settings.eval_every,
-        )  # fmt: skip
-        return experiment.finish(
-            fitted, settings, claim, began,
-            test=test().loss,
-            metric="nats_per_frame",
-            utilisation=round(training.utilisation, 4),
-            steps_per_second=round(fitted.tokens_per_second),
-        )  # fmt: skip
+        validation, test = (stream(part, False) for part in ("valid", "test"))
+    return experiment.train_and_test(
+        settings, options, trainer, training, validation, test,
+        windows=windows,
+        metric="nats_per_frame",
+        schedule=schedule,
+        eval_every=settings.eval_every,
+        windows_per_call=settings.windows_per_call,
+        result={"utilisation": round(training.utilisation, 4)},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

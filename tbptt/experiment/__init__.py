@@ -29,3 +29,4 @@ from tbptt.experiment.seeds import run_seeds as run_seeds
 from tbptt.experiment.settings import Options as Options
 from tbptt.experiment.settings import Settings as Settings
 from tbptt.experiment.settings import setting as setting
+from tbptt.experiment.train_and_test import train_and_test as train_and_test

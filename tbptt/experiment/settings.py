@@ -238,6 +238,16 @@ def profile_range(text: str) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
+def check_profile(options: Options, windows: int) -> None:
+    """Raises ValueError if the windows to trace go beyond the last window of the run."""
+    profile = profile_range(options.profile_windows)
+    if profile and profile[1] > windows:
+        raise ValueError(
+            f"--profile_windows ({options.profile_windows}) must end by window {windows}, the last "
+            "of the run."
+        )
+
+
 def save_interval(text: str) -> tuple[int, float]:
     """`"500"` as (500 windows, 0 minutes), `"10m"` as (0, 10.0)."""
     number = text.removesuffix("m")

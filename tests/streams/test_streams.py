@@ -126,7 +126,7 @@ def test_some_rows_alone_are_those_of_all(stream, truncation):
 
 def test_windows_are_the_same_in_another_process():
     program = (
-        "import experiments, zlib\n"
+        "import zlib\n"
         "from tests.streams.test_streams import *\n"
         "window, _ = make('documents', 'everything').windows(tbptt.Cursor(3, 2), 4)\n"
         "print(zlib.crc32(b''.join(f.tobytes() for f in window if f is not None)))\n"

@@ -18,7 +18,6 @@ import numpy as np
 import tqdm
 from absl import app, flags, logging
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt import optimizers
 from tbptt.experiment import Options, replicas_of
