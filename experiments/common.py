@@ -9,11 +9,10 @@ from typing import Any
 import tensorflow as tf
 
 import tbptt
-from tbptt import optimizers
+from tbptt import experiment, optimizers
 from tbptt.distribution import Replicas
-from tbptt.experiment import run
-from tbptt.experiment.run import setting
-from tbptt.experiment.settings import profile_range
+from tbptt.experiment import setting
+from tbptt.experiment.settings import check_profile
 from tbptt.types import Core, Loss, Seed, Stream
 
 CELLS: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
@@ -21,7 +20,7 @@ BACKENDS = ("auto", "fused", "scan", "reference", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSettings(run.Settings):
+class ModelSettings(experiment.Settings):
     """Settings of every model on sequences of features; each experiment has its own defaults."""
 
     rows: int = setting(16, "B: rows, streams read side by side.", least=1)
@@ -120,7 +119,7 @@ def build_model(
     )
 
 
-def windows_to_train(settings: Any, options: run.Options, windows_per_epoch: int) -> int:
+def windows_to_train(settings: Any, options: experiment.Options, windows_per_epoch: int) -> int:
     """Returns the number of windows to train: all epochs, or `max_windows` if that is fewer.
 
     Raises:
@@ -128,12 +127,7 @@ def windows_to_train(settings: Any, options: run.Options, windows_per_epoch: int
     """
     windows = settings.max_epochs * windows_per_epoch
     windows = min(windows, settings.max_windows or windows)
-    profile = profile_range(options.profile_windows)
-    if profile and profile[1] > windows:
-        raise ValueError(
-            f"--profile_windows ({options.profile_windows}) must end by window {windows}, the last "
-            "of the run."
-        )
+    check_profile(options, windows)
     return windows
 
 

@@ -29,13 +29,11 @@ from absl import logging
 
 import tbptt
 from experiments import common
-from tbptt.experiment import fit as fitting
-from tbptt.experiment import run
-from tbptt.experiment.run import setting
+from tbptt import experiment
+from tbptt.experiment import setting
 from tbptt.summaries import tags
 from tbptt.training.window import begin
 
-PRESETS: dict[str, dict] = {"default": {}}
 WARM_UP = 256  # lines that are read before the first one that is scored, of a held-out part
 SHOWN = 240  # lines in the figure
 
@@ -43,8 +41,6 @@ SHOWN = 240  # lines in the figure
 @dataclasses.dataclass(frozen=True)
 class Settings(common.CommonSettings):
     """Everything that decides what a run computes."""
-
-    experiment = "forecast"
 
     data: str = setting("", "A CSV file; empty: waves.")
     columns: str = setting("", "Columns to read, by commas; empty: all.")
@@ -216,11 +212,11 @@ def draw(truth: np.ndarray, forecasts: np.ndarray, name: str) -> bytes | None:
     return content.getvalue()
 
 
-def main(settings: Settings, options: run.Options) -> run.Result:
+def main(settings: Settings, options: experiment.Options) -> experiment.Result:
     """Trains a forecasting model, tests it beside persistence, and draws its forecasts."""
     began = time.monotonic()
-    replicas = run.replicas_of(options, settings.rows)
-    with run.usage_errors():
+    replicas = experiment.replicas_of(options, settings.rows)
+    with experiment.usage_errors():
         series = load(settings)
         train_end, valid_end, test_end = parts(settings, len(series))
         scale = tbptt.Scale.of(series.part(0, train_end))
@@ -257,11 +253,12 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             common.evaluator(settings.jit_compile, model, part, replicas)
             for part in (validating, testing)
         )
-        data = fitting.data_of(training, validating, testing)
-    with run.Claim(settings, options, replicas, data=data) as claim:
-        fitted = fitting.fit(
+        data = experiment.data_of(training, validating, testing)
+    with experiment.Claim(settings, options, replicas, data=data) as claim:
+        fitted = experiment.fit(
             settings, claim, trainer, feed, schedule,
             windows=windows, metric="mse", validate=common.figure_of(validate),
+            eval_every=settings.eval_every,
         )  # fmt: skip
         tested = test()
         logging.info(
@@ -283,10 +280,10 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             png = draw(truth, forecasts, names[-1])
             if png is not None:
                 if claim.writes:
-                    run.write_file(claim.folder / "forecast.png", png)
+                    experiment.write_file(claim.folder / "forecast.png", png)
                 fitted.writer.picture(windows, tags.FORECAST, png)
 
-        return fitting.finish(
+        return experiment.finish(
             fitted, settings, claim, began,
             test=tested.loss,
             metric="mse",
@@ -298,4 +295,4 @@ def main(settings: Settings, options: run.Options) -> run.Result:
 
 
 if __name__ == "__main__":
-    run.launch("forecast", main, Settings, PRESETS)
+    experiment.launch(main, Settings)

@@ -22,11 +22,9 @@ import tensorflow as tf
 import tbptt
 from experiments import common
 from experiments.common import check_memory, core_parameters
-from experiments.language_settings import PRESETS, Settings
+from experiments.language_settings import Settings
 from experiments.language_text import Data, load, open_stream
-from tbptt import optimizers
-from tbptt.experiment import fit as fitting
-from tbptt.experiment import run
+from tbptt import experiment, optimizers
 from tbptt.layers import initializers
 from tbptt.serving.generate import check_sampling
 from tbptt.streams.prepared import VOCABULARY
@@ -171,11 +169,11 @@ def figure(kind: str) -> tuple[str, Callable[[tbptt.Evaluation], float]]:
     return name, lambda evaluation: evaluation.bits
 
 
-def main(settings: Settings, options: run.Options) -> run.Result:
+def main(settings: Settings, options: experiment.Options) -> experiment.Result:
     """Trains a language model, tests it, and prints a sample of its text."""
     began = time.monotonic()
-    replicas = run.replicas_of(options, settings.rows)
-    with run.usage_errors():
+    replicas = experiment.replicas_of(options, settings.rows)
+    with experiment.usage_errors():
         check_sampling(settings.sample_length, settings.temperature)
         loaded = load(settings)
         vocabulary, parts = loaded.vocabulary, loaded.parts
@@ -223,7 +221,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             for name, part in (("dynamic_valid", validating), ("dynamic_test", testing))
             if settings.dynamic_rate
         }
-        of_data = fitting.data_of(training, validating, testing)
+        of_data = experiment.data_of(training, validating, testing)
     trigger = NonMonotonic(settings.average_patience or 1)
 
     def judge() -> tuple[float, float]:
@@ -232,10 +230,10 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             average.begin()
         return evaluation.loss, read(evaluation)
 
-    with run.Claim(settings, options, replicas, data=of_data) as claim:
+    with experiment.Claim(settings, options, replicas, data=of_data) as claim:
         if claim.writes:
-            run.write_file(claim.folder / VOCABULARY, vocabulary.to_json())
-        fitted = fitting.fit(
+            experiment.write_file(claim.folder / VOCABULARY, vocabulary.to_json())
+        fitted = experiment.fit(
             settings,
             claim,
             trainer,
@@ -244,6 +242,7 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             windows=windows,
             metric=metric,
             validate=judge,
+            eval_every=settings.eval_every,
             average=average,
             histogram_every=settings.histogram_every,
             parts={"trigger": trigger},
@@ -265,11 +264,11 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             text = f"{vocabulary.decode(prompt)}|{vocabulary.decode(sample)}"
             fitted.writer.text(windows, tags.SAMPLE, text)
             if claim.writes:
-                run.output.tell(
+                experiment.output.tell(
                     f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n"
                 )
 
-        return fitting.finish(
+        return experiment.finish(
             fitted, settings, claim, began,
             test=read(test()),
             metric=metric,
@@ -282,4 +281,4 @@ def main(settings: Settings, options: run.Options) -> run.Result:
 
 
 if __name__ == "__main__":
-    run.launch("language_model", main, Settings, PRESETS)
+    experiment.launch(main, Settings)

@@ -5,8 +5,8 @@ from typing import Any
 
 import tbptt
 from experiments.common import BACKENDS
-from tbptt.experiment import run
-from tbptt.experiment.run import setting
+from tbptt import experiment
+from tbptt.experiment import setting
 from tbptt.streams.corpus import KINDS
 
 # Zaremba et al.: the loss is summed over the window, and rate and clipping norm go with
@@ -47,7 +47,7 @@ EPOCH_DECAY = {"schedule": ("epoch_decay",)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(run.Settings):
+class Settings(experiment.Settings):
     """Everything that decides what a run computes. The defaults are the preset `char`."""
 
     experiment = "language_model"

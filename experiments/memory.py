@@ -26,11 +26,9 @@ import tensorflow as tf
 
 import tbptt
 from experiments import common
-from tbptt import checks
-from tbptt.experiment import run
-from tbptt.experiment.run import setting
+from tbptt import checks, experiment
+from tbptt.experiment import setting
 
-PRESETS: dict[str, dict] = {"default": {}}
 SYMBOLS = 6
 BLANK = SYMBOLS
 FIGURE = "figure"  # the metric that the windows are compared by
@@ -39,8 +37,6 @@ FIGURE = "figure"  # the metric that the windows are compared by
 @dataclasses.dataclass(frozen=True)
 class Settings(common.ModelSettings):
     """Everything that decides what a run computes."""
-
-    experiment = "memory"
 
     task: str = setting("copy", "What is learnt", choices=("copy", "adding"))
     shortest: int = setting(5, "Steps to remember, at least.", least=2)
@@ -144,7 +140,7 @@ def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False
     actions = [tbptt.Every(0, progress)]
     tbptt.train(trainer, feed, start, windows=windows, actions=actions, stop=stop)
     if trainer.windows_seen < windows:
-        raise run.UnfinishedError(
+        raise experiment.UnfinishedError(
             f"--max_minutes are over while windows of {cut} are trained; figures of other windows "
             "are saved. The same command goes on with this one."
         )
@@ -155,7 +151,7 @@ def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False
     return evaluate().metrics[FIGURE]
 
 
-def compare(settings: Settings, claim: run.Claim, cuts: Sequence[str]) -> dict[str, float]:
+def compare(settings: Settings, claim: experiment.Claim, cuts: Sequence[str]) -> dict[str, float]:
     """Returns the figure of each of the cuts; those that an earlier process has found are read.
 
     Raises:
@@ -163,38 +159,38 @@ def compare(settings: Settings, claim: run.Claim, cuts: Sequence[str]) -> dict[s
     """
     done = claim.folder / "figures.json"
     unread = f"{str(done)!r} does not hold figures of windows. Remove it to find them again."
-    figures = run.read_object(done, unread) or {}
+    figures = experiment.read_object(done, unread) or {}
     if not all(isinstance(figure, int | float) for figure in figures.values()):
-        raise run.UsageError(unread)
+        raise experiment.UsageError(unread)
     for cut in cuts:
         if cut not in figures:
             claim.check()
             figures[cut] = learn(settings, cut, stop=lambda: claim.options.seconds_left() < 0)
-            run.write_file(done, json.dumps(figures))
+            experiment.write_file(done, json.dumps(figures))
     return figures
 
 
-def main(settings: Settings, options: run.Options) -> run.Result:
+def main(settings: Settings, options: experiment.Options) -> experiment.Result:
     """One row of the table for each of the cuts."""
     began = time.monotonic()
-    with run.usage_errors():
+    with experiment.usage_errors():
         cuts = settings.cuts.split(",")
         if options.profile_windows:
             raise ValueError("--profile_windows has no effect here. Leave it out.")
-        if run.replicas_of(options, settings.rows).count > 1:
+        if experiment.replicas_of(options, settings.rows).count > 1:
             raise ValueError("This compares windows on one device. Use --strategy=one.")
     name = "repeated wrongly" if settings.task == "copy" else "mean squared error"
-    with run.Claim(settings, options) as claim:
+    with experiment.Claim(settings, options) as claim:
         figures = compare(settings, claim, cuts)
-        result = run.write_result(
+        result = experiment.write_result(
             settings, claim, metric=name, **figures, seconds=round(time.monotonic() - began, 1)
         )
-    run.output.tell(f"\n| windows | {name} |\n|---|---|")
+    experiment.output.tell(f"\n| windows | {name} |\n|---|---|")
     for cut, figure in figures.items():
-        run.output.tell(f"| {cut} | {figure:.4f} |")
-    run.output.tell(json.dumps(result))
+        experiment.output.tell(f"| {cut} | {figure:.4f} |")
+    experiment.output.tell(json.dumps(result))
     return result
 
 
 if __name__ == "__main__":
-    run.launch("memory", main, Settings, PRESETS)
+    experiment.launch(main, Settings)

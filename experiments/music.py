@@ -11,21 +11,18 @@ that it makes itself. --data is a file of Boulanger-Lewandowski et al. (2012), a
 """
 
 import dataclasses
-import time
 
 import numpy as np
 
 import tbptt
 from experiments import common
-from tbptt.experiment import fit as fitting
-from tbptt.experiment import run
-from tbptt.experiment.run import setting
+from tbptt import experiment
+from tbptt.experiment import setting
 from tbptt.losses import binary_cross_entropy
 from tbptt.streams.arrays import Archive, check_lengths, check_numbers
 from tbptt.streams.files import DataError, regular_file
 
 PARTS = ("train", "valid", "test")
-PRESETS: dict[str, dict] = {"default": {}}
 EXPECTED = (
     "an .npz file of train, valid and test, frames one piece after another, and train_len, "
     "valid_len and test_len, the lengths of the pieces"
@@ -35,8 +32,6 @@ EXPECTED = (
 @dataclasses.dataclass(frozen=True)
 class Settings(common.CommonSettings):
     """Everything that decides what a run computes."""
-
-    experiment = "music"
 
     data: str = setting("", "A .npz or .mat file; empty: canons.")
     rows: int = setting(8, "B: rows, streams read side by side.", least=1)
@@ -137,11 +132,10 @@ def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:
     return tbptt.Pieces.of(pieces)
 
 
-def main(settings: Settings, options: run.Options) -> run.Result:
+def main(settings: Settings, options: experiment.Options) -> experiment.Result:
     """Trains a music model and returns its test negative log likelihood."""
-    began = time.monotonic()
-    replicas = run.replicas_of(options, settings.rows)
-    with run.usage_errors():
+    replicas = experiment.replicas_of(options, settings.rows)
+    with experiment.usage_errors():
         pieces = load(settings.data, settings.keys)
 
         def stream(part: str, shuffle: bool) -> tbptt.FrameStream:
@@ -154,7 +148,6 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             )
 
         training = stream("train", True)
-        feed = tbptt.open_feed(training, settings.windows_per_call, replicas=replicas)
         keys = pieces["train"].values.shape[1]
         windows = common.windows_to_train(settings, options, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
@@ -164,24 +157,17 @@ def main(settings: Settings, options: run.Options) -> run.Result:
                 model, optimizer,
                 seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile,
             )  # fmt: skip
-        held_out = [stream(part, False) for part in ("valid", "test")]
-        validate, test = (
-            common.evaluator(settings.jit_compile, model, part, replicas) for part in held_out
-        )
-        data = fitting.data_of(training, *held_out)
-    with run.Claim(settings, options, replicas, data=data) as claim:
-        fitted = fitting.fit(
-            settings, claim, trainer, feed, schedule,
-            windows=windows, metric="nats_per_frame", validate=common.figure_of(validate),
-        )  # fmt: skip
-        return fitting.finish(
-            fitted, settings, claim, began,
-            test=test().loss,
-            metric="nats_per_frame",
-            utilisation=round(training.utilisation, 4),
-            steps_per_second=round(fitted.tokens_per_second),
-        )  # fmt: skip
+        validation, test = (stream(part, False) for part in ("valid", "test"))
+    return experiment.train_and_test(
+        settings, options, trainer, training, validation, test,
+        windows=windows,
+        metric="nats_per_frame",
+        schedule=schedule,
+        eval_every=settings.eval_every,
+        windows_per_call=settings.windows_per_call,
+        result={"utilisation": round(training.utilisation, 4)},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    run.launch("music", main, Settings, PRESETS)
+    experiment.launch(main, Settings)

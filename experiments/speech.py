@@ -20,13 +20,11 @@ import tensorflow as tf
 
 import tbptt
 from experiments import common
-from tbptt.experiment import fit as fitting
-from tbptt.experiment import run
-from tbptt.experiment.run import setting
+from tbptt import experiment
+from tbptt.experiment import setting
 from tbptt.streams.arrays import Archive, check_lengths
 from tbptt.streams.files import DataError
 
-PRESETS: dict[str, dict] = {"default": {}}
 TEST_INDEX = 5  # of the free spoken digits, its authors' rule: below it is the test part
 PARTS = ("train", "test")
 EXPECTED = (
@@ -42,8 +40,6 @@ Part = tuple[tbptt.Pieces, np.ndarray]  # utterances, a label each
 @dataclasses.dataclass(frozen=True)
 class Settings(common.CommonSettings):
     """Everything that decides what a run computes."""
-
-    experiment = "speech"
 
     data: str = setting("", "A .npz file; empty: contours.")
     deltas: bool = setting(False, "Features too: the change since 1 and since 3 frames before.")
@@ -205,11 +201,11 @@ def accuracy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return tf.cast(likeliest == targets, tf.float32)
 
 
-def main(settings: Settings, options: run.Options) -> run.Result:
+def main(settings: Settings, options: experiment.Options) -> experiment.Result:
     """Trains a classifier of utterances and returns its test accuracy."""
     began = time.monotonic()
-    replicas = run.replicas_of(options, settings.rows)
-    with run.usage_errors():
+    replicas = experiment.replicas_of(options, settings.rows)
+    with experiment.usage_errors():
         given, test_part = load(settings.data)
         names = np.unique(given[1])
         train_part, valid_part = split(given, settings.valid_fraction, settings.seed)
@@ -263,18 +259,18 @@ def main(settings: Settings, options: run.Options) -> run.Result:
             share: tbptt.Evaluator(model, stream(test_part, share=share), jit_compile=False)
             for share in SHARES
         }
-        data = fitting.data_of(
+        data = experiment.data_of(
             training, *([] if validating is None else [validating]), stream(test_part)
         )
-    with run.Claim(settings, options, replicas, data=data) as claim:
-        fitted = fitting.fit(
+    with experiment.Claim(settings, options, replicas, data=data) as claim:
+        fitted = experiment.fit(
             settings, claim, trainer, feed, schedule,
-            windows=windows, metric="nats", validate=validate,
+            windows=windows, metric="nats", validate=validate, eval_every=settings.eval_every,
         )  # fmt: skip
         accuracies: dict[str, Any] = {
             f"accuracy_at_{share:.0%}": test().metrics["accuracy"] for share, test in tests.items()
         }
-        return fitting.finish(
+        return experiment.finish(
             fitted, settings, claim, began,
             test=accuracies["accuracy_at_100%"],
             metric="accuracy",
@@ -287,4 +283,4 @@ def main(settings: Settings, options: run.Options) -> run.Result:
 
 
 if __name__ == "__main__":
-    run.launch("speech", main, Settings, PRESETS)
+    experiment.launch(main, Settings)

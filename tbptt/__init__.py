@@ -1,5 +1,7 @@
 """Truncated back-propagation through time, with the state in your hands."""
 
+from tbptt import quiet as quiet  # isort: skip  (first: it imports TensorFlow without its messages)
+
 from tbptt.checkpoint import load_parameters as load_parameters
 from tbptt.checkpoint import save_parameters as save_parameters
 from tbptt.layers.dense import Dense as Dense

@@ -14,7 +14,7 @@ PAGES = ("README.md", "docs/performance.md", "docs/scaling.md", "docs/design.md"
 
 # One process imports TensorFlow, and every command is a fork of it: seconds less for each.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["experiments", "tbptt"])
+_FORKS.set_forkserver_preload(["tbptt"])
 
 
 @dataclasses.dataclass(frozen=True)

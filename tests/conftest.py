@@ -1,7 +1,5 @@
 """Two logical CPU devices, one tolerance table, and what the laws are tested on."""
 
-import experiments  # isort: skip  # noqa: F401  (first: keeps TensorFlow quiet while imported)
-
 import contextlib
 import itertools
 import resource

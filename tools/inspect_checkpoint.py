@@ -9,8 +9,6 @@ the stream, facts, and a table of its arrays. --diff compares two, array by arra
 is 1 if what was asked for is damaged, or if the two differ.
 """
 
-import experiments  # isort: skip  # noqa: F401  (first: keeps TensorFlow quiet while imported)
-
 import json
 import pathlib
 import sys
@@ -18,7 +16,6 @@ import time
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from absl import app, flags
 
 from tbptt import checkpoint as ck
@@ -84,7 +81,7 @@ def describe(checkpoint: ck.Checkpoint) -> str:
     for name, array in checkpoint.arrays.items():
         shape = " x ".join(map(str, array.shape)) or "one"
         figures = ["", "", ""]
-        numbers = array.dtype.kind in "biuf" or array.dtype == tf.bfloat16.as_numpy_dtype
+        numbers = array.dtype.kind in "biuf" or array.dtype.name == "bfloat16"
         if numbers and array.size:
             values = np.asarray(array, np.float64)
             figures = [f"{f:.4g}" for f in (np.linalg.norm(values), values.min(), values.max())]

@@ -17,8 +17,6 @@ The folder gets `tokens.bin`, little-endian integers; `ends.bin`, int64, where e
 interrupted goes on where it was with the same command; one that fails leaves nothing behind.
 """
 
-import experiments  # isort: skip  # noqa: F401  (first: keeps TensorFlow quiet while imported)
-
 import contextlib
 import dataclasses
 import json

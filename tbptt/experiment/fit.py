@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import tensorflow as tf
 from absl import logging
 
 import tbptt
 from tbptt.checkpoint import Checkpoint, CheckpointError, Checkpoints, snapshot, write_parameters
 from tbptt.checkpoint.save import Save
-from tbptt.experiment import run
-from tbptt.experiment.settings import decisive, profile_range, save_interval
+from tbptt.distribution import Replicas
+from tbptt.experiment.errors import UnfinishedError, UsageError, output, usage_errors
+from tbptt.experiment.folder import Claim, Result, write_result
+from tbptt.experiment.settings import Settings, decisive, profile_range, save_interval
 from tbptt.optimizers.schedules import Schedule
 from tbptt.streams.fingerprint import fingerprint
 from tbptt.summaries import tags
@@ -75,15 +78,16 @@ class BestFile:
 
 
 def fit(
-    settings: Any,
-    claim: run.Claim,
+    settings: Settings,
+    claim: Claim,
     trainer: tbptt.Trainer,
     feed: Any,
-    schedule: Schedule,
+    schedule: Schedule | None,
     *,
     windows: int,
     metric: str,
     validate: Callable[[], tuple[float, float]] | None,
+    eval_every: int = 0,
     average: tbptt.Average | None = None,
     histogram_every: int = 0,
     parts: Mapping[str, snapshot.Part] | None = None,
@@ -91,13 +95,14 @@ def fit(
     """Trains, validates, keeps the best parameters and writes tags.
 
     Args:
-      settings: with `eval_every`.
+      settings: of the run, to be shown and compared with those of its checkpoints.
       claim: the folder of the run: where it goes on, if it was begun there.
       trainer, feed: what is trained, on what: a feed of a `RowStream`.
-      schedule: of the learning rate, to be shown.
+      schedule: of the learning rate, to be shown in TensorBoard; None: it is not shown.
       windows: how many.
       metric: name of the figure that is validated.
       validate: -> the loss, and the figure; lower is better. None: the last parameters are kept.
+      eval_every: windows between validations; 0: once an epoch.
       average: what is validated and kept, once it is begun; the trainer's.
       histogram_every: windows between histograms; 0: none.
       parts: what else has a memory, by name.
@@ -116,7 +121,7 @@ def fit(
     checkpoints, start = take_up(claim, trainer, stream, parts, facts)
     best_file = BestFile(logdir / "best_parameters.npz" if claim.writes else None, best)
     first = trainer.windows_seen
-    run.announce(logdir, trainer.model, first, windows, replicas)
+    announce(logdir, trainer.model, first, windows, replicas)
     writer = tbptt.SummaryWriter(logdir if claim.writes else None, first_step=first)
     if not first:
         writer.table(0, tags.SETTINGS, dataclasses.asdict(settings))
@@ -145,7 +150,7 @@ def fit(
 
     due = [tbptt.Every(0, progress), tbptt.Every(0, training_summaries.scalars)]
     if validate is not None:
-        every = settings.eval_every or stream.windows_per_epoch
+        every = eval_every or stream.windows_per_epoch
         due.append(tbptt.Every(every, functools.partial(evaluate, validate)))
     if histogram_every:
         due.append(tbptt.Every(histogram_every, training_summaries.histograms))
@@ -179,11 +184,11 @@ def fit(
             why = f"{options.max_minutes:g} minutes are over"
         where = f"at window {trainer.windows_seen} of {windows}, because {why}"
         if unsaved:
-            raise run.UsageError(
+            raise UsageError(
                 f"The run stopped {where}, and could not be saved ({error or 'by the chief'}). "
                 "Make room on the disk; the same command goes on from the last checkpoint."
             )
-        raise run.UnfinishedError(f"The run is saved {where}. The same command goes on.")
+        raise UnfinishedError(f"The run is saved {where}. The same command goes on.")
     if validate is None:
         best.offer(0.0, windows)
         best_file.due = True
@@ -200,7 +205,7 @@ def fit(
 
 
 def take_up(
-    claim: run.Claim,
+    claim: Claim,
     trainer: tbptt.Trainer,
     stream: Stream,
     parts: Mapping[str, snapshot.Part],
@@ -212,7 +217,7 @@ def take_up(
       UsageError: none of them can be used, it is of other data, or the workers find different ones.
     """
     start = tbptt.Position(trainer.initial_carry(stream.rows))
-    with run.usage_errors():
+    with usage_errors():
         checkpoints = Checkpoints(
             claim.folder / "checkpoints",
             keep=claim.options.keep_checkpoints,
@@ -221,16 +226,16 @@ def take_up(
         try:
             found = checkpoints.newest()
         except CheckpointError as error:
-            raise run.UsageError(f"{error} Use --restart to begin anew.") from None
+            raise UsageError(f"{error} Use --restart to begin anew.") from None
         window = 0 if found is None else found.step
         if claim.replicas.differ(window):  # before they restore, which they do together
-            raise run.UsageError(
+            raise UsageError(
                 f"The workers do not read the same checkpoint: this one finds window {window}. All "
                 "of them need the same --logdir, on a disk that they share."
             )
         if found is not None:
             if found.facts.get("data", claim.data) != claim.data:
-                raise run.UsageError(
+                raise UsageError(
                     f"The data have changed since the run in {str(claim.folder)!r} was begun, so "
                     "it cannot go on. Give the data as they were; or use --restart to begin anew, "
                     "or another --logdir."
@@ -246,14 +251,14 @@ def data_of(*streams: Stream) -> str:
 
 def finish(
     fitted: Fit,
-    settings: run.Settings,
-    claim: run.Claim,
+    settings: Settings,
+    claim: Claim,
     began: float,
     *,
     test: float,
     show: Callable[[], None] = lambda: None,
     **result: Any,
-) -> run.Result:
+) -> Result:
     """Writes the last summaries and the result, shows the run, and returns the result.
 
     Args:
@@ -268,7 +273,7 @@ def finish(
     fitted.writer.scalars(
         fitted.windows, {tag: figure for tag, figure in figures.items() if math.isfinite(figure)}
     )
-    written = run.write_result(
+    written = write_result(
         settings,
         claim,
         valid=fitted.valid,
@@ -280,5 +285,22 @@ def finish(
     show()
     fitted.writer.close()
     if claim.writes:
-        run.output.tell(json.dumps(written))
+        output.tell(json.dumps(written))
     return written
+
+
+def announce(
+    logdir: pathlib.Path, model: tf.Module, first: int, windows: int, replicas: Replicas
+) -> None:
+    """Says what is about to happen, and where."""
+    size = sum(int(tf.size(parameter)) for parameter in model.trainable_variables)
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    logging.info(
+        "%s parameters, %s windows%s, on %s; the run is in %s. The first call compiles.",
+        f"{size:,}",
+        f"{windows:,}",
+        f", going on from {first:,}" if first else "",
+        devices[0].name.rpartition("device:")[2]
+        + (f" and {replicas.count - 1} more" if replicas.count > 1 else ""),
+        logdir,
+    )

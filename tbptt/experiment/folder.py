@@ -170,7 +170,8 @@ def check_folder(folder: pathlib.Path, settings: Settings) -> bool:
     experiment = there.pop("experiment", settings.experiment)
     if experiment != settings.experiment:
         raise UsageError(
-            f"{str(folder)!r} holds a run of experiments.{experiment}. Choose another --logdir."
+            f"{str(folder)!r} holds a run of {experiment!r}, and this is {settings.experiment!r}. "
+            "Choose another --logdir."
         )
     here = decisive(settings)
     shown = set(dataclasses.asdict(settings)) - set(here)

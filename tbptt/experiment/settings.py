@@ -6,9 +6,10 @@ import json
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tbptt import checks
 from tbptt.distribution import STRATEGIES
@@ -17,6 +18,7 @@ IMPORTED = time.monotonic()
 MOST_SEED = (1 << 31) - 1  # of `make_seed`
 
 UsedWith = Mapping[str, Sequence[Any] | None]
+AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
 def setting(
@@ -130,18 +132,24 @@ class Settings:
     may add a method `check_together` that raises ValueError, for rules that concern several.
 
     Attributes:
-      experiment: its name, as the module's.
-      presets: by name, settings that differ from the defaults; what a preset says is accepted
-        though another setting leaves it without effect.
+      experiment: the experiment's name. A subclass that does not give one has the name of the
+        file that defines it, without `.py`.
+      presets: by name, settings that differ from the defaults; the first is used unless
+        --config names another. What a preset says is accepted though another setting leaves it
+        without effect.
     """
 
     experiment: ClassVar[str] = ""
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
 
     config: str = "default"
     seed: int = setting(
         0, "Of all that is random: first weights, order, dropout.", least=0, most=MOST_SEED
     )
+
+    def __init_subclass__(cls) -> None:
+        if "experiment" not in cls.__dict__:
+            cls.experiment = file_stem(cls.__module__)
 
     def __post_init__(self) -> None:
         check(self, self.presets.get(self.config))
@@ -196,6 +204,13 @@ class Options:
         return self.began + 60 * self.max_minutes - time.monotonic()
 
 
+def file_stem(module: str) -> str:
+    """Returns the name of a module's file without `.py`; of a notebook, which has none, `main`."""
+    if module != "__main__":
+        return module.rpartition(".")[2]
+    return pathlib.Path(getattr(sys.modules[module], "__file__", None) or "main").stem
+
+
 def process_began() -> float:
     """Returns the `time.monotonic()` at which this process started.
 
@@ -221,6 +236,16 @@ def profile_range(text: str) -> tuple[int, int] | None:
             "below the last, as 100:150."
         )
     return int(first), int(last)
+
+
+def check_profile(options: Options, windows: int) -> None:
+    """Raises ValueError if the windows to trace go beyond the last window of the run."""
+    profile = profile_range(options.profile_windows)
+    if profile and profile[1] > windows:
+        raise ValueError(
+            f"--profile_windows ({options.profile_windows}) must end by window {windows}, the last "
+            "of the run."
+        )
 
 
 def save_interval(text: str) -> tuple[int, float]:

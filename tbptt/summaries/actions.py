@@ -20,7 +20,7 @@ class TrainingSummaries:
 
     writer: SummaryWriter
     trainer: Trainer
-    schedule: Schedule
+    schedule: Schedule | None
     progress: Progress
     windows_per_epoch: int
 
@@ -30,12 +30,14 @@ class TrainingSummaries:
         if speed:  # not of the first call, which compiles
             self.writer.scalars(report.step, {tags.TOKENS_PER_SECOND: speed})
         means = {tags.train(name): mean for name, mean in report.metrics.means.items()}
+        if self.schedule is not None:
+            rate = float(self.schedule(report.step))
+            self.writer.scalars(report.step, {tags.LEARNING_RATE: rate})
         self.writer.scalars(report.step, {
             **means,
             tags.GRAD_NORM_MEAN: report.metrics.grad_norm_mean,
             tags.GRAD_NORM_MAX: report.metrics.grad_norm_max,
             tags.WINDOWS_SKIPPED: report.metrics.skipped,
-            tags.LEARNING_RATE: float(self.schedule(report.step)),
             tags.HIDDEN_RMS: state_rms(report.state),
             tags.EPOCH: report.step / self.windows_per_epoch,
         })  # fmt: skip

@@ -83,6 +83,7 @@ class Trainer(tf.Module):
       slots: the optimizer's state, variables.
       average: as given.
       loss_scale: as given; `loss_scale.scale` is the factor of the next window.
+      jit_compile: as given.
 
     Example:
       >>> stream = ContiguousStream(np.arange(25) % 5, rows=2, window_length=4, vocabulary_size=5)
@@ -138,6 +139,7 @@ class Trainer(tf.Module):
         self._reduction = reduction
         self._seed = make_seed(seed)
         self._seed_number = seed
+        self.jit_compile = jit_compile
         self._replicas = replicas or Replicas()
         if self._replicas.strategy is None:
             self._program = make_program(self._train, jit_compile=jit_compile)
@@ -199,6 +201,11 @@ class Trainer(tf.Module):
             "loss_scale": describe(self.loss_scale),
             "average": self.average is not None,
         }
+
+    @property
+    def replicas(self) -> Replicas:
+        """The devices that train; one, if none were given."""
+        return self._replicas
 
     @property
     def windows_seen(self) -> int:

@@ -13,17 +13,21 @@ import pytest
 from absl import flags, logging
 from absl.testing import flagsaver
 
-from tbptt.experiment import run
+from tbptt.experiment import Options, usage_errors
+from tbptt.experiment import flags as command_flags
+from tbptt.experiment.launch import run_flags
 
 SMALL = dict(rows=2, hidden=4, max_windows=3, windows_per_call=2, jit_compile=False)
 
 
-def experiment(module, logdir, *, config=None, options=None, **settings):
+def run_small(module, logdir, *, config=None, options=None, **settings):
     """The result of a module's `main`, which is the one that it wrote."""
-    config = config or next(iter(module.PRESETS))
-    with run.usage_errors():
-        made = module.Settings(**{"config": config, **module.PRESETS[config], **SMALL, **settings})
-        options = run.Options(str(logdir), **(options or {}))
+    config = config or next(iter(module.Settings.presets))
+    with usage_errors():
+        made = module.Settings(
+            **{"config": config, **module.Settings.presets[config], **SMALL, **settings}
+        )
+        options = Options(str(logdir), **(options or {}))
     result = module.main(made, options)
     assert json.loads((logdir / "result.json").read_text()) == result
     return result
@@ -70,12 +74,12 @@ def command_line(module, *argv, cwd, stdout=None):
 
     def call():
         values = flags.FlagValues()
-        run.define_flags(module.Settings, module.PRESETS, values)
+        command_flags.define_flags(module.Settings, values)
         try:
             rest = values([name, *argv])[1:]
         except flags.Error as error:  # which absl tells and ends with status 1
             sys.exit(f"FATAL Flags parsing error: {error}")
-        run.run_flags(name, module.main, module.Settings, module.PRESETS, rest, values)
+        run_flags(module.main, module.Settings, rest, values)
 
     return ended(call, cwd, stdout)
 

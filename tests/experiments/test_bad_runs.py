@@ -325,7 +325,7 @@ FILES = {
         "run/settings.json",
         b'{"experiment": "speech", "rows": 3}',
         [],
-        "'run' holds a run of experiments.speech. Choose another --logdir.",
+        "'run' holds a run of 'speech', and this is 'music'. Choose another --logdir.",
     ),
     "settings of a stranger": (
         "run/settings.json",

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing import event_accumulator, plugin_event
 
 import tbptt
 from experiments import language_model, language_text
-from tbptt.experiment import run
+from tbptt.experiment import UnfinishedError, UsageError
 from tbptt.streams import corpus
 from tests.experiments import conftest
 from tools import prepare
@@ -21,7 +21,7 @@ TEXT = "the cat sat on the mat\nthe end of the cat\n" * 12
 
 
 def trained(logdir, **settings):
-    return conftest.experiment(language_model, logdir, **(SMALL | settings))
+    return conftest.run_small(language_model, logdir, **(SMALL | settings))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_preset_runs(tmp_path, corpus_file, config):
 
 @pytest.mark.parametrize("config", ["ptb_medium", "ptb_large"])
 def test_larger_presets_differ_from_the_small_one_in_sizes_alone(config):
-    small, larger = (language_model.PRESETS[name] for name in ("ptb_small", config))
+    small, larger = (language_model.Settings.presets[name] for name in ("ptb_small", config))
     assert set(larger) == set(small)
     assert {name for name in small if larger[name] != small[name]} <= {
         "window_length", "embedding", "hidden", "dropout", "init_scale", "decay",
@@ -199,18 +199,18 @@ def test_logdir_that_holds_a_run(tmp_path, corpus_file):
     """A finished one is left alone; --restart keeps it aside; other settings are refused."""
     logdir = tmp_path / "run"
     earlier = trained(logdir, corpus=corpus_file)
-    with pytest.raises(run.UsageError, match=r"is finished. Use --restart to run it again"):
+    with pytest.raises(UsageError, match=r"is finished. Use --restart to run it again"):
         trained(logdir, corpus=corpus_file)
     again = trained(logdir, corpus=corpus_file, options=dict(restart=True))
     for key in ("valid", "test", "settings"):
         assert earlier[key] == again[key]
     assert json.loads((tmp_path / "run.1" / "result.json").read_text()) == earlier
     before = {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
-    with pytest.raises(run.UsageError, match=r"holds a run with other settings \(seed=0 there, 1 "):
+    with pytest.raises(UsageError, match=r"holds a run with other settings \(seed=0 there, 1 "):
         trained(logdir, corpus=corpus_file, seed=1)
     assert before == {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
     (logdir / "settings.json").write_text("{")
-    with pytest.raises(run.UsageError, match=r"settings\.json in .* cannot be read"):
+    with pytest.raises(UsageError, match=r"settings\.json in .* cannot be read"):
         trained(logdir, corpus=corpus_file)
 
 
@@ -230,9 +230,9 @@ def test_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, corpus_file):
     logdir = tmp_path / "run"
     every = dict(save_every="4")
     message = r"saved at window 2 of 10, because 1e-09 minutes are over\. The same command goes on"
-    with pytest.raises(run.UnfinishedError, match=message):
+    with pytest.raises(UnfinishedError, match=message):
         trained(logdir, options=dict(max_minutes=1e-9, **every), **more)
-    with pytest.raises(run.UnfinishedError, match=r"saved at window 4 of 10"):
+    with pytest.raises(UnfinishedError, match=r"saved at window 4 of 10"):
         trained(logdir, options=dict(max_minutes=1e-9, **every), **more)
     assert not (logdir / "result.json").exists()
     result = trained(logdir, options=every, **more)
@@ -249,13 +249,11 @@ def test_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, corpus_file):
 
 def test_run_goes_on_only_with_the_data_it_was_begun_with(tmp_path, corpus_file):
     more = dict(corpus=corpus_file, max_windows=10)
-    with pytest.raises(run.UnfinishedError):
+    with pytest.raises(UnfinishedError):
         trained(tmp_path / "run", options=dict(max_minutes=1e-9), **more)
     text = pathlib.Path(corpus_file).read_text()
     pathlib.Path(corpus_file).write_text(text.replace("mat", "tam", 1))
-    with pytest.raises(
-        run.UsageError, match=r"The data have changed since the run in .* was begun"
-    ):
+    with pytest.raises(UsageError, match=r"The data have changed since the run in .* was begun"):
         trained(tmp_path / "run", **more)
 
 
@@ -325,7 +323,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_mistakes_are_told_in_one_line_before_anything_is_written(tmp_path, corpus_file, case):
     settings, message = BAD[case]
-    with pytest.raises(run.UsageError, match=message) as error:
+    with pytest.raises(UsageError, match=message) as error:
         trained(tmp_path / "run", **({"corpus": corpus_file} | settings))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
@@ -336,13 +334,13 @@ def test_mistakes_are_told_in_one_line_before_anything_is_written(tmp_path, corp
 )
 def test_text_that_cannot_be_read(tmp_path, content, message):
     (tmp_path / "bad.txt").write_bytes(content)
-    with pytest.raises(run.UsageError, match=message):
+    with pytest.raises(UsageError, match=message):
         trained(tmp_path / "run", corpus=str(tmp_path / "bad.txt"))
 
 
 def test_word_outside_the_vocabulary(tmp_path, corpus_file):
     (tmp_path / "other.txt").write_text("the dog\n" * 20)
-    with pytest.raises(run.UsageError, match=r"The word 'dog' on line 1 is not among"):
+    with pytest.raises(UsageError, match=r"The word 'dog' on line 1 is not among"):
         trained(
             tmp_path / "run", config="ptb_small", train_text=corpus_file,
             valid_text=corpus_file, test_text=str(tmp_path / "other.txt"),

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from tbptt.experiment import run
+from tbptt import experiment
 from tests.experiments import conftest
 from tests.experiments.pairwise import TABLES
 from tools import prepare
@@ -122,7 +122,7 @@ def trained(monkeypatch, name, settings, logdir, *, again=None):
     monkeypatch.setattr(tbptt, "Trainer", RecordedTrainer)
     monkeypatch.setattr(tbptt, "Evaluator", RecordedEvaluator)
     monkeypatch.setattr(tbptt, "train", train)
-    options = run.Options(str(logdir), strategy="one")
+    options = experiment.Options(str(logdir), strategy="one")
     result = {}
     with contextlib.suppress(TrainedError), eagerly(again is not None):
         result = TABLES[name].module.main(settings, options)
@@ -160,10 +160,10 @@ def test_equals_the_reference_backend(monkeypatch, tmp_path, data, name, number)
 def test_what_does_not_go_together_is_refused(monkeypatch, tmp_path, data, name, rule):
     monkeypatch.chdir(data)
     table = TABLES[name]
-    with pytest.raises(run.UsageError, match=rule.message):  # noqa: PT012 (the settings refuse too)
-        with run.usage_errors():
+    with pytest.raises(experiment.UsageError, match=rule.message):  # noqa: PT012 (the settings refuse too)
+        with experiment.usage_errors():
             settings = settings_of(name, table.expand(table.simplest | rule.example))
-        table.module.main(settings, run.Options(str(tmp_path / "run")))
+        table.module.main(settings, experiment.Options(str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 

@@ -18,7 +18,22 @@ from absl import flags
 
 import tbptt
 from tbptt.checkpoint import read_checkpoint
-from tbptt.experiment import run, settings
+from tbptt.experiment import (
+    RESULT_FILE,
+    SEEDS_FILE,
+    SETTINGS_FILE,
+    Claim,
+    Options,
+    Settings,
+    UnfinishedError,
+    UsageError,
+    run_seeds,
+    setting,
+    settings,
+    write_file,
+    write_result,
+)
+from tbptt.experiment import flags as command_flags
 
 ROOT = pathlib.Path(tbptt.__file__).parent.parent
 
@@ -53,17 +68,17 @@ def test_seeds_are_runs_of_their_own_and_then_their_mean(tmp_path, capsys):
 
     def main(settings, options):
         figure = figures[settings.seed]
-        with run.Claim(settings, options) as claim:
-            return run.write_result(settings, claim, test=figure, metric="mse", seconds=figure)
+        with Claim(settings, options) as claim:
+            return write_result(settings, claim, test=figure, metric="mse", seconds=figure)
 
-    options = run.Options(str(tmp_path / "run"))
-    run.run_seeds(main, run.Settings(seed=3), options, 2)
+    options = Options(str(tmp_path / "run"))
+    run_seeds(main, Settings(seed=3), options, 2)
     for seed, figure in figures.items():
         folder = tmp_path / "run" / f"seed-{seed}"
-        assert json.loads((folder / run.RESULT_FILE).read_text())["test"] == figure
-        assert json.loads((folder / run.SETTINGS_FILE).read_text())["seed"] == seed
+        assert json.loads((folder / RESULT_FILE).read_text())["test"] == figure
+        assert json.loads((folder / SETTINGS_FILE).read_text())["seed"] == seed
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert summary == json.loads((tmp_path / "run" / run.SEEDS_FILE).read_text())
+    assert summary == json.loads((tmp_path / "run" / SEEDS_FILE).read_text())
     assert summary.pop("test_spread") == pytest.approx(2**0.5)
     assert summary.pop("seconds_spread") == pytest.approx(2**0.5)
     assert summary == {"test": 2.0, "metric": "mse", "seconds": 2.0, "seeds": 2}
@@ -71,16 +86,16 @@ def test_seeds_are_runs_of_their_own_and_then_their_mean(tmp_path, capsys):
 
 def write_one(settings, options):
     """A `main` that does nothing but finish."""
-    with run.Claim(settings, options) as claim:
-        return run.write_result(settings, claim, test=1.0)
+    with Claim(settings, options) as claim:
+        return write_result(settings, claim, test=1.0)
 
 
 def test_max_minutes_count_from_the_start_of_the_process(tmp_path, monkeypatch):
     """Of a command line; of a call, from when its options were made. All seeds share them."""
     values = flags.FlagValues()
-    run.define_flags(run.Settings, {"default": {}}, values)
+    command_flags.define_flags(Settings, values)
     values(["name", "--max_minutes=5"])
-    _, options = run.settings_from_flags(run.Settings, {"default": {}}, values)
+    _, options = command_flags.settings_from_flags(Settings, values)
     assert options.began == pytest.approx(settings.process_began(), abs=0.1)
     code = (
         f"import os, pathlib, time\n{inspect.getsource(settings.process_began)}\n"
@@ -92,8 +107,8 @@ def test_max_minutes_count_from_the_start_of_the_process(tmp_path, monkeypatch):
     began = float(process.communicate()[0])
     assert before - 0.1 < began < after + 0.1
 
-    assert run.Options(max_minutes=5.0).seconds_left() == pytest.approx(300, abs=1)
-    assert run.Options().seconds_left() == float("inf")
+    assert Options(max_minutes=5.0).seconds_left() == pytest.approx(300, abs=1)
+    assert Options().seconds_left() == float("inf")
 
     now, left = 0.0, []
     monkeypatch.setattr(settings.time, "monotonic", lambda: now)
@@ -104,9 +119,9 @@ def test_max_minutes_count_from_the_start_of_the_process(tmp_path, monkeypatch):
         now += 90.0
         return write_one(settings, options)
 
-    options = run.Options(str(tmp_path / "run"), max_minutes=2.0, began=0.0)
-    with pytest.raises(run.UnfinishedError, match=r"2 minutes are over; 2 of 3 seeds are through"):
-        run.run_seeds(main, run.Settings(), options, 3)
+    options = Options(str(tmp_path / "run"), max_minutes=2.0, began=0.0)
+    with pytest.raises(UnfinishedError, match=r"2 minutes are over; 2 of 3 seeds are through"):
+        run_seeds(main, Settings(), options, 3)
     assert left == [120.0, 30.0]
 
 
@@ -149,15 +164,15 @@ def test_terminated_run_is_saved_and_ends_by_the_signal(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Example(run.Settings):
+class Example(Settings):
     """Every kind of setting."""
 
     presets: ClassVar = {"early": {"size": 7}}
-    kind: str = run.setting("full", "Kind.", choices=("full", "some", "none"))
-    size: int = run.setting(3, "Size.", least=1, used_with={"kind": ("some", "none")})
-    share: float = run.setting(0.5, "Share.", most=1.0, below=0.9, used_with={"path": None})
-    path: str = run.setting("", "Path.")
-    bold: bool = run.setting(False, "Bold.", used_with={"kind": ("some",), "path": None})
+    kind: str = setting("full", "Kind.", choices=("full", "some", "none"))
+    size: int = setting(3, "Size.", least=1, used_with={"kind": ("some", "none")})
+    share: float = setting(0.5, "Share.", most=1.0, below=0.9, used_with={"path": None})
+    path: str = setting("", "Path.")
+    bold: bool = setting(False, "Bold.", used_with={"kind": ("some",), "path": None})
 
     def check_together(self):
         if self.path == self.kind:
@@ -215,57 +230,57 @@ def test_settings_that_have_an_effect_are_accepted(values):
 
 
 def test_a_finished_run_is_told_and_not_run_again(tmp_path, capsys):
-    options = run.Options(str(tmp_path / "run"))
-    result = write_one(run.Settings(), options)
+    options = Options(str(tmp_path / "run"))
+    result = write_one(Settings(), options)
     capsys.readouterr()
-    assert run.run_seeds(write_one, run.Settings(), options, 1) == [result]
+    assert run_seeds(write_one, Settings(), options, 1) == [result]
     assert json.loads(capsys.readouterr().out) == result
-    with pytest.raises(run.UsageError, match="holds a run with other settings"):
-        run.run_seeds(write_one, run.Settings(seed=1), options, 1)
+    with pytest.raises(UsageError, match="holds a run with other settings"):
+        run_seeds(write_one, Settings(seed=1), options, 1)
 
 
 def test_a_finished_run_of_other_data_is_not_taken_for_this_one(tmp_path):
-    options = run.Options(str(tmp_path / "run"))
-    with run.Claim(run.Settings(), options, data="ab") as claim:
-        run.write_result(run.Settings(), claim, test=1.0)
-    with pytest.raises(run.UsageError, match=r"is finished\. Use --restart"):
-        run.Claim(run.Settings(), options, data="ab").__enter__()
-    with pytest.raises(run.UsageError, match=r"is finished, but its data have changed since\. Use"):
-        run.Claim(run.Settings(), options, data="cd").__enter__()
-    with run.Claim(run.Settings(), dataclasses.replace(options, restart=True), data="cd"):
+    options = Options(str(tmp_path / "run"))
+    with Claim(Settings(), options, data="ab") as claim:
+        write_result(Settings(), claim, test=1.0)
+    with pytest.raises(UsageError, match=r"is finished\. Use --restart"):
+        Claim(Settings(), options, data="ab").__enter__()
+    with pytest.raises(UsageError, match=r"is finished, but its data have changed since\. Use"):
+        Claim(Settings(), options, data="cd").__enter__()
+    with Claim(Settings(), dataclasses.replace(options, restart=True), data="cd"):
         assert (tmp_path / "run.1" / "result.json").exists()
 
 
 def test_two_runs_in_one_folder_refuse_each_other(tmp_path):
-    options = run.Options(str(tmp_path / "run"))
+    options = Options(str(tmp_path / "run"))
     mine = f"is in use by process {os.getpid()} on "
-    with run.Claim(run.Settings(), options):
-        with pytest.raises(run.UsageError, match=mine):
-            run.Claim(run.Settings(), options).__enter__()
-        with pytest.raises(run.UsageError, match=mine):
-            run.Claim(run.Settings(), dataclasses.replace(options, restart=True)).__enter__()
-    with run.Claim(run.Settings(), options):
+    with Claim(Settings(), options):
+        with pytest.raises(UsageError, match=mine):
+            Claim(Settings(), options).__enter__()
+        with pytest.raises(UsageError, match=mine):
+            Claim(Settings(), dataclasses.replace(options, restart=True)).__enter__()
+    with Claim(Settings(), options):
         pass
 
 
 def test_after_an_exception_the_folder_is_free_again(tmp_path):
     """In the same process, though the traceback still holds everything that the run had."""
-    claim = run.Claim(run.Settings(), run.Options(str(tmp_path / "run")))
+    claim = Claim(Settings(), Options(str(tmp_path / "run")))
     with pytest.raises(KeyError) as kept, claim:
         raise KeyError("a mistake in a notebook")
-    with run.Claim(run.Settings(), run.Options(str(tmp_path / "run"))):
+    with Claim(Settings(), Options(str(tmp_path / "run"))):
         assert kept.tb is not None
 
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_folder_that_is_removed_or_replaced_ends_the_run(tmp_path, replaced):
-    options = run.Options(str(tmp_path / "run"))
-    with run.Claim(run.Settings(), options) as claim:
+    options = Options(str(tmp_path / "run"))
+    with Claim(Settings(), options) as claim:
         claim.check()
         (tmp_path / "run").rename(tmp_path / "elsewhere")
-        with run.Claim(run.Settings(), options) if replaced else contextlib.nullcontext():
+        with Claim(Settings(), options) if replaced else contextlib.nullcontext():
             message = "was removed or replaced while the run wrote to it"
-            with pytest.raises(run.UsageError, match=message):
+            with pytest.raises(UsageError, match=message):
                 claim.check()
 
 
@@ -275,45 +290,48 @@ def files_of(folder):
 
 def test_restart_begins_once_and_is_then_gone_on_with(tmp_path):
     """Killed or out of time, the same command with --restart goes on; finished, it begins anew."""
-    options = run.Options(str(tmp_path / "run"))
+    options = Options(str(tmp_path / "run"))
     again = dataclasses.replace(options, restart=True)
-    with run.Claim(run.Settings(), options) as claim:
+    with Claim(Settings(), options) as claim:
         (claim.folder / "trained").write_text("without --restart")
     for content in ("", "restarted once", "restarted once, and gone on with"):
-        with run.Claim(run.Settings(), again) as claim:
+        with Claim(Settings(), again) as claim:
             there = claim.folder / "trained"
             assert (there.read_text() if there.exists() else "") == content
             there.write_text("restarted once" + ", and gone on with" * bool(content))
     assert files_of(tmp_path) == ["run", "run.1"]
-    with run.Claim(run.Settings(), options) as claim:  # without --restart it goes on too
+    with Claim(Settings(), options) as claim:  # without --restart it goes on too
         assert (claim.folder / "trained").exists()
-        run.write_result(run.Settings(), claim, test=1.0)
-    with run.Claim(run.Settings(), again) as claim:
+        write_result(Settings(), claim, test=1.0)
+    with Claim(Settings(), again) as claim:
         assert not (claim.folder / "trained").exists()
     assert (tmp_path / "run.2" / "result.json").exists()
 
 
-@pytest.mark.parametrize("name", [run.SETTINGS_FILE, run.RESULT_FILE, run.SEEDS_FILE])
+@pytest.mark.parametrize("name", [SETTINGS_FILE, RESULT_FILE, SEEDS_FILE])
 def test_a_small_file_is_whole_or_as_it_was(tmp_path, name):
     """On a full disk, and where the folder cannot be written."""
-    run.write_file(tmp_path / name, "before")
+    write_file(tmp_path / name, "before")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        with pytest.raises(run.UsageError, match=f"{name}' cannot be written: File too large"):
-            run.write_file(tmp_path / name, "x" * 200)
+        with pytest.raises(UsageError, match=f"{name}' cannot be written: File too large"):
+            write_file(tmp_path / name, "x" * 200)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert files_of(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "before\n"
-    with pytest.raises(run.UsageError, match="cannot be written: Not a directory"):
-        run.write_file(tmp_path / name / "below", "")
+    with pytest.raises(UsageError, match="cannot be written: Not a directory"):
+        write_file(tmp_path / name / "below", "")
 
 
 def test_restart_of_several_seeds_is_of_all_of_them_and_once(tmp_path):
-    options = run.Options(str(tmp_path / "run"))
+    options = Options(str(tmp_path / "run"))
     for seed in (0, 1):
-        write_one(run.Settings(seed=seed), run.Options(str(tmp_path / "run" / f"seed-{seed}")))
+        write_one(
+            Settings(seed=seed),
+            Options(str(tmp_path / "run" / f"seed-{seed}")),
+        )
     again = dataclasses.replace(options, restart=True)
     made = []
 
@@ -321,27 +339,27 @@ def test_restart_of_several_seeds_is_of_all_of_them_and_once(tmp_path):
         made.append(settings.seed)
         result = write_one(settings, options)
         if len(made) == 1:
-            raise run.UnfinishedError("after the first seed")
+            raise UnfinishedError("after the first seed")
         return result
 
-    with pytest.raises(run.UnfinishedError):
-        run.run_seeds(main, run.Settings(), again, 2)
+    with pytest.raises(UnfinishedError):
+        run_seeds(main, Settings(), again, 2)
     assert files_of(tmp_path) == ["run", "run.1"]
-    results = run.run_seeds(main, run.Settings(), again, 2)
+    results = run_seeds(main, Settings(), again, 2)
     assert len(results) == 2
     assert files_of(tmp_path) == ["run", "run.1"]
-    assert (tmp_path / "run" / run.SEEDS_FILE).exists()
-    run.run_seeds(main, run.Settings(), again, 2)  # it was finished
+    assert (tmp_path / "run" / SEEDS_FILE).exists()
+    run_seeds(main, Settings(), again, 2)  # it was finished
     assert files_of(tmp_path) == ["run", "run.1", "run.2"]
 
 
 def test_a_launcher_does_not_begin_again_what_it_has_finished(tmp_path, monkeypatch):
     """It starts all workers again where one dies, if only after the result is written."""
-    again = run.Options(str(tmp_path / "run"), restart=True)
+    again = Options(str(tmp_path / "run"), restart=True)
     monkeypatch.setenv("TBPTT_LAUNCH", "one")
-    write_one(run.Settings(), again)
-    with pytest.raises(run.UsageError, match=r"is finished\. Use --restart"):
-        run.Claim(run.Settings(), again).__enter__()
+    write_one(Settings(), again)
+    with pytest.raises(UsageError, match=r"is finished\. Use --restart"):
+        Claim(Settings(), again).__enter__()
     monkeypatch.setenv("TBPTT_LAUNCH", "another")
-    write_one(run.Settings(), again)
+    write_one(Settings(), again)
     assert files_of(tmp_path) == ["run", "run.1"]

@@ -5,8 +5,8 @@ import pytest
 
 import tbptt
 from experiments import forecast, memory, music, speech
-from tbptt.experiment import run
-from tests.experiments.conftest import experiment
+from tbptt import experiment
+from tests.experiments.conftest import run_small
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from tests.experiments.conftest import experiment
 )
 def test_experiment_on_a_file(files, module, file, settings):
     data = {"data": str(files / file)} if file else {}
-    found = experiment(module, files / "run", **data, **settings)
+    found = run_small(module, files / "run", **data, **settings)
     figures = [value for value in found.values() if isinstance(value, float)]
     assert figures
     assert np.isfinite(figures).all()
@@ -31,7 +31,7 @@ def test_experiment_on_a_file(files, module, file, settings):
 def test_every_line_of_the_test_part_is_scored_at_any_horizon(tmp_path, horizon, path):
     """Of the 800 lines that are made, by model and persistence alike."""
     settings = dict(horizon=horizon, window_length=600, rows=1, max_windows=1, windows_per_call=1)
-    found = experiment(forecast, tmp_path / "run", path=path, **settings)
+    found = run_small(forecast, tmp_path / "run", path=path, **settings)
     assert found["scored"] == (800 - horizon + 1 if path else 800)
     values = forecast.waves(0).values
     scaled = (values - values[:2400].mean(0)) / values[:2400].std(0)
@@ -45,7 +45,7 @@ def test_lines_after_a_gap_are_scored_by_neither(tmp_path, capsys):
     """A gap in the test part: what a line is forecast from belongs to it, for both."""
     lines = [f"{np.datetime64('2020-01-01') + d},{d % 7}" for d in range(100) if not 88 <= d < 92]
     (tmp_path / "t.csv").write_text("\n".join(["day,x", *lines]))
-    found = experiment(
+    found = run_small(
         forecast, tmp_path / "run", data=str(tmp_path / "t.csv"), horizon=3, window_length=4
     )
     # Lines 77 to 95 are days 77 to 87 and 92 to 99, of which the first three have no origin.
@@ -69,7 +69,7 @@ def test_figure_shows_each_forecast_at_its_line(tmp_path, monkeypatch):
     )
     lines = [f"{np.datetime64('2020-01-01') + d},{d}" for d in range(100) if not 88 <= d < 92]
     (tmp_path / "t.csv").write_text("\n".join(["day,x", *lines]))
-    experiment(forecast, tmp_path / "run", data=str(tmp_path / "t.csv"), horizon=3, window_length=4)
+    run_small(forecast, tmp_path / "run", data=str(tmp_path / "t.csv"), horizon=3, window_length=4)
     truth, forecasts, _ = drawn[0]
     there = ~np.isnan(forecasts[:, 0])
     assert there.sum() == 16
@@ -107,6 +107,6 @@ def test_deltas_are_changes_within_an_utterance():
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(files, module, file, settings, message):
-    with pytest.raises(run.UsageError, match=message):
-        experiment(module, files / "run", data=str(files / file), **settings)
+    with pytest.raises(experiment.UsageError, match=message):
+        run_small(module, files / "run", data=str(files / file), **settings)
     assert not (files / "run").exists()

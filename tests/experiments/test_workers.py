@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from experiments import music
-from tbptt.experiment import run
-from tests.experiments.conftest import experiment
+from tbptt.experiment import RESULT_FILE
+from tests.experiments.conftest import run_small
 from tools.inspect_checkpoint import difference, read_newest
 
 SETTINGS = dict(
@@ -61,7 +61,7 @@ def whole(tmp_path_factory):
 def one(whole):
     """The folder of the same run on one device."""
     logdir = whole.with_name("one")
-    experiment(music, logdir, options=dict(save_every="20", keep_checkpoints=9), **SETTINGS)
+    run_small(music, logdir, options=dict(save_every="20", keep_checkpoints=9), **SETTINGS)
     return logdir
 
 
@@ -89,7 +89,7 @@ def assert_follows(logdir, whole):
     for name, array in theirs.arrays.items():
         if name.startswith("carry."):
             np.testing.assert_allclose(ours.arrays[name], array, rtol=1e-3, atol=1e-4)
-    results = [json.loads((folder / run.RESULT_FILE).read_text()) for folder in (logdir, whole)]
+    results = [json.loads((folder / RESULT_FILE).read_text()) for folder in (logdir, whole)]
     for name in ("valid", "test"):
         assert results[0][name] == pytest.approx(results[1][name], rel=1e-4)
 
@@ -106,8 +106,8 @@ def test_one_signalled_worker_stops_all_and_one_device_goes_on(whole):
     assert 4 <= checkpoint.step < 40
     told = f"The run is saved at window {checkpoint.step} of 40, because another worker was told to"
     assert told in log.replace("\n[0] ", " "), log
-    assert not (logdir / run.RESULT_FILE).exists()
-    experiment(music, logdir, **SETTINGS)
+    assert not (logdir / RESULT_FILE).exists()
+    run_small(music, logdir, **SETTINGS)
     assert_follows(logdir, whole)
 
 
@@ -115,7 +115,7 @@ def test_workers_go_on_from_one_device(whole, one):
     """Law 7 from one to two workers: from window 20 of a run on one device."""
     logdir = whole.with_name("taken-up")
     shutil.copytree(one, logdir)
-    (logdir / run.RESULT_FILE).unlink()
+    (logdir / RESULT_FILE).unlink()
     for path in logdir.glob("checkpoints/step-*"):
         if int(path.name.rpartition("-")[2]) > 20:
             shutil.rmtree(path)
@@ -140,6 +140,6 @@ def test_a_killed_worker_ends_all_and_restarted_they_come_to_the_same_bits(whole
     assert "Worker 1 ended with status -9." in log
     assert "going on from" in log
     assert difference(read_newest(logdir)[1], read_newest(whole)[1]) == []
-    results = [json.loads((folder / run.RESULT_FILE).read_text()) for folder in (logdir, whole)]
+    results = [json.loads((folder / RESULT_FILE).read_text()) for folder in (logdir, whole)]
     for name in ("valid", "test", "windows", "settings"):
         assert results[0][name] == results[1][name]

@@ -194,7 +194,7 @@ def test_accumulated_windows_count_by_their_own_rates(chained):
     parameter = tf.Variable([0.0])
     slots = tf.nest.map_structure(tf.Variable, optimizer.init([tf.zeros([1])]))
     moved = []
-    for gradient, rate in ((3.0, 0.5), (5.0, 2.0), (1.0, 1.0), (1.0, 3.0)):
+    for gradient, scale in ((3.0, 0.5), (5.0, 2.0), (1.0, 1.0), (1.0, 3.0)):
         update(
             optimizer,
             [parameter],
@@ -202,7 +202,7 @@ def test_accumulated_windows_count_by_their_own_rates(chained):
             [tf.constant([gradient])],
             tf.zeros([], tf.int64),
             accept=tf.constant(True),
-            rate=tf.constant(rate),
+            scale=tf.constant(scale),
         )
         moved.append(float(parameter[0]))
     assert moved == [0.0, -5.75, -5.75, -7.75]

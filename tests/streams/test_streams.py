@@ -136,7 +136,6 @@ def checksum(windows):
 
 def test_windows_are_the_same_in_another_process():
     program = (
-        "import experiments\n"
         "from tests.streams.test_streams import *\n"
         "window, _ = make('documents', 'everything').windows(tbptt.Cursor(3, 2), 4)\n"
         "print(checksum(window))\n"

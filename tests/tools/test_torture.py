@@ -10,13 +10,13 @@ import pytest
 
 from experiments import forecast
 from tbptt import checkpoint as ck
-from tests.experiments.conftest import experiment
+from tests.experiments.conftest import run_small
 from tools.bench import torture
 
 
 def test_a_run_is_like_itself_and_every_difference_is_seen(tmp_path):
     whole, ours = tmp_path / "whole", tmp_path / "ours"
-    experiment(forecast, whole)
+    run_small(forecast, whole)
     shutil.copytree(whole, ours)
     assert torture.compare(ours, whole) == []
     result = json.loads((ours / "result.json").read_text())

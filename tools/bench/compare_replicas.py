@@ -18,11 +18,9 @@ import numpy as np
 import tqdm
 from absl import app, flags, logging
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt import optimizers
-from tbptt.experiment.devices import replicas_of
-from tbptt.experiment.settings import Options
+from tbptt.experiment import Options, replicas_of
 
 WINDOWS = flags.DEFINE_integer("windows", 200, "Windows to train.", lower_bound=1)
 TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference of a loss, relative.")

@@ -322,8 +322,8 @@ def jax_scan(size: Size) -> Run:
     return run
 
 
-# Importing experiments first keeps TensorFlow from talking while it is imported.
-OURS, KERAS, TORCH = ("experiments", "tbptt"), ("experiments", "keras"), ("torch",)
+# Importing tbptt first keeps TensorFlow from talking while it is imported.
+OURS, KERAS, TORCH = ("tbptt",), ("tbptt", "keras"), ("torch",)
 CONTESTANTS: dict[str, Contestant] = {
     "ours-fused-xla": Contestant(OURS, ours),
     "ours-fused-plain": Contestant(OURS, lambda size: ours(size, jit_compile=False)),

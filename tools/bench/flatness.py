@@ -18,7 +18,6 @@ import time
 
 from absl import app, flags
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tools.bench import small_model
 

@@ -1,12 +1,12 @@
 """The compiled hot loop as StableHLO, which any XLA compiler takes."""
 
+import tbptt  # isort: skip  (before TensorFlow, which is then quiet while it is imported)
+
 import re
 from collections import Counter
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-
-import tbptt
 
 
 class Exported(NamedTuple):

@@ -21,7 +21,6 @@ import time
 import numpy as np
 from absl import app, flags
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt.streams import prepared
 from tools.bench import small_model

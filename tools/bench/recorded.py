@@ -29,7 +29,7 @@ class Step(NamedTuple):
 
 def record(size: Size) -> Step:
     """The step, and what TensorFlow makes of it."""
-    import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
+    import tbptt  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 
     import tensorflow as tf  # isort: skip
 

@@ -15,7 +15,6 @@ import time
 
 from absl import app, flags
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt import optimizers
 from tbptt.checkpoint import Checkpoints

@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt import optimizers
 from tbptt.streams.prepared import open_tokens

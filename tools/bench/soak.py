@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 import tbptt
 from tbptt.summaries import tags
 from tools.bench import small_model

@@ -20,11 +20,10 @@ import sys
 import tempfile
 import time
 
-import tensorflow as tf
 from absl import app, flags
 from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.util.tensor_util import make_ndarray
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 from tbptt import checkpoint as ck
 from tools.inspect_checkpoint import difference, read_newest
 
@@ -108,7 +107,7 @@ def logged(folder: pathlib.Path) -> dict[str, dict[int, list[float]]]:
     for tag in tags:
         found[tag] = {}
         for event in events.Tensors(tag):
-            value = tf.make_ndarray(event.tensor_proto)
+            value = make_ndarray(event.tensor_proto)
             if value.ndim == 0:
                 found[tag].setdefault(event.step, []).append(value.item())
     return found

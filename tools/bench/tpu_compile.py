@@ -21,7 +21,6 @@ os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}  # before jax 
 
 from absl import app, flags, logging
 
-import experiments  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 from tools.bench import hlo
 from tools.bench.contestants import SIZES, build_ours
 from tools.bench.pjrt import compile_text

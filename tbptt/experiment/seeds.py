@@ -1,0 +1,126 @@
+"""Several seeds in one run: a folder each, then mean and spread of their results."""
+
+import dataclasses
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import logging
+
+from tbptt.experiment.devices import replicas_of
+from tbptt.experiment.errors import UnfinishedError, UsageError, output, usage_errors
+from tbptt.experiment.folder import (
+    RESTARTED_FILE,
+    SETTINGS_FILE,
+    FinishedError,
+    Result,
+    begun_by_restart,
+    make_folder,
+    mark_restarted,
+    move_aside,
+    refuse_foreign,
+    write_file,
+)
+from tbptt.experiment.lock import Lock
+from tbptt.experiment.settings import MOST_SEED, AnySettings, Options
+
+SEEDS_FILE = "seeds.json"
+
+
+def run_seeds(
+    main: Callable[[AnySettings, Options], Result],
+    settings: AnySettings,
+    options: Options,
+    count: int,
+) -> list[Result]:
+    """Runs `main` with so many seeds, from that of the settings on; returns their results.
+
+    Of several, each has its folder in that of the options, and mean and spread are written there,
+    and on standard output. --restart is then of all of them together.
+    """
+    if count == 1:
+        return [_result_of(main, settings, options)]
+    if settings.seed + count - 1 > MOST_SEED:
+        raise UsageError(
+            f"--seed={settings.seed} and --seeds={count} go beyond the largest seed, {MOST_SEED}. "
+            "Use a smaller --seed."
+        )
+    replicas = replicas_of(options, getattr(settings, "rows", 0))
+    if replicas.is_chief:
+        with usage_errors():
+            _claim_seeds(options)
+    replicas.any(True)  # the chief has moved aside what was there
+    results: list[Result] = []
+    for seed in range(settings.seed, settings.seed + count):
+        if options.seconds_left() <= 0:
+            raise UnfinishedError(
+                f"{options.max_minutes:g} minutes are over; {len(results)} of {count} seeds "
+                "are through. The same command goes on."
+            )
+        logdir = str(options.folder / f"seed-{seed}")
+        one = dataclasses.replace(options, logdir=logdir, restart=False)
+        results.append(_result_of(main, dataclasses.replace(settings, seed=seed), one))
+    if replicas.is_chief:
+        line = json.dumps(over_seeds(results), allow_nan=False)
+        write_file(options.folder / SEEDS_FILE, line)
+        output.tell(line)
+    return results
+
+
+def _claim_seeds(options: Options) -> None:
+    """Makes the folder of several seeds, once what is there is moved aside for --restart.
+
+    That is done once: what was begun by --restart goes on until all seeds are finished.
+    """
+    folder = options.folder
+    if (folder / SETTINGS_FILE).exists():
+        raise UsageError(
+            f"{str(folder)!r} holds a run of one seed. Choose another --logdir for several."
+        )
+    refuse_foreign(folder, _of_seeds)
+    begun = begun_by_restart(folder, (folder / SEEDS_FILE).exists())
+    if options.restart and folder.exists() and not begun:
+        for path in folder.glob("seed-*"):
+            Lock(path).release()  # or another process runs one of them
+        move_aside(folder)
+    make_folder(folder)
+    if options.restart:
+        mark_restarted(folder)
+
+
+def _of_seeds(name: str) -> bool:
+    return (
+        name in (SEEDS_FILE, RESTARTED_FILE) or re.fullmatch(r"seed-\d+(\.\d+)?", name) is not None
+    )
+
+
+def _result_of(
+    main: Callable[[AnySettings, Options], Result], settings: AnySettings, options: Options
+) -> Result:
+    """What `main` returns; of a run that is finished, what it has returned."""
+    try:
+        return main(settings, options)
+    except FinishedError as finished:
+        logging.info("The run in %s is finished. --restart runs it again.", options.folder)
+        output.tell(json.dumps(finished.result))
+        return finished.result
+
+
+def over_seeds(results: Sequence[Result]) -> Result:
+    """Mean and sample standard deviation of every figure that all have; what is alike, once.
+
+    Example:
+      >>> over_seeds([{"test": 1.0, "metric": "mse"}, {"test": 3.0, "metric": "mse"}])
+      {'test': 2.0, 'test_spread': 1.4142135623730951, 'metric': 'mse', 'seeds': 2}
+    """
+    summary: Result = {}
+    for name in results[0]:
+        values: list[Any] = [result.get(name) for result in results]
+        if all(value == values[0] for value in values):
+            summary[name] = values[0]
+        elif all(isinstance(value, int | float) for value in values):
+            summary[name] = statistics.mean(values)
+            summary[f"{name}_spread"] = statistics.stdev(values)
+    return {**summary, "seeds": len(results)}
