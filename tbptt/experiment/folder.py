@@ -70,7 +70,7 @@ class Claim:
         self._lock: Lock | None = None
 
     def __enter__(self) -> "Claim":
-        """Locks the folder; raises FinishedError or UsageError, before any change, if it may not."""
+        """Locks the folder, or raises FinishedError or UsageError before anything is changed."""
         with usage_errors():
             there = check_folder(self.folder, self._settings)
             finished = read_result(self.folder) if there else None
