@@ -1,4 +1,4 @@
-"""The devices of a run."""
+"""Opens the devices that a run trains on, as `--strategy` and `--logical_devices` say."""
 
 import tensorflow as tf
 from absl import logging
@@ -9,14 +9,14 @@ from tbptt.experiment.settings import Options
 
 
 def replicas_of(options: Options, rows: int = 0) -> Replicas:
-    """Returns who trains, as the options have it; asked before TensorFlow does anything else.
+    """Returns the devices that the options ask for; call it before TensorFlow uses any device.
 
     Args:
-      options: with strategy and logical devices.
-      rows: rows to be dealt to them; 0: not known yet.
+      options: `strategy` and `logical_devices` are read.
+      rows: B, the rows that the devices share; 0: not known yet.
 
     Raises:
-      UsageError: the environment does not fit the strategy, or the rows do not fit the devices.
+      UsageError: the environment does not fit the strategy, or the rows cannot be shared equally.
     """
     name, devices = options.strategy, options.logical_devices
     if devices and rows % devices:
@@ -27,7 +27,7 @@ def replicas_of(options: Options, rows: int = 0) -> Replicas:
     if devices:
         split_cpu(devices)
         name = "mirrored" if name == "auto" else name
-    tf.get_logger().setLevel("WARNING")  # or every reduce is told
+    tf.get_logger().setLevel("WARNING")  # or TensorFlow logs every reduce
     try:
         with usage_errors():
             replicas = open_replicas(name)
@@ -37,15 +37,15 @@ def replicas_of(options: Options, rows: int = 0) -> Replicas:
             "--strategy=one to train on this device alone."
         ) from None
     if not replicas.is_chief:
-        logging.set_verbosity(logging.WARNING)  # the chief tells for all
+        logging.set_verbosity(logging.WARNING)  # the chief logs for all
     return replicas
 
 
 def split_cpu(devices: int) -> None:
-    """Makes so many logical devices of the CPU, once a process.
+    """Divides the CPU into this many logical devices; possible once in a process.
 
     Raises:
-      UsageError: TensorFlow has begun with another number.
+      UsageError: TensorFlow has already started with another number of devices.
     """
     (cpu,) = tf.config.list_physical_devices("CPU")
     try:

@@ -1,4 +1,4 @@
-"""Mistakes of a user, told in one line; and runs that end before they are through."""
+"""Exceptions for users' mistakes and for runs that stop early; output that may be closed."""
 
 import contextlib
 import os
@@ -10,16 +10,16 @@ from absl import logging
 
 
 class UnfinishedError(Exception):
-    """The time of this process was up: the run is saved, and the same command goes on."""
+    """Raised when a run was saved before its end; the same command continues it."""
 
 
 class UsageError(Exception):
-    """A mistake that the user can put right: told in one line, without a traceback."""
+    """Raised for a mistake that the user can correct: `launch` prints one line, no traceback."""
 
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Takes what is raised inside for a mistake in the settings."""
+    """Turns ValueError, TypeError, OSError and OverflowError raised inside into UsageError."""
     try:
         yield
     except (ValueError, TypeError, OSError, OverflowError) as error:
@@ -28,17 +28,17 @@ def usage_errors() -> Iterator[None]:
 
 
 class Output:
-    """Standard output, which may be closed or full before a run has said all.
+    """Writes to standard output, and survives its being closed or full.
 
     Attributes:
-      error: why it could not be written, or None; what follows is then not written.
+      error: the first failure, after which nothing more is written; None: there was none.
     """
 
     def __init__(self) -> None:
         self.error: OSError | None = None
 
     def tell(self, text: str) -> None:
-        """Prints a text, and logs the first failure: files of the run do not depend on it."""
+        """Prints a text; a failure is logged, because the run's files do not depend on it."""
         try:
             print(text, flush=True)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""A run from its first window to its result: training, validation, checkpoints, summaries."""
+"""Training with validation, best parameters, checkpoints and summaries; and the result."""
 
 import contextlib
 import dataclasses
@@ -31,13 +31,13 @@ from tbptt.types import Stream
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A run that is through, the best parameters in the model.
+    """What `fit` returns when all windows are trained; the model then has the best parameters.
 
     Attributes:
-      writer: of the run's summaries, still open.
-      valid: the figure of the parameters that were kept; NaN without a validation.
-      windows: trained.
-      tokens_per_second: steps of rows, without what is between the calls.
+      writer: writes the run's summaries, still open.
+      valid: the validation figure of the best parameters; NaN without a validation.
+      windows: the number of windows trained.
+      tokens_per_second: steps of all rows in a second, without validations and checkpoints.
     """
 
     writer: tbptt.SummaryWriter
@@ -48,12 +48,12 @@ class Fit:
 
 @dataclasses.dataclass
 class BestFile:
-    """Writes the best parameters to a file. A failure is told and tried again later.
+    """Writes the best parameters to a file; a failure is logged, and tried again later.
 
     Attributes:
-      path: an `.npz`; None: this process writes nothing.
+      path: an `.npz` file; None: this process writes nothing.
       best: holds the parameters.
-      due: whether they are not in the file yet.
+      due: whether the file must be written, because `best` has newer parameters.
     """
 
     path: pathlib.Path | None
@@ -61,7 +61,7 @@ class BestFile:
     due: bool = True
 
     def write(self) -> None:
-        """Writes the file if that is due, or logs what went wrong with the disk."""
+        """Writes the file if it is due; an error of the disk is logged."""
         parameters = self.best.parameters()
         if self.path is None or not self.due or not parameters:
             return
@@ -92,24 +92,30 @@ def fit(
     histogram_every: int = 0,
     parts: Mapping[str, snapshot.Part] | None = None,
 ) -> Fit:
-    """Trains, validates, keeps the best parameters and writes tags.
+    """Trains a model in a run's folder and leaves the best parameters in it.
+
+    It continues from the newest checkpoint in the folder; shows progress; validates; keeps the
+    parameters with the lowest figure; writes checkpoints and TensorBoard summaries; and saves the
+    run when the process is told to stop.
 
     Args:
       settings: of the run, to be shown and compared with those of its checkpoints.
-      claim: the folder of the run: where it goes on, if it was begun there.
-      trainer, feed: what is trained, on what: a feed of a `RowStream`.
+      claim: the run's folder, locked.
+      trainer: the model and its optimizer.
+      feed: the windows to train on, see `open_feed`.
       schedule: of the learning rate, to be shown in TensorBoard; None: it is not shown.
-      windows: how many.
-      metric: name of the figure that is validated.
-      validate: -> the loss, and the figure; lower is better. None: the last parameters are kept.
+      windows: the number of windows to train, from the beginning of the run.
+      metric: the name of the validation figure.
+      validate: returns the loss and the figure, of which lower is better. None: the last
+        parameters are kept.
       eval_every: windows between validations; 0: once an epoch.
-      average: what is validated and kept, once it is begun; the trainer's.
+      average: the trainer's average of its parameters; once begun, it is validated and kept.
       histogram_every: windows between histograms; 0: none.
-      parts: what else has a memory, by name.
+      parts: further objects whose state is saved in checkpoints, by name.
 
     Raises:
       UsageError: no checkpoint in the folder can be used, or it is of other data.
-      UnfinishedError: --max_minutes are over; all is saved.
+      UnfinishedError: --max_minutes are over; the run is saved.
       NonFiniteError: no validation was finite.
     """
     logdir, options, stream = claim.folder, claim.options, feed.stream
@@ -211,7 +217,10 @@ def take_up(
     parts: Mapping[str, snapshot.Part],
     facts: Mapping[str, Any],
 ) -> tuple[Checkpoints, tbptt.Position]:
-    """The folder's checkpoints, and where the run goes on: `trainer` and `parts` are as they were.
+    """Restores trainer and parts from the newest checkpoint in the folder, if there is one.
+
+    Returns:
+      The folder's checkpoints, and the position in the run from which to train.
 
     Raises:
       UsageError: none of them can be used, it is of other data, or the workers find different ones.
@@ -245,7 +254,7 @@ def take_up(
 
 
 def data_of(*streams: Stream) -> str:
-    """Returns sixteen hexadecimal digits of what a run reads, in training and in evaluation."""
+    """Returns sixteen hexadecimal digits of a hash of the streams that a run reads."""
     return hashlib.sha256(" ".join(map(fingerprint, streams)).encode()).hexdigest()[:16]
 
 
@@ -259,15 +268,15 @@ def finish(
     show: Callable[[], None] = lambda: None,
     **result: Any,
 ) -> Result:
-    """Writes the last summaries and the result, shows the run, and returns the result.
+    """Writes the last summaries and `result.json`, prints the result and returns it.
 
     Args:
-      fitted: the run.
-      settings, claim: of it.
-      began: `time.monotonic()` of its beginning.
+      fitted: the trained run, as `fit` returns it.
+      settings, claim: the run's settings and its folder.
+      began: the `time.monotonic()` from which its seconds are counted.
       test: the figure on the test part.
-      show: draws or prints more of the run; it comes after the result is on the disk.
-      result: what else the result says, as `metric`.
+      show: draws or prints more, once the result is on the disk.
+      result: further entries of the result, as `metric`.
     """
     figures = {tags.RESULT_VALID: fitted.valid, tags.RESULT_TEST: test}
     fitted.writer.scalars(
@@ -292,7 +301,7 @@ def finish(
 def announce(
     logdir: pathlib.Path, model: tf.Module, first: int, windows: int, replicas: Replicas
 ) -> None:
-    """Says what is about to happen, and where."""
+    """Logs the size of the model, the windows to train, the devices and the folder."""
     size = sum(int(tf.size(parameter)) for parameter in model.trainable_variables)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     logging.info(

@@ -11,13 +11,18 @@ flags.disclaim_key_flags()  # the flags defined here are the script's, and its -
 
 
 def define_flags(settings: type[Settings], values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines one flag a field, and `--config` for the preset that the others override."""
+    """Defines a flag for every field of `settings` and of `Options`, `--config` and `--seeds`.
+
+    Args:
+      settings: the class, whose `presets` are the choices of `--config`.
+      values: where the flags are defined.
+    """
     presets = settings.presets
     first = next(iter(presets))
     more: dict[str, Any] = {"flag_values": values}
-    text = "What to start from; flags override it."
+    text = "The preset to start from; other flags override it."
     flags.DEFINE_enum("config", first, list(presets), text, **more)
-    text = "Runs, of so many seeds from --seed on: mean and spread."
+    text = "Number of seeds to run, from --seed on; their mean and spread are reported."
     flags.DEFINE_integer("seeds", 1, text, **more)
     define = {
         int: flags.DEFINE_integer,
@@ -34,7 +39,7 @@ def define_flags(settings: type[Settings], values: flags.FlagValues = flags.FLAG
 def settings_from_flags(
     settings: type[AnySettings], values: flags.FlagValues = flags.FLAGS
 ) -> tuple[AnySettings, Options]:
-    """Returns the preset, overridden by the flags that were given; and the options."""
+    """Returns settings and options from parsed flags; flags override the preset of `--config`."""
     given = {name: flag for name, flag in values.flag_values_dict().items() if flag is not None}
     of_class = [
         {field.name: given[field.name] for field in dataclasses.fields(each) if field.name in given}

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what is written to it whole or not at all."""
+"""The folder of a run: locking it, its settings and its result, and refusing other runs."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ Result = dict[str, Any]
 
 
 class FinishedError(UsageError):
-    """The run in a folder is finished: `result` is what it wrote."""
+    """Raised when the run in a folder is finished; `result` is the content of its result.json."""
 
     def __init__(self, folder: pathlib.Path, result: Result) -> None:
         super().__init__(
@@ -37,16 +37,16 @@ class FinishedError(UsageError):
 
 
 class Claim:
-    """The folder of a run, this process's alone inside a `with`.
+    """Locks the folder of a run for this process, inside a `with` statement.
 
-    Where several processes are one run, the folder is the chief's, and only the chief writes. An
-    unfinished run of the same settings goes on. With --restart what is there is moved aside first,
-    unless it was itself begun by --restart and is not finished.
+    If several processes train together, the chief locks the folder, and only the chief writes. An
+    unfinished run with the same settings continues. With --restart the folder is first moved aside,
+    unless --restart itself began the run in it and that run is not finished.
 
     Attributes:
-      folder: holds the settings, and whatever an earlier process of this run has left.
+      folder: the folder, with its settings.json and the files of earlier processes of this run.
       options, replicas, data: as given.
-      writes: whether this process is the one that writes.
+      writes: whether this process writes to the folder.
     """
 
     def __init__(
@@ -58,9 +58,10 @@ class Claim:
         data: str = "",
     ) -> None:
         """Args:
-        settings, options: of the run.
-        replicas: who trains; None: this process alone.
-        data: a fingerprint of what the run reads; empty: it reads nothing.
+        settings: compared with the settings of the run in the folder.
+        options: name the folder, and say whether to restart.
+        replicas: the devices that train; None: this process alone.
+        data: a fingerprint of the data, see `data_of`; empty: the run reads no data.
         """
         self.options, self.folder, self.data = options, options.folder, data
         self.replicas = replicas or Replicas()
@@ -69,7 +70,7 @@ class Claim:
         self._lock: Lock | None = None
 
     def __enter__(self) -> "Claim":
-        """Raises FinishedError or UsageError: the folder holds something else; nothing changes."""
+        """Locks the folder, or raises FinishedError or UsageError before anything is changed."""
         with usage_errors():
             there = check_folder(self.folder, self._settings)
             finished = read_result(self.folder) if there else None
@@ -106,7 +107,7 @@ class Claim:
             self._lock.release()
 
     def check(self) -> None:
-        """Raises UsageError: the folder was removed or replaced under the run."""
+        """Raises UsageError if the folder was removed or replaced while the run used it."""
         if self._lock is not None:
             self._lock.check()
 
@@ -120,14 +121,15 @@ class Claim:
 
 
 def mark_restarted(folder: pathlib.Path) -> None:
-    """Records that what is in a folder was begun by --restart, and by which launcher."""
+    """Writes a file that says that --restart began the run in a folder, and which launcher did."""
     write_file(folder / RESTARTED_FILE, os.environ.get("TBPTT_LAUNCH", ""))
 
 
 def begun_by_restart(folder: pathlib.Path, finished: bool) -> bool:
-    """Returns whether --restart has begun what is in a folder, so that it must not begin it again.
+    """Returns whether --restart began the run in a folder, so that --restart must continue it.
 
-    That ends when it is finished, but not for a launcher that starts its workers again.
+    A finished run is begun anew, except by the launcher that ran it, which may start its workers
+    again.
     """
     path = folder / RESTARTED_FILE
     if not path.is_file():
@@ -137,7 +139,7 @@ def begun_by_restart(folder: pathlib.Path, finished: bool) -> bool:
 
 
 def make_folder(folder: pathlib.Path) -> None:
-    """Makes a folder and those above it; raises UsageError if that cannot be."""
+    """Creates a folder and its parents; raises UsageError if it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -158,10 +160,10 @@ def move_aside(folder: pathlib.Path) -> None:
 
 
 def check_folder(folder: pathlib.Path, settings: Settings) -> bool:
-    """Returns whether the folder holds a run of these settings; False: it is new or empty.
+    """Returns True if the folder holds a run with these settings, False if it is new or empty.
 
     Raises:
-      UsageError: it holds another run, or files that are not a run's.
+      UsageError: it holds another run, or files that do not belong to a run.
     """
     refuse_foreign(folder, lambda name: name in (LOCK_FILE, RESTARTED_FILE))
     there = read_settings(folder)
@@ -190,7 +192,7 @@ def check_folder(folder: pathlib.Path, settings: Settings) -> bool:
 
 
 def refuse_foreign(folder: pathlib.Path, ours: Callable[[str], bool]) -> None:
-    """Raises UsageError unless a folder is new, empty, a run's, or holds only files of ours."""
+    """Raises UsageError if a folder holds files but no run; files named by `ours` do not count."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -259,7 +261,7 @@ def _no_constant(name: str) -> None:
 def write_result(settings: Settings, claim: Claim, **result: Any) -> Result:
     """Writes `result.json` and returns its content.
 
-    Waits for the other processes of the run: none may leave while another one still works.
+    All processes of the run wait here for each other, so that none ends while another still works.
 
     Raises:
       UsageError: it cannot be written.
@@ -277,10 +279,10 @@ def write_result(settings: Settings, claim: Claim, **result: Any) -> Result:
 
 
 def write_file(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a small file, whole or not at all; text gets a last newline.
+    """Writes a small file completely or not at all; a newline is added to text.
 
     Raises:
-      UsageError: it cannot be written. What was there is still there.
+      UsageError: it cannot be written. The earlier file is then unchanged.
     """
     try:
         write_whole(path, f"{content}\n" if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""From the command line to the function that trains; users' mistakes end in one line."""
+"""Runs a script: flags, the function that trains, and one line for a user's mistake."""
 
 import dataclasses
 import signal
@@ -56,14 +56,15 @@ def run_flags(
     rest: Sequence[str],
     values: flags.FlagValues = flags.FLAGS,
 ) -> None:
-    """Runs `main` as the flags say; arguments are those of `launch`.
+    """Runs `main` with the settings and options of parsed flags.
 
     Args:
-      rest: what stands on the command line beside flags.
-      values: flags that are defined by `define_flags`, and parsed.
+      main, settings: see `launch`.
+      rest: the arguments of the command line that are not flags.
+      values: flags that `define_flags` has defined, parsed.
 
     Raises:
-      SystemExit: the run did not come to its end: with a message, or with the status UNFINISHED.
+      SystemExit: the run did not finish: with a message, or with the status UNFINISHED.
     """
     logging.use_absl_handler()
     if rest:

@@ -1,4 +1,4 @@
-"""A file that keeps a folder for one process."""
+"""A lock file that reserves a folder for one process."""
 
 import fcntl
 import os
@@ -14,14 +14,14 @@ LOCK_FILE = "lock"
 
 
 class Lock:
-    """A file that one process has locked; the lock ends with the process, however that ends.
+    """Locks a folder for this process; the system frees it when the process ends, however it ends.
 
     Attributes:
-      release: a function: another process may have it.
+      release: a function that frees the folder for other processes.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
-        """Raises UsageError: another process has it (which)."""
+        """Locks `folder`; raises UsageError that names the process if another has locked it."""
         self._path = folder / LOCK_FILE
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         self.release = weakref.finalize(self, os.close, self._file)  # or with this object
@@ -41,7 +41,7 @@ class Lock:
             logging.warning("%s cannot be written: %s.", self._path, error.strerror)
 
     def check(self) -> None:
-        """Raises UsageError: the file is not there any more, or another one is."""
+        """Raises UsageError if the lock file was removed or replaced."""
         try:
             fine = os.path.samestat(os.stat(self._path), os.fstat(self._file))
         except OSError:

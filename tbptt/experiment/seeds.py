@@ -35,10 +35,20 @@ def run_seeds(
     options: Options,
     count: int,
 ) -> list[Result]:
-    """Runs `main` with so many seeds, from that of the settings on; returns their results.
+    """Runs `main` with `count` seeds, from `settings.seed` on, and returns their results.
 
-    Of several, each has its folder in that of the options, and mean and spread are written there,
-    and on standard output. --restart is then of all of them together.
+    With several seeds, each run has a folder `seed-N` inside `options.logdir`; mean and spread of
+    the results are written to `seeds.json` there, and printed. --restart then restarts all seeds.
+
+    Args:
+      main: trains with one seed and returns its result.
+      settings: of the first seed.
+      options: of all seeds together.
+      count: how many seeds.
+
+    Raises:
+      UsageError: the folder holds a run of one seed, or the last seed is too large.
+      UnfinishedError: --max_minutes are over before all seeds are finished.
     """
     if count == 1:
         return [_result_of(main, settings, options)]
@@ -70,9 +80,9 @@ def run_seeds(
 
 
 def _claim_seeds(options: Options) -> None:
-    """Makes the folder of several seeds, once what is there is moved aside for --restart.
+    """Creates the folder of several seeds; with --restart, earlier runs are first moved aside.
 
-    That is done once: what was begun by --restart goes on until all seeds are finished.
+    They are moved once: runs that --restart began continue until all seeds are finished.
     """
     folder = options.folder
     if (folder / SETTINGS_FILE).exists():
@@ -99,7 +109,7 @@ def _of_seeds(name: str) -> bool:
 def _result_of(
     main: Callable[[AnySettings, Options], Result], settings: AnySettings, options: Options
 ) -> Result:
-    """What `main` returns; of a run that is finished, what it has returned."""
+    """Returns the result of `main`; of a finished run, the result that it wrote."""
     try:
         return main(settings, options)
     except FinishedError as finished:
@@ -109,7 +119,9 @@ def _result_of(
 
 
 def over_seeds(results: Sequence[Result]) -> Result:
-    """Mean and sample standard deviation of every figure that all have; what is alike, once.
+    """Returns mean and sample standard deviation (`NAME_spread`) of every number in the results.
+
+    Entries that are equal in all results appear once, unchanged.
 
     Example:
       >>> over_seeds([{"test": 1.0, "metric": "mse"}, {"test": 3.0, "metric": "mse"}])

@@ -1,4 +1,4 @@
-"""What a run is told: settings, which decide what it computes, and options, which do not."""
+"""Settings, which decide the numbers that a run computes, and options, which do not."""
 
 import dataclasses
 import hashlib
@@ -32,21 +32,21 @@ def setting(
     used_with: UsedWith | None = None,
     report: bool = False,
 ) -> Any:
-    """Declares a setting: its flag, and what `check` asks of its value.
+    """Declares a field of `Settings`: its default, its flag's help and the values allowed.
 
     A value has the type of `default`; floats are finite, and integers fit into 64 bits.
 
     Args:
       default: the value unless another is given.
       text: the flag's help.
-      least, most: bounds that the value may reach.
-      below: a bound that it may not reach.
-      choices: the values that a string may have.
-      used_with: when the setting has an effect: the other setting has one of these values, or
-        any but its default where None stands for them; of several, one is enough. A value other
-        than the default is refused where it has no effect.
-      report: the setting shapes only what is shown of a run, so another value does not make it
-        another run.
+      least, most: the smallest and the largest value allowed.
+      below: a bound that the value must stay below.
+      choices: the strings allowed.
+      used_with: says when this setting has an effect: the named setting must have one of the
+        values listed, or, with None, any value but its default. Of several names one is enough. A
+        value other than the default is refused if it has no effect.
+      report: whether the setting changes only what is shown of a run. A run continues though
+        such a setting is changed.
 
     Example:
       >>> @dataclasses.dataclass(frozen=True)
@@ -66,11 +66,11 @@ def setting(
 
 
 def check(settings: Any, preset: Mapping[str, Any] | None = None) -> None:
-    """Raises ValueError if a setting cannot have its value, alone or beside the others.
+    """Raises ValueError if a value is not allowed, by itself or together with other settings.
 
     Args:
       settings: a dataclass with fields made by `setting`.
-      preset: values that are accepted without effect, beside the defaults.
+      preset: values that are accepted though they have no effect, as the defaults are.
     """
     fields = [field for field in dataclasses.fields(settings) if "help" in field.metadata]
     for field in fields:
@@ -126,10 +126,11 @@ def flag(name: str, value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides what a run computes.
+    """The base class of an experiment's settings, which decide the numbers that it computes.
 
-    Raises ValueError if a setting cannot have its value, alone or beside the others. A subclass
-    may add a method `check_together` that raises ValueError, for rules that concern several.
+    A subclass is a frozen dataclass with a field made by `setting` for every flag. Making one
+    raises ValueError if a value is not allowed, by itself or together with others; rules of the
+    subclass's own go into its method `check_together`.
 
     Attributes:
       experiment: the experiment's name. A subclass that does not give one has the name of the
@@ -144,7 +145,7 @@ class Settings:
 
     config: str = "default"
     seed: int = setting(
-        0, "Of all that is random: first weights, order, dropout.", least=0, most=MOST_SEED
+        0, "Seed of first weights, order of the data and dropout.", least=0, most=MOST_SEED
     )
 
     def __init_subclass__(cls) -> None:
@@ -156,35 +157,40 @@ class Settings:
         self.check_together()
 
     def check_together(self) -> None:
-        """Raises ValueError if settings do not go together."""
+        """Raises ValueError if the values of several settings contradict each other."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What does not change what a run computes; but every replica draws its own dropout.
+    """Options of a run that do not change its numbers: folder, checkpoints, time limit, devices.
+
+    With dropout, the number of devices does change them: every replica draws its own masks.
 
     Attributes:
-      began: `time.monotonic()` from which `max_minutes` counts: when these options were made, or
-        the process started, where a command line made them.
+      began: `time.monotonic()` from which `max_minutes` counts: the start of the process if the
+        options came from a command line, and else the time at which they were made.
     """
 
     logdir: str = setting("", "Folder of the run; empty: below runs/, named by the settings.")
-    restart: bool = setting(False, "Start anew; what is in the folder is moved aside.")
-    save_every: str = setting("10m", "Between checkpoints: minutes as 10m, or windows as 500.")
-    keep_checkpoints: int = setting(3, "How many of the newest are kept.", least=1)
+    restart: bool = setting(False, "Start anew; the run in the folder is moved aside.")
+    save_every: str = setting("10m", "How often to save: minutes, as 10m, or windows, as 500.")
+    keep_checkpoints: int = setting(3, "Number of checkpoints to keep, the newest.", least=1)
     max_minutes: float = setting(
         0.0,
-        "Minutes from the start of the process after which the run is saved and ends, with "
-        "status 75; 0: none.",
+        "Minutes from the start of the process after which the run is saved and ends with "
+        "status 75; 0: no limit.",
         least=0,
     )
     strategy: str = setting(
-        "auto", "Who trains, auto as the environment calls for", choices=STRATEGIES
+        "auto", "Devices that train; auto is chosen by the environment", choices=STRATEGIES
     )
     logical_devices: int = setting(
-        0, "Devices to make of this CPU, to try --strategy=mirrored; 0: as it is.", least=0, most=64
+        0,
+        "Logical devices to divide this CPU into, to try --strategy=mirrored; 0: undivided.",
+        least=0,
+        most=64,
     )
-    profile_windows: str = setting("", "first:last window to trace, as 100:150; empty: none.")
+    profile_windows: str = setting("", "Windows to profile, first:last, as 100:150; empty: none.")
     began: float = dataclasses.field(default_factory=time.monotonic, compare=False)
 
     def __post_init__(self) -> None:
@@ -214,7 +220,7 @@ def file_stem(module: str) -> str:
 def process_began() -> float:
     """Returns the `time.monotonic()` at which this process started.
 
-    Where the system does not tell, it is the time at which this module was imported.
+    If the system does not say, the time at which this module was imported is returned.
     """
     try:
         fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -226,7 +232,7 @@ def process_began() -> float:
 
 
 def profile_range(text: str) -> tuple[int, int] | None:
-    """`"100:150"` as two numbers; None if nothing is to be traced."""
+    """Parses `--profile_windows`: returns `"100:150"` as (100, 150), and empty text as None."""
     if not text:
         return None
     first, colon, last = text.partition(":")
@@ -249,7 +255,7 @@ def check_profile(options: Options, windows: int) -> None:
 
 
 def save_interval(text: str) -> tuple[int, float]:
-    """`"500"` as (500 windows, 0 minutes), `"10m"` as (0, 10.0)."""
+    """Parses `--save_every` as (windows, minutes): `"500"` is (500, 0.0), `"10m"` is (0, 10.0)."""
     number = text.removesuffix("m")
     try:
         found = (0, float(number)) if number != text else (int(number), 0.0)
@@ -263,12 +269,12 @@ def save_interval(text: str) -> tuple[int, float]:
 
 
 def decisive(settings: Settings) -> dict[str, Any]:
-    """Returns the settings that decide what is trained, without those that shape the report."""
+    """Returns the settings that decide the numbers of a run, without those marked `report`."""
     report = {f.name for f in dataclasses.fields(settings) if f.metadata.get("report")}
     return {n: value for n, value in dataclasses.asdict(settings).items() if n not in report}
 
 
 def digest(settings: Settings) -> str:
-    """Returns sixteen hexadecimal digits: the same decisive settings, the same digits."""
+    """Returns sixteen hexadecimal digits of a hash of the decisive settings."""
     text = json.dumps(decisive(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
