@@ -147,11 +147,11 @@ def evaluator(jit_compile: bool, model: Any, stream: Stream, replicas: Replicas)
     return tbptt.Evaluator(model, stream, replicas=who, jit_compile=jit_compile)
 
 
-def figure_of(evaluator: tbptt.Evaluator) -> Callable[[], tuple[float, float]]:
+def figure_of(evaluator: tbptt.Evaluator) -> Callable[[], tuple[tbptt.Evaluation, float]]:
     """For `fit`, where the loss itself is the figure."""
 
-    def validate() -> tuple[float, float]:
-        loss = evaluator().loss
-        return loss, loss
+    def validate() -> tuple[tbptt.Evaluation, float]:
+        evaluation = evaluator()
+        return evaluation, evaluation.loss
 
     return validate

@@ -224,11 +224,11 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
         of_data = experiment.data_of(training, validating, testing)
     trigger = NonMonotonic(settings.average_patience or 1)
 
-    def judge() -> tuple[float, float]:
+    def judge() -> tuple[tbptt.Evaluation, float]:
         evaluation = validate()
         if average is not None and trigger.offer(evaluation.loss):
             average.begin()
-        return evaluation.loss, read(evaluation)
+        return evaluation, read(evaluation)
 
     with experiment.Claim(settings, options, replicas, data=of_data) as claim:
         if claim.writes:

@@ -86,7 +86,7 @@ def fit(
     *,
     windows: int,
     metric: str,
-    validate: Callable[[], tuple[float, float]] | None,
+    validate: Callable[[], tuple[tbptt.Evaluation, float]] | None,
     eval_every: int = 0,
     average: tbptt.Average | None = None,
     histogram_every: int = 0,
@@ -142,13 +142,14 @@ def fit(
         writer, trainer, schedule, progress, stream.windows_per_epoch
     )
 
-    def evaluate(judge: Callable[[], tuple[float, float]], report: tbptt.Report) -> None:
+    def evaluate(judge: Callable[[], tuple[tbptt.Evaluation, float]], report: tbptt.Report) -> None:
         with average.applied() if average else contextlib.nullcontext():
-            loss, figure = judge()
+            evaluation, figure = judge()
             better = best.offer(figure, report.step)
             best_file.due = best_file.due or better
             best_file.write()
-        writer.scalars(report.step, {tags.LOSS_VALID: loss})
+        means = {"loss": evaluation.loss, **evaluation.metrics}
+        writer.scalars(report.step, {tags.valid(name): mean for name, mean in means.items()})
         progress.note(
             f"window {report.step}: valid {metric} {figure:.4f}"
             + (", the best so far" if better else f"; best was {best.figure:.4f}")

@@ -41,7 +41,8 @@ def train_and_test(
     checkpoint, to the bit. Progress goes to the terminal, metrics to TensorBoard. The parameters
     with the lowest validation figure are kept, in `best_parameters.npz` too, and are tested. The
     result, which `result.json` holds, has `valid`, `test`, `metric`, `windows`, `seconds`,
-    `steps_per_second` and the entries of `result`.
+    `steps_per_second`, `test_NAME` for each of the model's own metrics, and the entries of
+    `result`.
 
     Args:
       settings: decide what is computed; an unfinished run with other settings is refused.
@@ -76,9 +77,9 @@ def train_and_test(
             streams.append(validation)
             evaluate = _evaluator(trainer, validation)
 
-            def validate() -> tuple[float, float]:
+            def validate() -> tuple[tbptt.Evaluation, float]:
                 evaluation = evaluate()
-                return evaluation.loss, figure(evaluation)
+                return evaluation, figure(evaluation)
 
         data = data_of(*streams)
     with Claim(settings, options, replicas, data=data) as claim:
@@ -86,10 +87,12 @@ def train_and_test(
             settings, claim, trainer, feed, schedule,
             windows=windows, metric=metric, validate=validate, eval_every=eval_every,
         )  # fmt: skip
+        tested = evaluate_test()
         return finish(
             fitted, settings, claim, began,
-            test=figure(evaluate_test()),
+            test=figure(tested),
             metric=metric,
+            **{f"test_{name}": mean for name, mean in tested.metrics.items()},
             **(result or {}),
             steps_per_second=round(fitted.tokens_per_second),
         )  # fmt: skip
@@ -109,7 +112,6 @@ def _evaluator(trainer: tbptt.Trainer, stream: Stream) -> tbptt.Evaluator:
     """Returns an evaluator on all replicas, or on each alone if they cannot share the rows."""
     return tbptt.Evaluator(
         trainer.model,
-        trainer._loss,
         stream,
         replicas=None if stream.rows % trainer.replicas.count else trainer.replicas,
         jit_compile=trainer.jit_compile,

@@ -32,7 +32,7 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
         core = tbptt.LSTM(64, settings.hidden, seed=seeds[0])
         model = tbptt.LanguageModel(256, 64, core, seed=seeds[1])
         how = dict(seed=settings.seed, replicas=replicas, jit_compile=settings.jit_compile)
-        trainer = tbptt.Trainer(model, None, optimizer, **how)
+        trainer = tbptt.Trainer(model, optimizer, **how)
     return experiment.train_and_test(settings, options, trainer, *streams, windows=settings.windows)
 
 
