@@ -88,11 +88,12 @@ def train_and_test(
             windows=windows, metric=metric, validate=validate, eval_every=eval_every,
         )  # fmt: skip
         tested = evaluate_test()
+        metrics: dict[str, Any] = {f"test_{name}": m for name, m in tested.metrics.items()}
         return finish(
             fitted, settings, claim, began,
             test=figure(tested),
             metric=metric,
-            **{f"test_{name}": mean for name, mean in tested.metrics.items()},
+            **metrics,
             **(result or {}),
             steps_per_second=round(fitted.tokens_per_second),
         )  # fmt: skip
