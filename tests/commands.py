@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
+    "CONTRIBUTING.md",
     *(f"docs/{name}.md" for name in ("guide", "results", "performance", "scaling", "design")),
 )
 

@@ -52,3 +52,16 @@ def test_documented_arguments_are_complete(name):
         arguments = [p for p in inspect.signature(call).parameters if p != "self"]
         missing = [a for a in arguments if not re.search(rf"^ *(\w+, )*{a}(, \w+)*:", text, re.M)]
         assert not missing
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_pages_outside_the_site(page):
+    for target, anchor in re.findall(r"\]\(([^:)#]+)#?([^)]*)\)", (ROOT / page).read_text()):
+        assert (ROOT / target).exists()
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", (ROOT / target).read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w-]", "", t.lower().replace(" ", "-")) for t in titles}
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) < 1200
