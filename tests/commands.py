@@ -10,7 +10,12 @@ import runpy
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ("README.md", "docs/performance.md", "docs/scaling.md", "docs/design.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("guide", "results", "performance", "scaling", "design")),
+)
 
 # One process imports TensorFlow, and every command is a fork of it: seconds less for each.
 _FORKS = multiprocessing.get_context("forkserver")

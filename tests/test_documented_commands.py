@@ -265,9 +265,11 @@ ELSEWHERE = {
     "pip install -e '.[dev]' && ruff check . && ruff format --check . && mypy && pytest":
         "runs this test",
     "pip install -e '.[torch]' && pytest -m torch -n 0 -s": "tests/test_torch.py is its test",
+    "pip install -e .": "an installation",
     "pip install -e '.[bench]'": "an installation",
     "pip install -e '.[safetensors]'": "an installation",
     "pytest -n 0 tests/experiments/test_workers.py": "a test of this suite",
+    "pytest -n 0 tests/layers": "a part of this suite",
     "python -m tools.bench.benchmark": "run with fewer rounds",
     "python -m tools.bench.benchmark --sizes=char --rounds=2 --contestants=":
         "completed in the text",
