@@ -77,6 +77,11 @@ def test_it_is_short_and_imports_only_the_library():
     assert imports == {"dataclasses", "numpy", "tbptt"}
 
 
+def test_it_stands_in_the_guide():
+    guide = pathlib.Path(__file__).parents[2] / "docs" / "guide.md"
+    assert f"```py\n{SCRIPT.read_text()}```" in guide.read_text("utf-8")
+
+
 def test_a_run_shows_its_progress_and_writes_its_files(folder):
     run = folder / "seeds" / "seed-0"
     settings = json.loads((run / "settings.json").read_text())

@@ -166,7 +166,7 @@ def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
     events = event_accumulator.EventAccumulator(str(logdir)).Reload()
     tags = set(events.Tags()["tensors"])
     assert {
-        "loss/train", "loss/penalty", "loss/valid", "sample", "optim/grad_norm",
+        "loss/train", "penalty/train", "loss/valid", "sample", "optim/grad_norm",
         "optim/learning_rate", "state/hidden_rms", "speed/tokens_per_second", "settings",
         "result/test", "result/valid",
         "parameters/core.cores.0.w_h", "state/0/hidden",
