@@ -218,6 +218,8 @@ class Trainer(tf.Module):
         return int(self._program.experimental_get_tracing_count())
 
     def _train(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
+        if not self._names:  # the program is traced by itself, as to look at what XLA makes of it
+            self._names = one.metric_names(self.model, chunk.windows, carry.state, training=True)
         return fold(chunk, self._train_window, (carry, Metrics.none(self._names)))
 
     def _train_window(
