@@ -263,12 +263,12 @@ class _Chunks:
         self._twice = self.count * self.size - self._all
 
     def ids(self, k: tf.Tensor) -> tf.Tensor:
-        """`[size]`, -1 where one is left out."""
+        """Returns the ids of chunk k, `[size]`, -1 where one is left out."""
         ids = self._start(k) + tf.range(self.size)
         return tf.where(ids >= k * self.size, ids, -1) if self._twice else ids
 
     def weights(self, k: tf.Tensor) -> tf.Tensor:
-        """`[size, H]`."""
+        """Returns the rows of the weight matrix that chunk k scores, `[size, H]`."""
         return tf.slice(self._w, [self._start(k), 0], [self.size, self._w.shape[1]])
 
     def logits(self, k: tf.Tensor, hidden: tf.Tensor) -> tf.Tensor:

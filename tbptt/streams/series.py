@@ -237,7 +237,7 @@ class SeriesStream(PieceStream):
     def take(
         self, piece: np.ndarray, step: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """See `PieceStream`."""
+        """Reads inputs, targets and weights at these steps, as `PieceStream` asks for."""
         at = self._begins[piece] + step
         ahead = at[..., None] + self._ahead
         parts = (self._values, self._changes, self._there if self._masked else None)

@@ -22,7 +22,7 @@ Run = Callable[[int], float]
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """Who takes part.
+    """A system that the benchmark measures.
 
     Attributes:
       packages: imported before the clock of the first step starts.
@@ -35,7 +35,7 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What is trained.
+    """The sizes of the model and of the windows that are trained.
 
     Attributes:
       rows, window_length, embedding, hidden, layers, vocabulary: B, T, D, H, L, V.
@@ -52,7 +52,7 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """In a window."""
+        """Returns the number of tokens in a window, T * B."""
         return self.rows * self.window_length
 
     @property

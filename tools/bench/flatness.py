@@ -33,7 +33,7 @@ ROWS, WINDOW = 32, 32
 
 
 def by_place_in_call(path: pathlib.Path) -> None:
-    """Prints the first table."""
+    """Prints the time of a window by its place in a call, as a table."""
     trainer = small_model.build()
     stream = small_model.open_stream(path, rows=ROWS, window_length=WINDOW)
     feed = tbptt.ResidentFeed(stream, WINDOWS.value)  # nothing is read while the clock runs
@@ -57,7 +57,7 @@ def by_place_in_call(path: pathlib.Path) -> None:
 
 
 def by_size(small: pathlib.Path, large: pathlib.Path) -> None:
-    """Prints the second table."""
+    """Prints the time of a window on a small and on a large corpus, as a table."""
     found: dict[pathlib.Path, list[dict[str, float]]] = {small: [], large: []}
     for _ in range(REPEATS.value):
         for path, measured in found.items():

@@ -10,9 +10,11 @@ import tensorflow as tf
 
 
 class Exported(NamedTuple):
-    """Attributes:
-    text: StableHLO: carry, chunk and all variables in; carry, metrics and variables out.
-    inputs: the tensors and variables that it takes, in order.
+    """A training call as StableHLO text.
+
+    Attributes:
+      text: takes carry, chunk and all variables; returns carry, metrics and variables.
+      inputs: the tensors and variables that it takes, in order.
     """
 
     text: str

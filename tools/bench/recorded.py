@@ -13,11 +13,13 @@ MODULE, ARRAYS, FACTS = "step.mlir", "arrays.npz", "step.json"
 
 
 class Step(NamedTuple):
-    """Attributes:
-    text: StableHLO.
-    arguments, results: in the module's order.
-    carried: which result is which argument of the next call.
-    size: what is trained.
+    """A training call with its arguments and results, to be run elsewhere.
+
+    Attributes:
+      text: StableHLO.
+      arguments, results: in the module's order.
+      carried: which result is which argument of the next call.
+      size: the sizes of what is trained.
     """
 
     text: str

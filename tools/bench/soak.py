@@ -207,7 +207,7 @@ def problems(run: Sequence[Tenth], *, slower: float = SLOWER) -> list[str]:
 
 
 def table(run: Sequence[Tenth]) -> str:
-    """The tenths in Markdown."""
+    """Returns a Markdown table with a row for each tenth of a run."""
     lines = [
         "| tenth | ms a window | of the yardstick | MB resident | traces | Python objects "
         "| threads | open files |",
