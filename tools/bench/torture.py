@@ -46,7 +46,7 @@ def start(folder: pathlib.Path) -> subprocess.Popen:
 
 
 def finish(folder: pathlib.Path) -> None:
-    """Lets a run end.
+    """Starts a run again and waits until it is finished.
 
     Raises:
       RuntimeError: it fails.
