@@ -14,8 +14,8 @@ from tbptt.optimizers.transform import GradientTransform
 from tbptt.streams.feed import Chunk, open_feed
 from tbptt.training import window as one
 from tbptt.training.actions import progress_bar
-from tbptt.training.programs import fold, make_program
-from tbptt.training.window import LOSS, Carry, ContinuityError, Sums
+from tbptt.training.programs import fold, make_program, trace_window
+from tbptt.training.window import LOSS, Carry, ContinuityError, WindowGradients
 from tbptt.types import Cursor, Model, State, Stream, Window
 
 
@@ -159,12 +159,6 @@ class Evaluator:
         while left > 0:
             count = min(self._feed.windows_per_call, left)
             chunk, following = self._feed.take(cursor, count)
-            if not self._names:
-                windows = tf.nest.map_structure(
-                    lambda x: None if x is None else self._replicas.one(x), chunk.windows
-                )
-                state = self._replicas.one(carry.state)
-                self._names = one.metric_names(self._model, windows, state, training=False)
             carry, of_call = self._program(carry, chunk)
             sums += np.asarray(self._replicas.local(of_call), np.float64).sum(axis=0)
             if sums[-1]:
@@ -185,32 +179,41 @@ class Evaluator:
         return int(self._program.experimental_get_tracing_count())
 
     def _score(self, carry: Carry, chunk: Chunk) -> tuple[Carry, tf.Tensor]:
-        return fold(chunk, self._score_window, (carry, tf.zeros([1, 2 * len(self._names) + 1])))
+        traced = trace_window(self._measure, chunk.windows, carry.state)
+        self._names = tuple(traced.structured_outputs.sums)
 
-    def _score_window(
-        self, window: Window, carried: tuple[Carry, tf.Tensor]
-    ) -> tuple[Carry, tf.Tensor]:
-        carry, total = carried  # [1, 2N + 1]: sum and weight of each name, and how many are broken
-        broken = ~one.continues(window, carry.offset)
+        def score_window(
+            window: Window, carried: tuple[Carry, tf.Tensor]
+        ) -> tuple[Carry, tf.Tensor]:
+            carry, total = carried
+            broken = ~one.continues(window, carry.offset)
+            result = traced(window, carry.state)
+            self._learn(result)
+            parts = [part for name in self._names for part in result.sums[name]]
+            of_window = [tf.cast(part, tf.float32) for part in (*parts, broken)]
+            offset = one.offset_after(window, carry.offset)
+            return Carry(result.state, offset, carry.skipped_in_a_row), total + tf.stack(of_window)
+
+        # [1, 2N + 1]: sum and weight of each name, and how many windows are broken.
+        return fold(chunk, score_window, (carry, tf.zeros([1, 2 * len(self._names) + 1])))
+
+    def _measure(self, window: Window, state: State) -> WindowGradients:
+        """Returns the sums of a window, and the gradients where something learns by them."""
+        if self._optimizer is not None:
+            return one.window_gradients(
+                self._model, "mean", window, state, seed=None, training=False
+            )
+        state = one.begin(self._model, window, state)
+        window_loss, state = self._model.loss(window, state, training=False, seed=None)
+        return WindowGradients([], state, one.measured(window_loss, window.weight))
+
+    def _learn(self, result: WindowGradients) -> None:
+        """Makes an update by a window that was scored; nothing without an optimizer."""
         if self._optimizer is None:
-            state = one.begin(self._model, window, carry.state)
-            window_loss, state = self._model.loss(window, state, training=False, seed=None)
-            sums = one.measured(window_loss, window.weight)
-        else:
-            state, sums = self._learn(self._optimizer, window, carry.state)
-        parts = [part for name in self._names for part in sums[name]]
-        of_window = [tf.cast(part, tf.float32) for part in (*parts, broken)]
-        offset = one.offset_after(window, carry.offset)
-        return Carry(state, offset, carry.skipped_in_a_row), total + tf.stack(of_window)
-
-    def _learn(
-        self, optimizer: GradientTransform, window: Window, state: State
-    ) -> tuple[State, Sums]:
-        """Returns state and sums of a window, and makes an update by it after that."""
-        result = one.window_gradients(self._model, "mean", window, state, seed=None, training=False)
+            return
         finite, _ = one.is_finite(result)
         one.update(
-            optimizer,
+            self._optimizer,
             self._model.trainable_variables,
             self._slots,
             result.gradients,
@@ -218,7 +221,6 @@ class Evaluator:
             accept=finite,
         )
         self._step.assign_add(1)
-        return result.state, result.sums
 
     @contextlib.contextmanager
     def _put_back(self) -> Iterator[None]:

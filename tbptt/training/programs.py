@@ -7,7 +7,7 @@ with the rest on every kind of device, nor stand in a loop inside a replica. So 
 compiled; one all-reduce; update, compiled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +15,7 @@ import tensorflow as tf
 from tbptt.distribution import Replicas
 from tbptt.streams.feed import Chunk
 from tbptt.training import window as one
-from tbptt.training.window import LOSS, Carry, WindowGradients
+from tbptt.training.window import LOSS, Carry, Sums, WindowGradients
 from tbptt.types import Nest, Window
 
 Backward = Callable[[Window, Carry, tf.Tensor], WindowGradients]
@@ -45,6 +45,25 @@ def make_program(function: Callable, *, jit_compile: bool) -> Any:
     return tf.function(_Call(function), autograph=False, jit_compile=jit_compile)
 
 
+def trace_window(function: Callable, windows: Window, carry: Nest) -> Any:
+    """Traces `function(window, carry)`, before the loop that calls it is built.
+
+    A loop has to know what it adds up before its first turn, and only the outputs of a model tell
+    which metrics it has: they are the `structured_outputs` of what is returned. TensorFlow puts the
+    body of the function in the place of the call, so that the program is the same without it.
+
+    Args:
+      function: to trace; assigns nothing.
+      windows: stacked `[K, ...]`.
+      carry: a nest of tensors.
+    """
+    window = tf.nest.map_structure(
+        lambda x: None if x is None else tf.TensorSpec(x.shape[1:], x.dtype), windows
+    )
+    carry = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), carry)
+    return tf.function(function, autograph=False).get_concrete_function(window, carry)
+
+
 def fold(chunk: Chunk, body: Callable[[Window, Nest], Nest], carry: Nest) -> Nest:
     """`carry <- body(window, carry)` for each window of `chunk`, in one `tf.while_loop`.
 
@@ -72,7 +91,7 @@ def make_replicated_program(
     replicas: Replicas,
     backward: Backward,
     update: Update,
-    metrics: Callable[[], Nest],
+    metrics: Callable[[Iterable[str]], Nest],
     *,
     reduction: str,
     parameters: Sequence[tf.Variable],
@@ -83,7 +102,7 @@ def make_replicated_program(
     Args:
       replicas: whose rows they are.
       backward, update: of one replica and one window; what is between them is the sum.
-      metrics: what they are before the first window.
+      metrics: what they are before the first window, given the names of what is measured.
       reduction: see `losses.reduce`.
       parameters: what the gradients are like.
       jit_compile: whether XLA compiles `backward` and `update`.
@@ -93,12 +112,12 @@ def make_replicated_program(
     @tf.function(autograph=False, jit_compile=jit_compile)
     def before(
         windows: Window, index: tf.Tensor, carry: Carry, replica: tf.Tensor
-    ) -> tuple[list[tf.Tensor], Nest]:
+    ) -> tuple[list[tf.Tensor], Nest, Sums]:
         window = windows.at(index)
         result = backward(window, carry, replica)
         broken = ~one.continues(window, carry.offset)
         sums = [*tf.nest.flatten(result.sums), broken]
-        return _pack(result.gradients, sums, replicas.reduce_dtype), result.state
+        return _pack(result.gradients, sums, replicas.reduce_dtype), result.state, result.sums
 
     @tf.function(autograph=False, jit_compile=jit_compile)
     def after(
@@ -122,11 +141,19 @@ def make_replicated_program(
         result = WindowGradients(gradients, state, sums)
         return update(window, carry, metrics, result, tf.equal(broken, 0.0))
 
+    def number() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)
+
+    def no_metrics(chunk: Chunk, carry: Carry) -> Nest:
+        first = (chunk.windows, chunk.place(tf.zeros([], tf.int64)), carry, number())
+        _, _, sums = before.get_concrete_function(*first).structured_outputs
+        return metrics(sums)
+
     def replica(chunk: Chunk, k: tf.Tensor, carry: Carry, metrics: Nest) -> tuple[Carry, Nest]:
         windows, index = chunk.windows, chunk.place(k)
         context = tf.distribute.get_replica_context()
-        number = tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)
-        packed, state = before(windows, index, carry, number)
+        packed, state, _ = before(windows, index, carry, number())
         packed = [context.all_reduce(tf.distribute.ReduceOp.SUM, part) for part in packed]
         return after(windows, index, carry, metrics, packed, state)
 
@@ -139,7 +166,7 @@ def make_replicated_program(
         _, carry, told = tf.while_loop(
             lambda k, *_: k < chunk.count,
             turn,
-            (tf.zeros([], tf.int64), carry, strategy.run(metrics)),
+            (tf.zeros([], tf.int64), carry, strategy.run(no_metrics, (chunk, carry))),
             parallel_iterations=1,
         )
         return carry, told

@@ -1,6 +1,6 @@
 """The trainer: parameters, optimizer state and step count, and the program that trains them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -15,7 +15,7 @@ from tbptt.training import window as one
 from tbptt.training.average import Average
 from tbptt.training.description import describe
 from tbptt.training.loss_scale import LossScale
-from tbptt.training.programs import fold, make_program, make_replicated_program
+from tbptt.training.programs import fold, make_program, make_replicated_program, trace_window
 from tbptt.training.window import LOSS, Carry, Sum, Sums, WindowGradients
 from tbptt.types import Model, Window
 
@@ -44,7 +44,7 @@ class Metrics(NamedTuple):
     broken: tf.Tensor
 
     @classmethod
-    def none(cls, names: Sequence[str]) -> "Metrics":
+    def none(cls, names: Iterable[str]) -> "Metrics":
         """Returns the metrics of no windows, given what is measured."""
         none, zero = tf.zeros([], tf.int64), tf.zeros([])
         sums = {name: Sum(zero, zero) for name in names}
@@ -134,7 +134,6 @@ class Trainer(tf.Module):
         )
         self.loss_scale = loss_scale
         self.average = average
-        self._names: tuple[str, ...] = ()
         self._optimizer = optimizer
         self._reduction = reduction
         self._seed = make_seed(seed)
@@ -149,7 +148,7 @@ class Trainer(tf.Module):
                 self._replicas,
                 lambda *given: self._backward("sum_over_window", *given),
                 self._update,
-                lambda: Metrics.none(self._names),
+                Metrics.none,
                 reduction=reduction,
                 parameters=model.trainable_variables,
                 jit_compile=jit_compile,
@@ -182,11 +181,6 @@ class Trainer(tf.Module):
         advice = f"Make it with initial_carry({rows * self._replicas.count}), of the same model."
         like = one.initial_carry(self.model, rows)
         checks.check_like("The carried state", self._replicas.one(carry), like, advice)
-        if not self._names:
-            windows = tf.nest.map_structure(
-                lambda x: None if x is None else self._replicas.one(x), chunk.windows
-            )
-            self._names = one.metric_names(self.model, windows, like.state, training=True)
         carry, metrics = self._program(carry, chunk)
         return carry, self._replicas.one(metrics)
 
@@ -218,16 +212,17 @@ class Trainer(tf.Module):
         return int(self._program.experimental_get_tracing_count())
 
     def _train(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
-        if not self._names:  # the program is traced by itself, as to look at what XLA makes of it
-            self._names = one.metric_names(self.model, chunk.windows, carry.state, training=True)
-        return fold(chunk, self._train_window, (carry, Metrics.none(self._names)))
+        def backward(window: Window, carry: Carry) -> WindowGradients:
+            return self._backward(self._reduction, window, carry)
 
-    def _train_window(
-        self, window: Window, carried: tuple[Carry, Metrics]
-    ) -> tuple[Carry, Metrics]:
-        carry, metrics = carried
-        result = self._backward(self._reduction, window, carry)
-        return self._update(window, carry, metrics, result, one.continues(window, carry.offset))
+        traced = trace_window(backward, chunk.windows, carry)
+
+        def train_window(window: Window, carried: tuple[Carry, Metrics]) -> tuple[Carry, Metrics]:
+            carry, metrics = carried
+            continued = one.continues(window, carry.offset)
+            return self._update(window, carry, metrics, traced(window, carry), continued)
+
+        return fold(chunk, train_window, (carry, Metrics.none(traced.structured_outputs.sums)))
 
     def _backward(
         self, reduction: str, window: Window, carry: Carry, replica: tf.Tensor | None = None

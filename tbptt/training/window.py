@@ -131,45 +131,18 @@ def check_model(model: Model) -> None:
         )
 
 
-def metric_names(model: Model, windows: Window, state: State, *, training: bool) -> tuple[str, ...]:
-    """Returns the names of what a model measures: `loss`, its metrics, and `penalty` if it has one.
-
-    `model.loss` is traced and not run, because a compiled loop has to know what it adds up before
-    its first turn.
-
-    Args:
-      model: its `loss` is traced.
-      windows: stacked `[K, ...]`.
-      state: leaves `[B, ...]`.
-      training: whether what only training has counts, as penalties.
-
-    Raises:
-      ValueError: a metric has the name `loss` or `penalty`.
-    """
-
-    def measure(window: Window, state: State) -> Nest:
-        seed = tf.zeros([2], tf.int32) if training else None
-        return model.loss(window, state, training=training, seed=seed)[0]
-
-    window = tf.nest.map_structure(
-        lambda x: None if x is None else tf.TensorSpec(x.shape[1:], x.dtype), windows
-    )
-    state = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), state)
-    traced = tf.function(measure, autograph=False).get_concrete_function(window, state)
-    result: WindowLoss = traced.structured_outputs
-    for name in {LOSS, PENALTY} & set(result.metrics):
-        raise ValueError(f"{name!r} is a metric of its own. Give the model's metric another name.")
-    names = (LOSS, *sorted(result.metrics))
-    return names if result.penalty is None else (*names, PENALTY)
-
-
 def measured(result: WindowLoss, weight: tf.Tensor | None) -> Sums:
     """Returns the sum of loss, penalty and metrics over a window, and the weights of the sums.
 
     Args:
       result: of a window.
       weight: `[T, B]`, what each step counts. None: 1.
+
+    Raises:
+      ValueError: a metric has the name `loss` or `penalty`.
     """
+    for name in {LOSS, PENALTY} & set(result.metrics):
+        raise ValueError(f"{name!r} is a metric of its own. Give the model's metric another name.")
     sums = {LOSS: Sum(*losses.weighted_sum(result.loss, weight))}
     for name in sorted(result.metrics):
         value = result.metrics[name]
