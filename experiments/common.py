@@ -92,8 +92,8 @@ def core_parameters(cell: str, sizes: Sequence[int]) -> int:
 def check_memory(parameters: int) -> None:
     """Raises ValueError if so many parameters cannot be trained in this machine's memory.
 
-    Each needs 16 bytes: its value, its gradient, and two slots of Adam. A GPU's own memory is its
-    own affair.
+    Each needs 16 bytes: its value, its gradient, and the two of Adam's state. A GPU's own memory
+    is not looked at.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 16 * parameters > memory and not tf.config.list_physical_devices("GPU"):

@@ -32,7 +32,7 @@ from experiments import common
 from tbptt import experiment
 from tbptt.experiment import setting
 from tbptt.summaries import tags
-from tbptt.training.window import begin
+from tbptt.training.window import start_state
 
 WARM_UP = 256  # lines that are read before the first one that is scored, of a held-out part
 SHOWN = 240  # lines in the figure
@@ -157,7 +157,7 @@ def predict(model: Any, stream: tbptt.SeriesStream) -> np.ndarray:
     windows, _ = stream.windows(tbptt.Cursor(), stream.windows_per_epoch)
     state = model.initial_state(1)
     run_window = tf.function(
-        lambda w, s: model(w.inputs, begin(model, w, s), w.controls), autograph=False
+        lambda w, s: model(w.inputs, start_state(model, w, s), w.controls), autograph=False
     )
     outputs = []
     for k in range(stream.windows_per_epoch):
@@ -219,13 +219,13 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
     with experiment.usage_errors():
         series = load(settings)
         train_end, valid_end, test_end = parts(settings, len(series))
-        scale = tbptt.Scale.of(series.part(0, train_end))
+        standardizer = tbptt.Standardizer.of(series.part(0, train_end))
         names = named(settings.targets) or list(series.names)
         masked = bool(np.isnan(series.values).any())
 
         def stream(first: int, last: int, **more: Any) -> tbptt.SeriesStream:
             return tbptt.SeriesStream(
-                [series.part(first, last)], scale, targets=names, horizon=settings.horizon,
+                [series.part(first, last)], standardizer, targets=names, horizon=settings.horizon,
                 path=settings.path, masked=masked, changes=True, seed=settings.seed, **more,
             )  # fmt: skip
 
@@ -270,7 +270,8 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
             chosen = [series.names.index(name) for name in names]
             begin = valid_end - min(valid_end, WARM_UP + settings.horizon - 1)
             outputs = predict(model, testing)
-            outputs = scale.undo(outputs.reshape([len(outputs), -1, len(names)]), chosen)[..., -1]
+            outputs = outputs.reshape([len(outputs), -1, len(names)])
+            outputs = standardizer.undo(outputs, chosen)[..., -1]
             lines, ahead = (
                 min(SHOWN, test_end - valid_end),
                 1 if settings.path else settings.horizon,

@@ -202,7 +202,7 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
                 jit_compile=settings.jit_compile,
             )
         # Documents are whole whatever the rows; one text is read in one row for the test.
-        test_rows = settings.valid_rows if isinstance(parts[2], tbptt.Pieces) else 1
+        test_rows = settings.valid_rows if isinstance(parts[2], tbptt.Segments) else 1
         validating, testing = (
             open_stream(settings, vocabulary, part, rows, training=False)
             for part, rows in zip(parts[1:], (settings.valid_rows, test_rows), strict=True)

@@ -12,7 +12,7 @@ import tbptt
 from experiments.language_settings import Settings
 from tbptt.streams import corpus, files, prepared
 
-Part = np.ndarray | tbptt.Pieces  # one text, or documents
+Part = np.ndarray | tbptt.Segments  # one text, or documents
 NAMES = ("training", "validation", "test")
 KNOWN = {"python-docs": corpus.python_docs, "python-source": corpus.python_source}
 
@@ -115,7 +115,7 @@ def load_prepared(settings: Settings) -> Data:
             "order in every epoch anyway. Leave it out."
         )
     ends = split_documents(settings, len(found.ends))
-    documents = tbptt.Pieces(found.tokens, found.ends)
+    documents = tbptt.Segments(found.tokens, found.ends)
     parts: list[Part] = [documents.part(a, b) for a, b in itertools.pairwise(ends)]
     return Data(found.vocabulary, parts, found.by_frequency)
 
@@ -238,7 +238,7 @@ def open_stream(
     shared: dict[str, Any] = dict(
         vocabulary_size=len(vocabulary), truncation=truncation, seed=settings.seed
     )
-    if isinstance(part, tbptt.Pieces):
+    if isinstance(part, tbptt.Segments):
         return tbptt.DocumentStream(
             part,
             rows=rows if training else min(rows, len(part)),

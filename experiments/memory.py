@@ -65,10 +65,10 @@ def parse(text: str) -> tbptt.Truncation:
     return tbptt.Truncation(int(found[1]), stride=stride, drop_state=1.0 if found[3] else 0.0)
 
 
-def copying(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Pieces, np.ndarray]:
-    """A piece a row: one-hot symbols and blanks `[N, 7]`, and what is to be said, `[N]`."""
+def copying(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Segments, np.ndarray]:
+    """A segment a row: one-hot symbols and blanks `[N, 7]`, and what is to be said, `[N]`."""
     rng = np.random.default_rng([seed, 1])
-    pieces, labels = [], []
+    segments, labels = [], []
     for _ in range(settings.rows):
         heard: list[np.ndarray] = []
         said: list[np.ndarray] = []
@@ -77,24 +77,24 @@ def copying(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Pieces, np
             symbols, blanks = rng.integers(SYMBOLS, size=lag), np.full(lag, BLANK)
             heard += [symbols, blanks]
             said += [blanks, symbols]
-        pieces.append(np.eye(SYMBOLS + 1, dtype=np.float32)[np.concatenate(heard)[:steps]])
+        segments.append(np.eye(SYMBOLS + 1, dtype=np.float32)[np.concatenate(heard)[:steps]])
         labels.append(np.concatenate(said)[:steps])
-    return tbptt.Pieces.of(pieces), np.concatenate(labels)
+    return tbptt.Segments.of(segments), np.concatenate(labels)
 
 
-def adding(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Pieces, np.ndarray]:
+def adding(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Segments, np.ndarray]:
     """Sequences of (number, mark) `[N, 2]`, and the sum of each one's two marked numbers, `[P]`."""
     rng = np.random.default_rng([seed, 2])
     count = 2 * steps * settings.rows // (settings.shortest + settings.longest)
-    pieces, sums = [], []
+    segments, sums = [], []
     for _ in range(count):
         length = int(rng.integers(settings.shortest, settings.longest + 1))
         frames = np.stack([rng.random(length), np.zeros(length)], axis=1).astype(np.float32)
         marked = [rng.integers(length // 2), rng.integers(length // 2, length)]
         frames[marked, 1] = 1
-        pieces.append(frames)
+        segments.append(frames)
         sums.append(frames[marked, 0].sum())
-    return tbptt.Pieces.of(pieces), np.array(sums, np.float32)
+    return tbptt.Segments.of(segments), np.array(sums, np.float32)
 
 
 def repeated_wrongly(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
@@ -123,8 +123,10 @@ def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False
     )
 
     def stream(steps: int, seed: int, cut: tbptt.Truncation) -> tbptt.FrameStream:
-        pieces, labels = make(settings, steps, seed)
-        return tbptt.FrameStream(pieces, labels, rows=settings.rows, truncation=cut, shuffle=False)
+        segments, labels = make(settings, steps, seed)
+        return tbptt.FrameStream(
+            segments, labels, rows=settings.rows, truncation=cut, shuffle=False
+        )
 
     several = 20 * settings.longest  # steps, so that some are remembered across the longest lag
     training = stream(min(settings.steps, max(2000, several)), settings.seed, truncation)
@@ -134,10 +136,10 @@ def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False
     windows = min(windows, settings.max_windows or windows)
     optimizer, _ = common.build_optimizer(settings, windows)
     trainer = tbptt.Trainer(model, optimizer, seed=settings.seed, jit_compile=settings.jit_compile)
-    start = tbptt.Position(trainer.initial_carry(settings.rows))
+    start = tbptt.RunState(trainer.initial_loop_state(settings.rows))
     progress = tbptt.Progress(settings.rows * truncation.nominal_length, loss_name=f"{cut}: loss")
     feed = tbptt.open_feed(training, settings.windows_per_call)
-    actions = [tbptt.Every(0, progress)]
+    actions = [tbptt.EveryCall(progress)]
     tbptt.train(trainer, feed, start, windows=windows, actions=actions, stop=stop)
     if trainer.windows_seen < windows:
         raise experiment.UnfinishedError(

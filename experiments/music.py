@@ -7,7 +7,7 @@ The figure is the negative log likelihood of a frame, summed over the keys, in n
 the frames that follow another, as in Bai et al. (2018), table 1. Without --data it learns canons
 that it makes itself. --data is a file of Boulanger-Lewandowski et al. (2012), as `.mat`, or as
 `.npz` with `train`, `valid`, `test`: packed bits of frames, `np.packbits(frames, axis=1)`, and
-`train_len`, ...: the lengths of the pieces.
+`train_len`, ...: the lengths of the segments.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from tbptt.streams.files import DataError, regular_file
 
 PARTS = ("train", "valid", "test")
 EXPECTED = (
-    "an .npz file of train, valid and test, frames one piece after another, and train_len, "
-    "valid_len and test_len, the lengths of the pieces"
+    "an .npz file of train, valid and test, frames one segment after another, and train_len, "
+    "valid_len and test_len, the lengths of the segments"
 )
 
 
@@ -46,8 +46,8 @@ class Settings(common.CommonSettings):
     keys: int = setting(88, "Keys of a frame.", least=1, used_with={"data": None})
 
 
-def load(path: str, keys: int) -> dict[str, tbptt.Pieces]:
-    """Returns training, validation and test pieces, frames `[N, keys]` of numbers from 0 to 1.
+def load(path: str, keys: int) -> dict[str, tbptt.Segments]:
+    """Returns training, validation and test segments, frames `[N, keys]` of numbers from 0 to 1.
 
     Raises:
       ValueError: no such file, or not one of these layouts (file, array and expected form).
@@ -59,13 +59,13 @@ def load(path: str, keys: int) -> dict[str, tbptt.Pieces]:
         return _from_mat(path, keys)
     archive = Archive(path, EXPECTED)
     archive.require([name for part in PARTS for name in (part, f"{part}_len")])
-    pieces = {}
+    segments = {}
     for part in PARTS:
         name = f"{path}: {part}"
         frames = _unpacked(archive.numbers(part, 2), keys, name)
         ends = check_lengths(f"{name}_len", archive[f"{part}_len"], len(frames), least=2)
-        pieces[part] = tbptt.Pieces(frames, ends)
-    return pieces
+        segments[part] = tbptt.Segments(frames, ends)
+    return segments
 
 
 def _unpacked(frames: np.ndarray, keys: int, name: str) -> np.ndarray:
@@ -93,7 +93,7 @@ def _unpacked(frames: np.ndarray, keys: int, name: str) -> np.ndarray:
     return frames.astype(np.float32)
 
 
-def _from_mat(path: str, keys: int) -> dict[str, tbptt.Pieces]:
+def _from_mat(path: str, keys: int) -> dict[str, tbptt.Segments]:
     try:
         from scipy import io
     except ImportError:
@@ -107,20 +107,20 @@ def _from_mat(path: str, keys: int) -> dict[str, tbptt.Pieces]:
             f"{path!r} cannot be read ({error!r}). It must be a .mat file with traindata, "
             "validdata and testdata."
         ) from None
-    pieces = {}
+    segments = {}
     for part, arrays in parts.items():
-        names = [f"{path}: piece {k} of {part}data" for k in range(len(arrays))]
+        names = [f"{path}: segment {k} of {part}data" for k in range(len(arrays))]
         checked = [check_numbers(n, np.asarray(a), 2) for n, a in zip(names, arrays, strict=True)]
-        pieces[part] = tbptt.Pieces.of(
+        segments[part] = tbptt.Segments.of(
             [_unpacked(array, keys, name) for name, array in zip(names, checked, strict=True)]
         )
-    return pieces
+    return segments
 
 
-def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:
-    """Pieces in which a second voice repeats the first one, a fifth lower, eight frames later."""
+def canons(seed: int, count: int, keys: int = 88) -> tbptt.Segments:
+    """Segments in which a second voice repeats the first one, a fifth lower, eight frames later."""
     rng = np.random.default_rng(seed)
-    pieces = []
+    segments = []
     for _ in range(count):
         frames = np.zeros([int(rng.integers(40, 120)), keys], np.float32)
         steps = rng.choice([-2, -1, 1, 2], size=len(frames))
@@ -128,27 +128,27 @@ def canons(seed: int, count: int, keys: int = 88) -> tbptt.Pieces:
         at = np.arange(len(frames))
         frames[at, melody] = 1
         frames[at[8:], melody[:-8] - 7] = 1
-        pieces.append(frames)
-    return tbptt.Pieces.of(pieces)
+        segments.append(frames)
+    return tbptt.Segments.of(segments)
 
 
 def main(settings: Settings, options: experiment.Options) -> experiment.Result:
     """Trains a music model and returns its test negative log likelihood."""
     replicas = experiment.replicas_of(options, settings.rows)
     with experiment.usage_errors():
-        pieces = load(settings.data, settings.keys)
+        segments = load(settings.data, settings.keys)
 
         def stream(part: str, shuffle: bool) -> tbptt.FrameStream:
             return tbptt.FrameStream(
-                pieces[part],
-                rows=min(settings.rows, len(pieces[part])),
+                segments[part],
+                rows=min(settings.rows, len(segments[part])),
                 shuffle=shuffle,
                 truncation=common.truncation(settings) if shuffle else tbptt.Truncation(64),
                 seed=settings.seed,
             )
 
         training = stream("train", True)
-        keys = pieces["train"].values.shape[1]
+        keys = segments["train"].values.shape[1]
         windows = common.windows_to_train(settings, options, training.windows_per_epoch)
         optimizer, schedule = common.build_optimizer(settings, windows)
         with replicas.scope():

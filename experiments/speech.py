@@ -34,7 +34,7 @@ EXPECTED = (
 LAGS = (1, 3)  # frames
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
-Part = tuple[tbptt.Pieces, np.ndarray]  # utterances, a label each
+Part = tuple[tbptt.Segments, np.ndarray]  # utterances, a label each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,21 +67,21 @@ def load(path: str) -> tuple[Part, Part]:
         return contours(0, 300), contours(1, 100)
     archive = Archive(path, EXPECTED)
     if {"mfcc", "lengths", "digit", "index"} <= set(archive):
-        pieces = _pieces(archive, "mfcc", "lengths")
-        labels = _labels(archive, "digit", pieces)
+        segments = _segments(archive, "mfcc", "lengths")
+        labels = _labels(archive, "digit", segments)
         test = archive.numbers("index", 1, integers=True) < TEST_INDEX
-        if len(test) != len(pieces) or test.all() or not test.any():
+        if len(test) != len(segments) or test.all() or not test.any():
             raise DataError(
-                f"{path}: index must have one number for each of the {len(pieces)} recordings, "
+                f"{path}: index must have one number for each of the {len(segments)} recordings, "
                 f"some below {TEST_INDEX}, which are the test part, and some not."
             )
-        return _chosen(pieces, labels, ~test), _chosen(pieces, labels, test)
+        return _chosen(segments, labels, ~test), _chosen(segments, labels, test)
     archive.require([f"{part}{suffix}" for part in PARTS for suffix in ("", "_len", "_y")])
     parts = []
     for part in PARTS:
-        pieces = _pieces(archive, part, f"{part}_len")
-        parts.append((pieces, _labels(archive, f"{part}_y", pieces)))
-    widths = [pieces.values.shape[1] for pieces, _ in parts]
+        segments = _segments(archive, part, f"{part}_len")
+        parts.append((segments, _labels(archive, f"{part}_y", segments)))
+    widths = [segments.values.shape[1] for segments, _ in parts]
     if widths[0] != widths[1]:
         raise DataError(
             f"{path}: frames of train have {widths[0]} features, of test {widths[1]}. They must "
@@ -92,76 +92,76 @@ def load(path: str) -> tuple[Part, Part]:
     return parts[0], parts[1]
 
 
-def _pieces(archive: Archive, frames: str, lengths: str) -> tbptt.Pieces:
+def _segments(archive: Archive, frames: str, lengths: str) -> tbptt.Segments:
     values = archive.numbers(frames, 2)
     name = f"{archive.path}: {lengths}"
-    return tbptt.Pieces(values, check_lengths(name, archive[lengths], len(values)))
+    return tbptt.Segments(values, check_lengths(name, archive[lengths], len(values)))
 
 
-def _labels(archive: Archive, name: str, pieces: tbptt.Pieces) -> np.ndarray:
+def _labels(archive: Archive, name: str, segments: tbptt.Segments) -> np.ndarray:
     """One label for each utterance: numbers or texts."""
     labels = archive[name]
     if labels.dtype.kind != "U":
         labels = archive.numbers(name, 1)
-    if labels.shape != (len(pieces),):
+    if labels.shape != (len(segments),):
         raise DataError(
-            f"{archive.path}: {name} has shape {list(labels.shape)}, but there are {len(pieces)} "
+            f"{archive.path}: {name} has shape {list(labels.shape)}, but there are {len(segments)} "
             "utterances. Give one label for each."
         )
     return labels
 
 
-def _chosen(pieces: tbptt.Pieces, labels: np.ndarray, which: np.ndarray) -> Part:
+def _chosen(segments: tbptt.Segments, labels: np.ndarray, which: np.ndarray) -> Part:
     numbers = np.flatnonzero(which)
-    arrays = [pieces.values[pieces.begins[p] : pieces.ends[p]] for p in numbers]
-    return tbptt.Pieces.of(arrays), labels[numbers]
+    arrays = [segments.values[segments.begins[p] : segments.ends[p]] for p in numbers]
+    return tbptt.Segments.of(arrays), labels[numbers]
 
 
 def split(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:
     """Most of the utterances, and a fraction of them drawn by the seed."""
     if not fraction:
         return part, None
-    pieces, labels = part
-    if max(1, round(fraction * len(pieces))) == len(pieces):
+    segments, labels = part
+    if max(1, round(fraction * len(segments))) == len(segments):
         raise ValueError(
-            f"--valid_fraction ({fraction}) of {len(pieces)} utterances leaves none to train on. "
+            f"--valid_fraction ({fraction}) of {len(segments)} utterances leaves none to train on. "
             "Use a smaller one, or 0."
         )
-    drawn = np.random.default_rng([seed, 9]).permutation(len(pieces))
-    held = np.isin(np.arange(len(pieces)), drawn[: max(1, round(fraction * len(pieces)))])
-    return _chosen(pieces, labels, ~held), _chosen(pieces, labels, held)
+    drawn = np.random.default_rng([seed, 9]).permutation(len(segments))
+    held = np.isin(np.arange(len(segments)), drawn[: max(1, round(fraction * len(segments)))])
+    return _chosen(segments, labels, ~held), _chosen(segments, labels, held)
 
 
 def contours(seed: int, count: int) -> Part:
     """Noisy lines that rise, fall, rise and fall, or stay, of 10 to 40 frames of 3 features."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(4, size=count)
-    pieces = []
+    segments = []
     for label in labels:
         x = np.linspace(0, 1, int(rng.integers(10, 41)))
         line = [x, -x, 1 - np.abs(2 * x - 1), 0 * x][label]
         features = line[:, None] * [2.0, -1.0, 0.5] + rng.normal(0, 0.3, [len(x), 3])
-        pieces.append(features.astype(np.float32))
-    return tbptt.Pieces.of(pieces), labels
+        segments.append(features.astype(np.float32))
+    return tbptt.Segments.of(segments), labels
 
 
-def begun(pieces: tbptt.Pieces, share: float) -> tbptt.Pieces:
+def begun(segments: tbptt.Segments, share: float) -> tbptt.Segments:
     """The first `share` of each utterance, one frame at least."""
-    lengths = np.maximum(1, np.rint(pieces.lengths * share)).astype(np.int64)
-    return tbptt.Pieces.of(
+    lengths = np.maximum(1, np.rint(segments.lengths * share)).astype(np.int64)
+    return tbptt.Segments.of(
         [
-            pieces.values[begin : begin + length]
-            for begin, length in zip(pieces.begins, lengths, strict=True)
+            segments.values[begin : begin + length]
+            for begin, length in zip(segments.begins, lengths, strict=True)
         ]
     )
 
 
-def with_deltas(pieces: tbptt.Pieces) -> tbptt.Pieces:
+def with_deltas(segments: tbptt.Segments) -> tbptt.Segments:
     """Frames `[N, D]` and their changes since some frames before: `[N, D * (1 + len(LAGS))]`."""
-    firsts = np.repeat(pieces.begins, pieces.lengths)
+    firsts = np.repeat(segments.begins, segments.lengths)
     at = np.arange(len(firsts))
-    changes = [pieces.values - pieces.values[np.maximum(at - lag, firsts)] for lag in LAGS]
-    return tbptt.Pieces(np.concatenate([pieces.values, *changes], axis=1), pieces.ends)
+    changes = [segments.values - segments.values[np.maximum(at - lag, firsts)] for lag in LAGS]
+    return tbptt.Segments(np.concatenate([segments.values, *changes], axis=1), segments.ends)
 
 
 def running_mean(size: int) -> tbptt.Recurrent:
@@ -218,19 +218,19 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
             )
 
         def stream(part: Part, *, shuffle: bool = False, share: float = 1.0) -> tbptt.FrameStream:
-            pieces, labels = part
+            segments, labels = part
             unknown = np.setdiff1d(labels, names)
             if len(unknown):
                 raise ValueError(
                     f"Label {unknown[0].item()!r} is in the test part, but not in training. "
                     "Leave its utterances out, or train on some."
                 )
-            scaled = (pieces.values - mean) / np.where(deviation > 0, deviation, 1.0)
-            features = tbptt.Pieces(scaled, pieces.ends)
+            scaled = (segments.values - mean) / np.where(deviation > 0, deviation, 1.0)
+            features = tbptt.Segments(scaled, segments.ends)
             return tbptt.FrameStream(
                 begun(with_deltas(features) if settings.deltas else features, share),
                 np.searchsorted(names, labels),
-                rows=min(settings.rows, len(pieces)),
+                rows=min(settings.rows, len(segments)),
                 classes=len(names),
                 score=settings.score if shuffle else "last",
                 shuffle=shuffle,

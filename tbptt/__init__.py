@@ -37,14 +37,15 @@ from tbptt.streams.feed import ResidentFeed as ResidentFeed
 from tbptt.streams.feed import open_feed as open_feed
 from tbptt.streams.files import read_documents as read_documents
 from tbptt.streams.frames import FrameStream as FrameStream
-from tbptt.streams.segments import Pieces as Pieces
-from tbptt.streams.series import Scale as Scale
+from tbptt.streams.segments import Segments as Segments
 from tbptt.streams.series import Series as Series
 from tbptt.streams.series import SeriesStream as SeriesStream
+from tbptt.streams.series import Standardizer as Standardizer
 from tbptt.streams.tables import read_series as read_series
 from tbptt.streams.truncation import Truncation as Truncation
 from tbptt.summaries.writer import SummaryWriter as SummaryWriter
 from tbptt.training.actions import Every as Every
+from tbptt.training.actions import EveryCall as EveryCall
 from tbptt.training.actions import Profile as Profile
 from tbptt.training.actions import Progress as Progress
 from tbptt.training.actions import Report as Report
@@ -53,7 +54,7 @@ from tbptt.training.best import KeepBest as KeepBest
 from tbptt.training.evaluate import Evaluation as Evaluation
 from tbptt.training.evaluate import Evaluator as Evaluator
 from tbptt.training.loop import NonFiniteError as NonFiniteError
-from tbptt.training.loop import Position as Position
+from tbptt.training.loop import RunState as RunState
 from tbptt.training.loop import train as train
 from tbptt.training.loss_scale import LossScale as LossScale
 from tbptt.training.trainer import Trainer as Trainer
@@ -80,6 +81,7 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "Every",
+    "EveryCall",
     "FrameStream",
     "FullSoftmax",
     "GRU",
@@ -90,20 +92,20 @@ __all__ = [
     "LanguageModel",
     "LossScale",
     "NonFiniteError",
-    "Pieces",
-    "Position",
     "PrefetchFeed",
     "Profile",
     "Progress",
     "Recurrent",
     "Report",
     "ResidentFeed",
+    "RunState",
     "SampledSoftmax",
-    "Scale",
+    "Segments",
     "SequenceModel",
     "Series",
     "SeriesStream",
     "Stack",
+    "Standardizer",
     "SummaryWriter",
     "Trainer",
     "Truncation",

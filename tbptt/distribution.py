@@ -134,8 +134,8 @@ class Replicas:
       ...     trainer = Trainer(model, sgd(0.1), **options)
       >>> stream = ContiguousStream(np.arange(50) % 5, rows=4, window_length=4, vocabulary_size=5)
       >>> feed = open_feed(stream, 2, replicas=replicas)
-      >>> position = train(trainer, feed, Position(trainer.initial_carry(4)), windows=2)
-      >>> trainer.gather(position.carry).state.hidden.shape.as_list()
+      >>> run_state = train(trainer, feed, RunState(trainer.initial_loop_state(4)), windows=2)
+      >>> trainer.gather(run_state.loop_state).state.hidden.shape.as_list()
       [4, 4]
     """
 
@@ -153,7 +153,7 @@ class Replicas:
         self.reduce_dtype = reduce_dtype
         self.count, self.is_chief = 1, True
         self.here: tuple[int, ...] = (0,)
-        self._gather = tf.function(self._gather_dealt, autograph=False)  # traced once
+        self._gather = tf.function(self._gather_scattered, autograph=False)  # traced once
         if strategy is None:
             return
         self.count = int(strategy.num_replicas_in_sync)
@@ -224,22 +224,22 @@ class Replicas:
         return slice(self.here[0] * each, (self.here[-1] + 1) * each)
 
     def put(self, windows: Window) -> Window:
-        """`K` stacked windows of this process's rows, NumPy's: each replica's on its device."""
+        """Puts `K` stacked windows of this process's rows on its replicas' devices."""
         return windows.map_fields(lambda leaf, axis: self._put(leaf, axis=axis))
 
-    def deal(self, nest: Nest) -> Nest:
-        """What is `[B, ...]`: each replica's rows on its device. Scalars go to all of them."""
+    def scatter(self, nest: Nest) -> Nest:
+        """Puts each replica's rows of leaves `[B, ...]` on its device, scalars on all devices."""
 
-        def deal(leaf: Any) -> Any:
+        def scatter(leaf: Any) -> Any:
             if not len(leaf.shape):
                 return self._put(leaf, axis=None)
             here = self.rows_here(int(leaf.shape[0]))
             return self._put(leaf if self.strategy is None else leaf[here], axis=0)
 
-        return tf.nest.map_structure(deal, nest)
+        return tf.nest.map_structure(scatter, nest)
 
     def local(self, nest: Nest) -> Nest:
-        """The rows of this process, as plain tensors, out of what is dealt."""
+        """Returns the rows of this process of what `scatter` made, as plain tensors."""
         return tf.nest.map_structure(lambda leaf: _joined(self._parts(leaf)), nest)
 
     def one(self, nest: Nest) -> Nest:
@@ -251,8 +251,8 @@ class Replicas:
         if len(self.here) == self.count:
             return self.local(nest)
         flat = tf.nest.flatten(nest)
-        dealt = [leaf for leaf in flat if len(self._parts(leaf)[0].shape)]
-        whole = iter(self.one(self._gather(dealt)))
+        scattered = [leaf for leaf in flat if len(self._parts(leaf)[0].shape)]
+        whole = iter(self.one(self._gather(scattered)))
         gathered = [next(whole) if len(part.shape) else part for part in self.one(flat)]
         return tf.nest.pack_sequence_as(nest, gathered)
 
@@ -274,17 +274,17 @@ class Replicas:
         total, processes = self.sum(float(number), 1.0)
         return self.any(total != number * processes)[0]
 
-    def _gather_dealt(self, dealt: list[Any]) -> list[Any]:
+    def _gather_scattered(self, scattered: list[Any]) -> list[Any]:
         if len(self.here) > 1:
-            return [self.strategy.gather(leaf, axis=0) for leaf in dealt]
+            return [self.strategy.gather(leaf, axis=0) for leaf in scattered]
         with tf.device(self._devices[self.here[0]]):  # a gather goes by where its parts are
-            return [self.strategy.gather(tf.identity(leaf), axis=0) for leaf in dealt]
+            return [self.strategy.gather(tf.identity(leaf), axis=0) for leaf in scattered]
 
     def _parts(self, leaf: Any) -> tuple[tf.Tensor, ...]:
         return (leaf,) if self.strategy is None else self.strategy.experimental_local_results(leaf)
 
     def _put(self, leaf: Any, axis: int | None) -> Any:
-        """What is of the rows of this process, dealt to its replicas; or the same to all."""
+        """Puts the rows of this process on its replicas' devices; or the same on all of them."""
         if leaf is None:
             return None
         if self.strategy is None:

@@ -43,7 +43,7 @@ Seed: TypeAlias = tf.Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Cursor:
-    """The next window of a stream: plain integers, so that a saved cursor is a position."""
+    """The next window of a stream: plain integers, so that a saved cursor is a run_state."""
 
     epoch: int = 0
     index: int = 0  # window within the epoch, 0 <= index < windows_per_epoch

@@ -113,9 +113,9 @@ ITEMS = {
 # Public names that compute nothing on tensors: values, streams, programs, files.
 NOT_COMPUTING = {
     "Average", "ContiguousStream", "ContinuityError", "Controls", "Cursor", "DocumentStream",
-    "Evaluation", "Evaluator", "Every", "FrameStream", "GRUState", "GradientTransform",
-    "KeepBest", "LSTMState", "LossScale", "NonFiniteError", "Pieces", "Position",
-    "PrefetchFeed", "Profile", "Progress", "Report", "ResidentFeed", "Scale", "Schedule",
+    "Evaluation", "Evaluator", "Every", "EveryCall", "FrameStream", "GRUState", "GradientTransform",
+    "KeepBest", "LSTMState", "LossScale", "NonFiniteError", "Segments", "RunState",
+    "PrefetchFeed", "Profile", "Progress", "Report", "ResidentFeed", "Standardizer", "Schedule",
     "Series", "SeriesStream", "SummaryWriter", "Trainer", "Truncation", "Vocabulary", "Window",
     "WindowLoss",
     "bits", "encode_documents", "generate", "load_parameters", "make_seed", "named_parameters",

@@ -146,7 +146,7 @@ def test_the_decoder_draws_other_masks_at_every_step(jit):
 def test_learns_to_go_on_with_a_wave_beyond_its_window():
     t = np.arange(600)
     wave = tbptt.Series(np.stack([np.sin(t / 4), np.cos(t / 4)], 1), ("a", "b"))
-    scale = tbptt.Scale.of(wave)
+    scale = tbptt.Standardizer.of(wave)
     stream = tbptt.SeriesStream(
         [wave], scale, rows=4, window_length=8, targets=["a"], horizon=5, path=True
     )
@@ -162,7 +162,7 @@ def test_learns_to_go_on_with_a_wave_beyond_its_window():
     trainer = tbptt.Trainer(model, optimizers.adam(1e-2), jit_compile=False)
     evaluate = tbptt.Evaluator(model, stream, jit_compile=False)
     before = evaluate().loss
-    start = tbptt.Position(trainer.initial_carry(4))
+    start = tbptt.RunState(trainer.initial_loop_state(4))
     tbptt.train(trainer, tbptt.open_feed(stream, 18), start, windows=180)
     assert evaluate().loss < 0.05 * before
 

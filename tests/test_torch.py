@@ -10,7 +10,7 @@ import tensorflow as tf
 import tbptt
 from tbptt import optimizers
 from tbptt.checkpoint import load_torch
-from tbptt.training import window as one
+from tbptt.training.window import apply_update, window_gradients
 
 ROWS, STEPS, WINDOWS, VOCABULARY, EMBEDDING, HIDDEN = 8, 16, 20, 50, 24, 32
 RATE = 0.5
@@ -37,8 +37,8 @@ def test_twenty_windows_equal_torch():
 
     @tf.function(autograph=False, jit_compile=True)
     def step(window, state):
-        result = one.window_gradients(model, tbptt.cross_entropy, "mean", window, state, None)
-        one.update(
+        result = window_gradients(model, tbptt.cross_entropy, "mean", window, state, None)
+        apply_update(
             optimizer, model.trainable_variables, (), result.gradients,
             tf.zeros([], tf.int64), tf.constant(True),
         )  # fmt: skip

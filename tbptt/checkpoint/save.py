@@ -29,7 +29,7 @@ class Save:
     ) -> None:
         """Args:
         checkpoints: where they go.
-        take: makes one of a `Position`.
+        take: makes one of a `RunState`.
         agree: whether any process of the run says that one is due, as `Replicas.any`.
         windows: at the first call's end after every so many; 0: not by windows.
         minutes: the same of minutes.
@@ -56,11 +56,11 @@ class Save:
         if self._seconds:  # clocks differ
             (by_time,) = self._agree(time.monotonic() - self._last_time >= self._seconds)
         if by_windows or by_time or report.finished:
-            self.save(report.position)
+            self.save(report.run_state)
 
-    def save(self, position: Any) -> None:
+    def save(self, run_state: Any) -> None:
         """Begins to write, due or not."""
-        checkpoint = self._take(position)
+        checkpoint = self._take(run_state)
         self._last_step, self._last_time = checkpoint.step, time.monotonic()
         self._checkpoints.wait()
         self.tell()

@@ -1,4 +1,4 @@
-"""A run as a value: everything that decides how it goes on, taken from it and given back."""
+"""Saving and resuming a training run: `snapshot` to a checkpoint, `restore` from one, `resume`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -6,18 +6,18 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tbptt.checkpoint.store import Checkpoint, CheckpointError
+from tbptt.checkpoint.store import Checkpoint, CheckpointError, Checkpoints
 from tbptt.state import named_leaves
 from tbptt.training.description import differences
-from tbptt.training.loop import Position
+from tbptt.training.loop import RunState
 from tbptt.training.trainer import Trainer
-from tbptt.training.window import Carry
+from tbptt.training.window import LoopState
 from tbptt.types import Cursor
 from tbptt.variables import named_parameters, named_variables
 
 
 class Part(Protocol):
-    """What goes into a checkpoint beside trainer and position, as `KeepBest`."""
+    """What goes into a checkpoint beside trainer and run_state, as `KeepBest`."""
 
     def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and facts, by name; facts are what JSON holds."""
@@ -28,39 +28,39 @@ class Part(Protocol):
 
 def snapshot(
     trainer: Trainer,
-    position: Position,
+    run_state: RunState,
     *,
     parts: Mapping[str, Part] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Everything a run is, copied to the host.
+    """Copies everything that a training run needs to resume to the host.
 
     Args:
-      trainer: parameters, slots, averages, loss scale and step.
-      position: state, position and cursor.
+      trainer: parameters, optimizer state, averages, loss scale and step.
+      run_state: state, run_state and cursor.
       parts: more, by name.
       facts: what the run must be for `restore` to take it: the stream's fingerprint, say. What the
         trainer is, `Trainer.description`, goes along in any case.
 
-    Example: put down, and taken up by another trainer.
+    Example: saved, and restored into another trainer.
       >>> def build():
       ...     model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
       ...     return Trainer(model, sgd(0.1), jit_compile=False)
       >>> trainer = build()
       >>> _ = trainer.step.assign(7)
-      >>> taken = snapshot(trainer, Position(trainer.initial_carry(2), Cursor(1, 3)))
+      >>> taken = snapshot(trainer, RunState(trainer.initial_loop_state(2), Cursor(1, 3)))
       >>> other = build()
-      >>> position = restore(taken, other, Position(other.initial_carry(2)))
-      >>> int(other.step), position.cursor
+      >>> run_state = restore(taken, other, RunState(other.initial_loop_state(2)))
+      >>> int(other.step), run_state.cursor
       (7, Cursor(epoch=1, index=3))
     """
     for name in {*(parts or {}), *(facts or {})} & {"cursor", "trainer"}:
         raise ValueError(f"{name!r} is a name of a checkpoint's own. Use another one.")
     arrays = {name: v.numpy() for name, v in variables_of(trainer).items()}
-    carry = trainer.gather(position.carry)
-    arrays |= {name: np.array(t) for name, t in _of_carry(carry).items()}
+    loop_state = trainer.gather(run_state.loop_state)
+    arrays |= {name: np.array(t) for name, t in _loop_state_arrays(loop_state).items()}
     more: dict[str, Any] = {
-        "cursor": [position.cursor.epoch, position.cursor.index],
+        "cursor": [run_state.cursor.epoch, run_state.cursor.index],
         "trainer": trainer.description,
         **(facts or {}),
     }
@@ -74,18 +74,18 @@ def snapshot(
 def restore(
     checkpoint: Checkpoint,
     trainer: Trainer,
-    position: Position,
+    run_state: RunState,
     *,
     parts: Mapping[str, Part] | None = None,
     facts: Mapping[str, Any] | None = None,
     changed: Sequence[str] = (),
-) -> Position:
+) -> RunState:
     """Gives a run what `snapshot` took: all of it, or nothing changes.
 
     Args:
       checkpoint: what was taken.
       trainer, parts: of the same kind as then; their values are replaced.
-      position: of a run that begins: it says what the state looks like.
+      run_state: of a run that begins: it says what the state looks like.
       facts: as then.
       changed: what is meant to be another than then, as `seed`, `optimizer` or
         `optimizer.1.scale_by_adam.b1`: parts of the trainer's description, as the error names them.
@@ -115,8 +115,8 @@ def restore(
         f"{name}.{array}" for name, part in stored.items() if part for array in part["arrays"]
     }
     cursor = cursor_of(checkpoint)
-    like = trainer.gather(position.carry)
-    variables, carried = variables_of(trainer), _of_carry(like)
+    like = trainer.gather(run_state.loop_state)
+    variables, carried = variables_of(trainer), _loop_state_arrays(like)
     there = {name: _kind(a) for name, a in checkpoint.arrays.items() if name not in of_parts}
     here = {name: _kind(value) for name, value in {**variables, **carried}.items()}
     wrong += [
@@ -132,8 +132,44 @@ def restore(
     for name, variable in variables.items():
         variable.assign(checkpoint.arrays[name])
     leaves = [tf.constant(checkpoint.arrays[name]) for name in carried]
-    carry = tf.nest.pack_sequence_as(like, leaves)
-    return Position(trainer.deal(carry), Cursor(*cursor))
+    loop_state = tf.nest.pack_sequence_as(like, leaves)
+    return RunState(trainer.scatter(loop_state), Cursor(*cursor))
+
+
+def resume(
+    checkpoints: Checkpoints,
+    trainer: Trainer,
+    run_state: RunState,
+    *,
+    parts: Mapping[str, Part] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    changed: Sequence[str] = (),
+) -> RunState:
+    """Resumes a training run from its newest checkpoint, to the bit; or begins it.
+
+    Args:
+      checkpoints: of the run's folder.
+      trainer, run_state, parts, facts, changed: see `restore`.
+
+    Returns:
+      The state to train from: `run_state` itself where there is no checkpoint yet.
+
+    Raises:
+      CheckpointError: there are checkpoints, but all are damaged, or the newest is of another run.
+
+    Example:
+      >>> model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
+      >>> trainer = Trainer(model, sgd(0.1), jit_compile=False)
+      >>> import tempfile
+      >>> checkpoints = Checkpoints(tempfile.mkdtemp())
+      >>> run_state = resume(checkpoints, trainer, RunState(trainer.initial_loop_state(2)))
+      >>> checkpoints.save(snapshot(trainer, run_state))
+      >>> checkpoints.wait()
+    """
+    found = checkpoints.newest()
+    if found is None:
+        return run_state
+    return restore(found, trainer, run_state, parts=parts, facts=facts, changed=changed)
 
 
 def cursor_of(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -184,14 +220,14 @@ def _restore_parts(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
 
 
 def variables_of(trainer: Trainer) -> dict[str, tf.Variable]:
-    """Every variable of a trainer by a name that says what it is.
+    """Returns every variable of a trainer by its name in a checkpoint.
 
-    `model.` and the path in the model; `slots.` and the path in the optimizer's state, `average.`
-    and the name of the parameter, `loss_scale.`; `step`.
+    `model.` and the path in the model; `opt_state.` and the path in the optimizer's state;
+    `average.` and the name of the parameter; `loss_scale.`; `step`.
     """
     found = {f"model.{name}": v for name, v in named_variables(trainer.model).items()}
-    slots = named_leaves(trainer.slots)
-    found |= {f"slots.{path.replace('/', '.')}": slot for path, slot in slots.items()}
+    opt_state = named_leaves(trainer.opt_state)
+    found |= {f"opt_state.{path.replace('/', '.')}": v for path, v in opt_state.items()}
     if trainer.average is not None:
         names = {id(v): name for name, v in named_parameters(trainer.model).items()}
         parameters: Sequence[tf.Variable] = trainer.model.trainable_variables
@@ -204,12 +240,12 @@ def variables_of(trainer: Trainer) -> dict[str, tf.Variable]:
     return found | {"step": trainer.step}
 
 
-def _of_carry(carry: Carry) -> dict[str, tf.Tensor]:
-    """The leaves of a carry by name, in the order of its structure."""
-    leaves = tf.nest.flatten(carry)
-    places = named_leaves(tf.nest.pack_sequence_as(carry, list(range(len(leaves)))))
+def _loop_state_arrays(loop_state: LoopState) -> dict[str, tf.Tensor]:
+    """Returns the leaves of a loop state by name, in the order of its structure."""
+    leaves = tf.nest.flatten(loop_state)
+    places = named_leaves(tf.nest.pack_sequence_as(loop_state, list(range(len(leaves)))))
     ordered = sorted(places.items(), key=lambda item: int(item[1]))
-    return {f"carry.{path.replace('/', '.')}": leaves[int(k)] for path, k in ordered}
+    return {f"loop_state.{path.replace('/', '.')}": leaves[int(k)] for path, k in ordered}
 
 
 def _kind(value: Any) -> str:

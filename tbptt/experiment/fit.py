@@ -25,6 +25,7 @@ from tbptt.optimizers.schedules import Schedule
 from tbptt.streams.fingerprint import fingerprint
 from tbptt.summaries import tags
 from tbptt.summaries.actions import TrainingSummaries
+from tbptt.training.actions import Action
 from tbptt.training.signals import StopOnSignal
 from tbptt.types import Stream
 
@@ -124,7 +125,7 @@ def fit(
     best = tbptt.KeepBest(trainer.model)
     parts = {"best": best, **(parts or {})}
     facts = {"settings": decisive(settings), "data": claim.data}
-    checkpoints, start = take_up(claim, trainer, stream, parts, facts)
+    checkpoints, start = resume(claim, trainer, stream, parts, facts)
     best_file = BestFile(logdir / "best_parameters.npz" if claim.writes else None, best)
     first = trainer.windows_seen
     announce(logdir, trainer.model, first, windows, replicas)
@@ -155,7 +156,7 @@ def fit(
             + (", the best so far" if better else f"; best was {best.figure:.4f}")
         )
 
-    due = [tbptt.Every(0, progress), tbptt.Every(0, training_summaries.scalars)]
+    due: list[Action] = [tbptt.EveryCall(progress), tbptt.EveryCall(training_summaries.scalars)]
     if validate is not None:
         every = eval_every or stream.windows_per_epoch
         due.append(tbptt.Every(every, functools.partial(evaluate, validate)))
@@ -163,24 +164,24 @@ def fit(
         due.append(tbptt.Every(histogram_every, training_summaries.histograms))
     profile = profile_range(options.profile_windows)
     if profile and claim.writes:
-        due.append(tbptt.Every(0, tbptt.Profile(str(logdir), *profile)))
+        due.append(tbptt.EveryCall(tbptt.Profile(str(logdir), *profile)))
 
-    def take(position: tbptt.Position) -> Checkpoint:
+    def take(run_state: tbptt.RunState) -> Checkpoint:
         best_file.write()
         writer.flush()  # what is shown up to here is not shown again
-        return snapshot.snapshot(trainer, position, parts=parts, facts=facts)
+        return snapshot.snapshot(trainer, run_state, parts=parts, facts=facts)
 
     save_windows, save_minutes = save_interval(options.save_every)
     save = Save(checkpoints, take, windows=save_windows, minutes=save_minutes, agree=replicas.any)
-    due += [tbptt.Every(0, lambda _: claim.check()), tbptt.Every(0, save)]  # save comes last
+    due += [tbptt.EveryCall(lambda _: claim.check()), tbptt.EveryCall(save)]  # save comes last
     with StopOnSignal() as stopped:
-        position = tbptt.train(
+        run_state = tbptt.train(
             trainer, feed, start, windows=windows, actions=due,
             stop=lambda: replicas.any(stopped() or options.seconds_left() < 0)[0],
         )  # fmt: skip
         finished = trainer.windows_seen == windows
         if not finished:
-            save.save(position)
+            save.save(run_state)
         error = save.close()
     if not finished:
         (unsaved,) = replicas.any(error is not None)  # nobody leaves before the chief has written
@@ -211,22 +212,22 @@ def fit(
     )
 
 
-def take_up(
+def resume(
     claim: Claim,
     trainer: tbptt.Trainer,
     stream: Stream,
     parts: Mapping[str, snapshot.Part],
     facts: Mapping[str, Any],
-) -> tuple[Checkpoints, tbptt.Position]:
+) -> tuple[Checkpoints, tbptt.RunState]:
     """Restores trainer and parts from the newest checkpoint in the folder, if there is one.
 
     Returns:
-      The folder's checkpoints, and the position in the run from which to train.
+      The folder's checkpoints, and the run state to train from.
 
     Raises:
       UsageError: none of them can be used, it is of other data, or the workers find different ones.
     """
-    start = tbptt.Position(trainer.initial_carry(stream.rows))
+    start = tbptt.RunState(trainer.initial_loop_state(stream.rows))
     with usage_errors():
         checkpoints = Checkpoints(
             claim.folder / "checkpoints",

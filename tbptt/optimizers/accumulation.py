@@ -38,9 +38,9 @@ def accumulate(windows: int, optimizer: GradientTransform) -> GradientTransform:
 
     Example:
       >>> optimizer = accumulate(2, sgd(1.0))
-      >>> slots = optimizer.init([tf.zeros([1])])
+      >>> opt_state = optimizer.init([tf.zeros([1])])
       >>> for gradient in (1.0, 5.0):
-      ...     updates, slots = optimizer.update([tf.constant([gradient])], slots, [], 0)
+      ...     updates, opt_state = optimizer.update([tf.constant([gradient])], opt_state, [], 0)
       ...     print(updates[0].numpy())
       [0.]
       [-3.]

@@ -1,7 +1,7 @@
 """An optimizer is a pair of pure functions, and chains of them are optimizers too.
 
 The shape is optax's: a transform turns gradients into updates, which are then added to
-the parameters. Updates, parameters and slots are nests of tensors; nothing is assigned.
+the parameters. Updates, parameters and states are nests of tensors; nothing is assigned.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ class GradientTransform(NamedTuple):
     """An optimizer, or a part of one, as a pair of pure functions.
 
     Attributes:
-      init: `parameters -> state`, the slots.
+      init: `parameters -> state`, of the optimizer.
       update: `(updates, state, parameters, step) -> (updates, state)`. `step` is an int64
         scalar, the number of windows seen before this one: what schedules go by.
       description: name and hyperparameters, as JSON holds them; of a chain, a list of those of its
@@ -72,9 +72,9 @@ def chain(*transforms: GradientTransform) -> GradientTransform:
 
     def update(updates: Nest, state: Nest, parameters: Nest, step: tf.Tensor) -> tuple[Nest, Nest]:
         new_state = []
-        for transform, slots in zip(transforms, state, strict=True):
-            updates, slots = transform.update(updates, slots, parameters, step)
-            new_state.append(slots)
+        for transform, opt_state in zip(transforms, state, strict=True):
+            updates, opt_state = transform.update(updates, opt_state, parameters, step)
+            new_state.append(opt_state)
         return updates, tuple(new_state)
 
     parts: list[Any] = []
@@ -88,7 +88,7 @@ def chain(*transforms: GradientTransform) -> GradientTransform:
 def stateless(
     function: Callable[[Nest, Nest, tf.Tensor], Nest], description: Any = None
 ) -> GradientTransform:
-    """Makes a transform without slots, from `(updates, parameters, step) -> updates`."""
+    """Makes a transform without a state, from `(updates, parameters, step) -> updates`."""
     return GradientTransform(
         lambda parameters: (),
         lambda updates, state, parameters, step: (

@@ -128,10 +128,11 @@ def check_numbers(
 
 
 def check_lengths(name: str, lengths: np.ndarray, total: int, least: int = 1) -> np.ndarray:
-    """Returns where the pieces end that have these lengths, `[P]` int64.
+    """Returns where the segments end that have these lengths, `[P]` int64.
 
     Raises:
-      DataError: no pieces, one of less than `least` frames, or lengths that do not sum to `total`.
+      DataError: no segments, one shorter than `least` frames, or lengths that do not sum to
+        `total`.
     """
     lengths = check_numbers(name, lengths, 1, integers=True).astype(np.int64)
     if len(lengths) == 0:

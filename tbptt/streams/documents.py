@@ -8,12 +8,12 @@ from tbptt import checks
 from tbptt.streams.contiguous import check_ids, fresh
 from tbptt.streams.corpus import Vocabulary
 from tbptt.streams.files import Document
-from tbptt.streams.segments import Pieces, PieceStream
+from tbptt.streams.segments import Segments, SegmentStream
 from tbptt.streams.truncation import Truncation, truncation_of
 
 
-class DocumentStream(PieceStream):
-    """Documents dealt onto rows, see `PieceStream`.
+class DocumentStream(SegmentStream):
+    """Documents dealt onto rows, see `SegmentStream`.
 
     With a `boundary` token every token of a document of n is predicted, and its end:
 
@@ -23,7 +23,7 @@ class DocumentStream(PieceStream):
     Without one, what follows each of its first n - 1 tokens.
 
     Example:
-      >>> documents = Pieces.of([np.array([1, 2, 3]), np.array([4, 5])])
+      >>> documents = Segments.of([np.array([1, 2, 3]), np.array([4, 5])])
       >>> stream = DocumentStream(documents, rows=1, window_length=7, vocabulary_size=6,
       ...                         boundary=0, shuffle=False)
       >>> window, _ = stream.windows(Cursor(), 1)
@@ -35,7 +35,7 @@ class DocumentStream(PieceStream):
 
     def __init__(
         self,
-        documents: Pieces,
+        documents: Segments,
         *,
         rows: int,
         vocabulary_size: int,
@@ -54,7 +54,7 @@ class DocumentStream(PieceStream):
         truncation: other windows; instead of `window_length`.
         boundary: a token that is read before each document and predicted after it.
         shuffle: another order in every epoch.
-        whole: no document is cut, see `PieceStream`: for evaluation, with `shuffle=False`.
+        whole: no document is cut, see `SegmentStream`: for evaluation, with `shuffle=False`.
         seed: of all that is random.
 
         Raises:
@@ -85,17 +85,17 @@ class DocumentStream(PieceStream):
         )
 
     def take(
-        self, piece: np.ndarray, step: np.ndarray
+        self, segment: np.ndarray, step: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """See `PieceStream`. Raises ValueError if a token is out of range."""
+        """See `SegmentStream`. Raises ValueError if a token is out of range."""
         tokens = fresh(self.documents.values)
-        at = self.documents.begins[piece] + step
+        at = self.documents.begins[segment] + step
         last = len(tokens) - 1
         if self._boundary is None:
             places, edges = (at, at + 1), (None, None)
         else:
             places = (np.maximum(at - 1, 0), np.minimum(at, last))
-            edges = (step == 0, step == self.documents.lengths[piece])
+            edges = (step == 0, step == self.documents.lengths[segment])
         ids = []
         for place, edge in zip(places, edges, strict=True):
             found = tokens[place]
@@ -107,7 +107,7 @@ class DocumentStream(PieceStream):
 
 def encode_documents(
     documents: Iterable[tuple[str, Document]], vocabulary: Vocabulary | None = None
-) -> Pieces:
+) -> Segments:
     """What `read_documents` gives, as tokens.
 
     Args:
@@ -129,4 +129,4 @@ def encode_documents(
         if len(content) == 0:
             raise ValueError(f"{name} is an empty document. Leave it out.")
         arrays.append(content)
-    return Pieces.of(arrays)
+    return Segments.of(arrays)

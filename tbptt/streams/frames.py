@@ -5,24 +5,24 @@ import numpy as np
 from tbptt import checks
 from tbptt.streams.contiguous import fresh
 from tbptt.streams.files import DataError
-from tbptt.streams.segments import Pieces, PieceStream
+from tbptt.streams.segments import Segments, SegmentStream
 from tbptt.streams.truncation import Truncation, truncation_of
 
 SCORES = ("last", "every")
 
 
-class FrameStream(PieceStream):
-    """Sequences of frames dealt onto rows, see `PieceStream`; what is predicted is one of
+class FrameStream(SegmentStream):
+    """Sequences of frames dealt onto rows, see `SegmentStream`; what is predicted is one of
 
         the next frame            no labels: all frames but the first of each sequence
         a label a frame           labels [N, ...]
         a label a sequence        labels [P]: scored at its last step, or at every step
 
-    Attributes: see `PieceStream`.
+    Attributes: see `SegmentStream`.
 
     Example: two sequences with a label each.
-      >>> pieces = Pieces.of([np.ones([2, 3]), np.zeros([3, 3])])
-      >>> stream = FrameStream(pieces, np.array([7, 8]), rows=1, window_length=5, shuffle=False)
+      >>> segments = Segments.of([np.ones([2, 3]), np.zeros([3, 3])])
+      >>> stream = FrameStream(segments, np.array([7, 8]), rows=1, window_length=5, shuffle=False)
       >>> window, _ = stream.windows(Cursor(), 1)
       >>> window.inputs.shape, window.targets[0, :, 0].tolist(), window.weight[0, :, 0].tolist()
       ((1, 5, 1, 3), [7, 7, 8, 8, 8], [0.0, 1.0, 0.0, 0.0, 1.0])
@@ -30,7 +30,7 @@ class FrameStream(PieceStream):
 
     def __init__(
         self,
-        pieces: Pieces,
+        segments: Segments,
         labels: np.ndarray | None = None,
         *,
         rows: int,
@@ -43,7 +43,7 @@ class FrameStream(PieceStream):
         seed: int = 0,
     ) -> None:
         """Args:
-        pieces: frames `[N, D]`; memory maps stay on disk.
+        segments: frames `[N, D]`; memory maps stay on disk.
         labels: see above. None: the next frame.
         rows: B.
         window_length: T, of windows one after another.
@@ -51,33 +51,33 @@ class FrameStream(PieceStream):
         classes: labels are integers below it. None: they are not checked.
         score: where a label of a sequence counts: at its `last` step or at `every` step.
         shuffle: another order in every epoch.
-        whole: no sequence is cut, see `PieceStream`.
+        whole: no sequence is cut, see `SegmentStream`.
         seed: of all that is random.
 
         Raises:
           ValueError: frames or labels that are not finite or do not fit (where), a sequence of
             one frame without labels, more rows than sequences.
         """
-        checks.check_shape("frames", pieces.values, [None, None])
+        checks.check_shape("frames", segments.values, [None, None])
         checks.check_choice("score", score, SCORES)
-        steps = pieces.lengths
+        steps = segments.lengths
         if labels is None and steps.min() < 2:
             raise ValueError(
                 f"Sequence {steps.argmin()} has one frame, after which there is none to predict. "
                 "Leave it out."
             )
-        if labels is not None and len(labels) not in (len(pieces), len(pieces.values)):
+        if labels is not None and len(labels) not in (len(segments), len(segments.values)):
             raise ValueError(
-                f"There are {len(labels)} labels, but {len(pieces)} sequences of "
-                f"{len(pieces.values)} frames. Give one for each sequence, or one for each frame."
+                f"There are {len(labels)} labels, but {len(segments)} sequences of "
+                f"{len(segments.values)} frames. Give one for each sequence, or one for each frame."
             )
         if labels is not None and classes is not None:
             _check_labels(labels, classes)
-        if not isinstance(pieces.values, np.memmap):  # a map is checked as it is read
-            _check_finite(pieces.values, np.arange(len(pieces.values)))
-        self._pieces = pieces
+        if not isinstance(segments.values, np.memmap):  # a map is checked as it is read
+            _check_finite(segments.values, np.arange(len(segments.values)))
+        self._segments = segments
         self._labels = labels
-        self._a_sequence = labels is not None and len(labels) == len(pieces)
+        self._a_sequence = labels is not None and len(labels) == len(segments)
         self._every = score == "every"
         super().__init__(
             steps - 1 if labels is None else steps,
@@ -89,11 +89,11 @@ class FrameStream(PieceStream):
         )
 
     def take(
-        self, piece: np.ndarray, step: np.ndarray
+        self, segment: np.ndarray, step: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """See `PieceStream`. Raises ValueError if a frame of a memory map is not finite."""
-        frames = fresh(self._pieces.values)
-        at = self._pieces.begins[piece] + step
+        """See `SegmentStream`. Raises ValueError if a frame of a memory map is not finite."""
+        frames = fresh(self._segments.values)
+        at = self._segments.begins[segment] + step
         inputs = np.asarray(frames[at], np.float32)
         if isinstance(frames, np.memmap):
             _check_finite(inputs, at)
@@ -101,9 +101,9 @@ class FrameStream(PieceStream):
             return inputs, np.asarray(frames[at + 1], np.float32), None
         if not self._a_sequence:
             return inputs, _narrow(self._labels[at]), None
-        last = None if self._every else (step == self._pieces.lengths[piece] - 1)
+        last = None if self._every else (step == self._segments.lengths[segment] - 1)
         weight = None if last is None else last.astype(np.float32)
-        return inputs, _narrow(self._labels[piece]), weight
+        return inputs, _narrow(self._labels[segment]), weight
 
 
 def _narrow(labels: np.ndarray) -> np.ndarray:

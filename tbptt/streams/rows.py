@@ -186,5 +186,5 @@ def _broadcast(
 
 
 def _join(*parts: Any) -> Any:
-    """Pieces of several epochs; where one has no such field, the stream has none."""
+    """Segments of several epochs; where one has no such field, the stream has none."""
     return None if parts[0] is None else np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Many pieces on few rows: documents, recordings, whatever ends and is followed by another."""
+"""Many segments on few rows: documents, recordings, whatever ends and is followed by another."""
 
 import abc
 import dataclasses
@@ -15,16 +15,16 @@ from tbptt.streams.truncation import Truncation
 
 
 @dataclasses.dataclass(frozen=True)
-class Pieces:
-    """Tokens or frames of many pieces, one behind the other; both arrays may be memory maps.
+class Segments:
+    """Tokens or frames of many segments, one behind the other; both arrays may be memory maps.
 
     Attributes:
       values: `[N, ...]`.
-      ends: `[P]` integers: piece p is `values[ends[p - 1] : ends[p]]`.
+      ends: `[P]` integers: segment p is `values[ends[p - 1] : ends[p]]`.
 
     Example:
-      >>> pieces = Pieces.of([np.array([1, 2, 3]), np.array([4, 5])])
-      >>> pieces.values.tolist(), pieces.ends.tolist(), len(pieces)
+      >>> segments = Segments.of([np.array([1, 2, 3]), np.array([4, 5])])
+      >>> segments.values.tolist(), segments.ends.tolist(), len(segments)
       ([1, 2, 3, 4, 5], [3, 5], 2)
     """
 
@@ -32,12 +32,12 @@ class Pieces:
     ends: np.ndarray
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the two do not fit together, or a piece is empty."""
+        """Raises ValueError if the two do not fit together, or a segment is empty."""
         checks.check_shape("ends", self.ends, [None])
         if not np.issubdtype(self.ends.dtype, np.integer):
             raise TypeError(f"ends are {self.ends.dtype}, but must be integers.")
         if len(self.ends) == 0:
-            raise ValueError("There are no pieces: no document, no sequence.")
+            raise ValueError("There are no segments: no document, no sequence.")
         if self.ends[-1] != len(self.values):
             raise ValueError(
                 f"The index ends at {self.ends[-1]}, but there are {len(self.values)} values: "
@@ -45,8 +45,8 @@ class Pieces:
             )
         if self.lengths.min() < 1:
             raise ValueError(
-                f"Piece {self.lengths.argmin()} has length {self.lengths.min()}, but must have at "
-                "least one step. Leave empty ones out."
+                f"Segment {self.lengths.argmin()} has length {self.lengths.min()}, but must have "
+                "at least one step. Leave empty ones out."
             )
 
     def __len__(self) -> int:
@@ -54,45 +54,47 @@ class Pieces:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """Of each piece, `[P]` int64."""
+        """Of each segment, `[P]` int64."""
         return np.diff(np.asarray(self.ends, np.int64), prepend=0)
 
     @functools.cached_property
     def begins(self) -> np.ndarray:
-        """Where each piece begins, `[P]` int64."""
+        """Where each segment begins, `[P]` int64."""
         return np.asarray(self.ends, np.int64) - self.lengths
 
     @classmethod
-    def of(cls, arrays: Iterable[np.ndarray]) -> "Pieces":
-        """Pieces that are arrays, one each.
+    def of(cls, arrays: Iterable[np.ndarray]) -> "Segments":
+        """Segments that are arrays, one each.
 
         Raises:
           ValueError: none, or not all of the same width (which).
         """
         parts = [np.asarray(array) for array in arrays]
         if not parts:
-            raise ValueError("There are no pieces: no document, no sequence.")
+            raise ValueError("There are no segments: no document, no sequence.")
         for number, part in enumerate(parts):
             if part.shape[1:] != parts[0].shape[1:] or part.ndim == 0:
                 raise ValueError(
-                    f"Piece {number} has shape {list(part.shape)}, but piece 0 has "
+                    f"Segment {number} has shape {list(part.shape)}, but segment 0 has "
                     f"{list(parts[0].shape)}: all must be as wide. Pad or cut the features."
                 )
         return cls(np.concatenate(parts), np.cumsum([len(part) for part in parts]))
 
-    def part(self, first: int, last: int) -> "Pieces":
-        """Pieces `first` to `last - 1`."""
+    def part(self, first: int, last: int) -> "Segments":
+        """Segments `first` to `last - 1`."""
         checks.check_between("first", first, 0, len(self))
         checks.check_between("last", last, first + 1, len(self) + 1)
         begin = int(self.begins[first])
-        return Pieces(self.values[begin : int(self.ends[last - 1])], self.ends[first:last] - begin)
+        return Segments(
+            self.values[begin : int(self.ends[last - 1])], self.ends[first:last] - begin
+        )
 
 
 class Deal(NamedTuple):
-    """Which pieces an epoch reads where: all rows, one behind the other, are one line of steps.
+    """Which segments an epoch reads where: all rows, one behind the other, are one line of steps.
 
     Attributes:
-      order: `[N]`, the pieces along the line.
+      order: `[N]`, the segments along the line.
       ends: `[N]`, where on the line each of them ends.
       begins: `[B]`, where on the line each row begins.
     """
@@ -102,18 +104,18 @@ class Deal(NamedTuple):
     begins: np.ndarray
 
 
-class PieceStream(RowStream):
-    """Each row reads one piece after another, and starts anew at the first step of each.
+class SegmentStream(RowStream):
+    """Each row reads one segment after another, and starts anew at the first step of each.
 
-    There is no padding but at the rows' very end. All pieces are in every epoch, in an order of
-    the epoch's own with `shuffle`. Either the line of all pieces is cut into B equal rows, and
-    the at most B - 1 pieces that are cut go on in the next row with an empty state; or, with
-    `whole`, pieces are dealt to rows once, the longest first and each to the shortest row, and
+    There is no padding but at the rows' very end. All segments are in every epoch, in an order of
+    the epoch's own with `shuffle`. Either the line of all segments is cut into B equal rows, and
+    the at most B - 1 segments that are cut go on in the next row with an empty state; or, with
+    `whole`, segments are dealt to rows once, the longest first and each to the shortest row, and
     the epochs shuffle within the rows.
 
     Attributes: see `RowStream`, and
-      pieces: how many there are.
-      utilisation: the share of all steps of an epoch's windows that belong to a piece.
+      segments: how many there are.
+      utilisation: the share of all steps of an epoch's windows that belong to a segment.
     """
 
     def __init__(
@@ -127,17 +129,17 @@ class PieceStream(RowStream):
         seed: int,
     ) -> None:
         """Args:
-        steps: `[N]` int64, how many each piece takes, 1 or more.
+        steps: `[N]` int64, how many each segment takes, 1 or more.
         rows, truncation, seed: see `RowStream`.
         shuffle, whole: see above.
         """
         checks.check_at_least("rows", rows, 1)
-        self.pieces = len(steps)
+        self.segments = len(steps)
         self._steps = steps
         self._total = int(steps.sum())
-        if rows > (self.pieces if whole else self._total):
-            unit = "pieces" if whole else "steps"
-            fit = self.pieces if whole else self._total
+        if rows > (self.segments if whole else self._total):
+            unit = "segments" if whole else "steps"
+            fit = self.segments if whole else self._total
             raise ValueError(
                 f"rows ({rows}) must be at most the number of {unit} ({fit}), or some would have "
                 f"nothing to read. Use {fit} rows or fewer."
@@ -167,9 +169,9 @@ class PieceStream(RowStream):
 
     @abc.abstractmethod
     def take(
-        self, piece: np.ndarray, step: np.ndarray
+        self, segment: np.ndarray, step: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Inputs, targets and weight at these steps of these pieces, `[B, N]` each."""
+        """Inputs, targets and weight at these steps of these segments, `[B, N]` each."""
 
     def read(self, epoch: int, first: int, count: int, rows: slice) -> Span:
         """See `RowStream`."""
@@ -178,15 +180,15 @@ class PieceStream(RowStream):
         inside = steps < self._row_steps[rows, None]  # [B, count]
         at = np.where(inside, deal.begins[rows, None] + steps, 0)
         place = np.searchsorted(deal.ends, at, side="right")
-        piece = deal.order[place]
-        step = at - (deal.ends[place] - self._steps[piece])
-        inputs, targets, weight = self.take(piece, step)
+        segment = deal.order[place]
+        step = at - (deal.ends[place] - self._steps[segment])
+        inputs, targets, weight = self.take(segment, step)
         scored = inside.astype(np.float32)
         scored = scored if weight is None else scored * weight
         return Span(inputs, targets, inside & (step == 0), scored)
 
     def _deal_of(self, epoch: int) -> Deal:
-        order = np.arange(self.pieces)
+        order = np.arange(self.segments)
         if self._shuffle:
             order = self.random(4, epoch).permutation(order)
         if self._row_of is not None:
@@ -196,11 +198,11 @@ class PieceStream(RowStream):
 
 
 def _longest_first(steps: np.ndarray, rows: int) -> np.ndarray:
-    """The row of each piece, `[N]`: longest first, each to the row that has least."""
+    """The row of each segment, `[N]`: longest first, each to the row that has least."""
     row_of = np.empty([len(steps)], np.int32)
     load = [(0, row) for row in range(rows)]
-    for piece in np.argsort(-steps, kind="stable"):
+    for segment in np.argsort(-steps, kind="stable"):
         least, row = load[0]
-        row_of[piece] = row
-        heapq.heapreplace(load, (least + int(steps[piece]), row))
+        row_of[segment] = row
+        heapq.heapreplace(load, (least + int(steps[segment]), row))
     return row_of

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tbptt import checks
-from tbptt.streams.segments import Pieces, PieceStream
+from tbptt.streams.segments import Segments, SegmentStream
 from tbptt.streams.truncation import Truncation, truncation_of
 
 
@@ -72,7 +72,7 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scale:
+class Standardizer:
     """Mean and standard deviation of each column, of the training part alone.
 
     Attributes:
@@ -83,7 +83,7 @@ class Scale:
     deviation: np.ndarray
 
     @classmethod
-    def of(cls, series: Series) -> "Scale":
+    def of(cls, series: Series) -> "Standardizer":
         """Of what is there; a column that never changes is only centred.
 
         Raises:
@@ -115,13 +115,13 @@ class Scale:
         return values * self.deviation[chosen] + self.mean[chosen]
 
 
-class SeriesStream(PieceStream):
-    """Series dealt onto rows, see `PieceStream`; predicts some columns `horizon` lines ahead.
+class SeriesStream(SegmentStream):
+    """Series dealt onto rows, see `SegmentStream`; predicts some columns `horizon` lines ahead.
 
     A row starts anew after every calendar gap. A missing value reads as the mean; if there are
     any, C more inputs say which values were there. Where a target is missing the weight is 0.
 
-    Attributes: see `PieceStream`, and
+    Attributes: see `SegmentStream`, and
       input_size: of an input vector.
       origins: `[N]`, for each step of all stretches, one after another: the line that it reads, by
         its number in its own series. With one row and no shuffling the row has this order.
@@ -129,7 +129,8 @@ class SeriesStream(PieceStream):
 
     Example:
       >>> series = Series(np.array([[1.0], [2.0], [np.nan], [4.0]]), ("x",))
-      >>> stream = SeriesStream([series], Scale(np.zeros(1), np.ones(1)), rows=1, window_length=3)
+      >>> standardizer = Standardizer(np.zeros(1), np.ones(1))
+      >>> stream = SeriesStream([series], standardizer, rows=1, window_length=3)
       >>> window, _ = stream.windows(Cursor(), 1)
       >>> window.inputs[0, :, 0].tolist(), window.targets[0, :, 0].tolist()
       ([[1.0, 1.0], [2.0, 1.0], [0.0, 0.0]], [[2.0], [0.0], [4.0]])
@@ -140,7 +141,7 @@ class SeriesStream(PieceStream):
     def __init__(
         self,
         series: Sequence[Series],
-        scale: Scale,
+        standardizer: Standardizer,
         *,
         rows: int,
         window_length: int | None = None,
@@ -157,7 +158,7 @@ class SeriesStream(PieceStream):
     ) -> None:
         """Args:
         series: of the same columns.
-        scale: what they are standardised with, `Scale.of` the training part.
+        standardizer: what they are standardised with, `Standardizer.of` the training part.
         rows: B.
         window_length: T, of windows one after another.
         truncation: other windows; instead of `window_length`.
@@ -173,7 +174,7 @@ class SeriesStream(PieceStream):
         changes: C more inputs, behind the values, are the change of each since the line before; 0
           where either is missing.
         shuffle: another order of the stretches in every epoch.
-        whole: no stretch is cut, see `PieceStream`.
+        whole: no stretch is cut, see `SegmentStream`.
         seed: of all that is random.
 
         Raises:
@@ -197,7 +198,7 @@ class SeriesStream(PieceStream):
             begin = 0
             for end in one.stretch_ends():
                 if end - begin > horizon:
-                    parts.append(scale.apply(one.values[begin:end]))
+                    parts.append(standardizer.apply(one.values[begin:end]))
                     scored.append(np.arange(begin, end) >= warm_up)
                     origins.append(np.arange(begin, end - horizon))
                 begin = end
@@ -206,12 +207,12 @@ class SeriesStream(PieceStream):
                 f"No stretch without a gap is longer than the horizon ({horizon}). Use a shorter "
                 "one, or a series with fewer gaps."
             )
-        pieces = Pieces.of(parts)
-        there = ~np.isnan(pieces.values)
+        segments = Segments.of(parts)
+        there = ~np.isnan(segments.values)
         self._there = there.astype(np.float32)
         self._weight = np.concatenate(scored) & there[:, self._columns].all(axis=1)
-        self._values = np.where(there, pieces.values, 0.0).astype(np.float32)
-        self._begins = pieces.begins
+        self._values = np.where(there, segments.values, 0.0).astype(np.float32)
+        self._begins = segments.begins
         self.origins = np.concatenate(origins)
         self._ahead = np.arange(1, horizon + 1) if path else np.array([horizon])
         self._masked = bool(masked if masked is not None else not there.all())
@@ -219,14 +220,14 @@ class SeriesStream(PieceStream):
         if changes:
             self._changes = np.diff(self._values, axis=0, prepend=self._values[:1])
             self._changes[~(there & np.roll(there, 1, axis=0))] = 0.0
-            self._changes[pieces.begins] = 0.0
-        spans = zip(pieces.begins, pieces.ends - horizon, strict=True)
+            self._changes[segments.begins] = 0.0
+        spans = zip(segments.begins, segments.ends - horizon, strict=True)
         at = np.concatenate([np.arange(begin, end) for begin, end in spans])
         self._at = at  # of each step, where its line is among all values
         self.scored = int(self._counts(at).sum())
         self.input_size = len(names) * (1 + int(self._masked) + int(changes))
         super().__init__(
-            pieces.lengths - horizon,
+            segments.lengths - horizon,
             rows=rows,
             truncation=truncation_of(window_length, truncation),
             shuffle=shuffle,
@@ -235,10 +236,10 @@ class SeriesStream(PieceStream):
         )
 
     def take(
-        self, piece: np.ndarray, step: np.ndarray
+        self, segment: np.ndarray, step: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Reads inputs, targets and weights at these steps, as `PieceStream` asks for."""
-        at = self._begins[piece] + step
+        """Reads inputs, targets and weights at these steps, as `SegmentStream` asks for."""
+        at = self._begins[segment] + step
         ahead = at[..., None] + self._ahead
         parts = (self._values, self._changes, self._there if self._masked else None)
         inputs = np.concatenate([part[at] for part in parts if part is not None], axis=-1)
@@ -259,8 +260,8 @@ class SeriesStream(PieceStream):
 
         Example:
           >>> series = Series(np.array([[1.0], [2.0], [np.nan], [4.0]]), ("x",))
-          >>> scale = Scale(np.zeros(1), np.ones(1))
-          >>> SeriesStream([series], scale, rows=1, window_length=3).persistence()  # 1 -> 2, 2 -> 4
+          >>> standardizer = Standardizer(np.zeros(1), np.ones(1))
+          >>> SeriesStream([series], standardizer, rows=1, window_length=3).persistence()
           2.5
         """
         at = self._at[self._counts(self._at)]

@@ -1,10 +1,10 @@
-"""What happens between the calls of the hot loop."""
+"""Callbacks of the training loop: when they are called, what they are told, progress, profile."""
 
 import dataclasses
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 import tqdm
@@ -17,30 +17,30 @@ from tbptt.types import State
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What an action is told after a call.
+    """What a callback is given after a call of the trainer.
 
     Attributes:
       step: windows seen so far.
       last_step: windows the run will see.
-      metrics: `loop.Metrics` of the last call, as numbers.
-      position: `loop.Position`: where the run stands.
+      metrics: `trainer.Metrics` of the last call, as numbers.
+      run_state: `loop.RunState` after the call.
       seconds: the last call took, feeding included.
       skipped: which windows of the last call changed nothing, and why; empty: none.
-      local: what this process has of a carry, see `Trainer.local`.
+      local: returns this process's rows of a loop state, see `Trainer.local`.
     """
 
     step: int
     last_step: int
     metrics: Any
-    position: Any
+    run_state: Any
     seconds: float
     skipped: str = ""
-    local: Callable[[Any], Any] = lambda carry: carry
+    local: Callable[[Any], Any] = lambda loop_state: loop_state
 
     @property
     def state(self) -> State:
         """The recurrent state of this process's rows, leaves `[B, ...]`."""
-        return self.local(self.position.carry).state
+        return self.local(self.run_state.loop_state).state
 
     @property
     def finished(self) -> bool:
@@ -48,12 +48,26 @@ class Report:
         return self.step >= self.last_step
 
 
+class Action(Protocol):
+    """A callback of the training loop, and when it is due: `Every` or `EveryCall`."""
+
+    @property
+    def act(self) -> Callable[[Report], None]:
+        """The callback."""
+
+    def distance(self, step: int) -> int:
+        """Returns how many windows after window `step` a call has to end, so that it can act."""
+
+    def is_due(self, report: Report) -> bool:
+        """Returns whether it acts after the call that `report` is of."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Every:
-    """An action and when it is due.
+    """Calls `act` at every multiple of `windows` windows.
 
     Attributes:
-      windows: at every multiple of so many windows; 0: after every call.
+      windows: 1 or more. Calls of the trainer are cut short where an action falls due.
       act: called with a `Report`.
       at_end: also after the last call.
     """
@@ -63,17 +77,34 @@ class Every:
     at_end: bool = True
 
     def __post_init__(self) -> None:
-        checks.check_at_least("windows between actions", self.windows, 0)
+        checks.check_at_least("windows between actions", self.windows, 1)
 
     def distance(self, step: int) -> int:
-        """How many windows until it is due."""
-        return self.windows - step % self.windows if self.windows else sys.maxsize
+        """Returns the number of windows from window `step` to the next multiple."""
+        return self.windows - step % self.windows
 
     def is_due(self, report: Report) -> bool:
-        """Whether it is to act now."""
-        if self.windows == 0 or report.step % self.windows == 0:
-            return True
-        return self.at_end and report.finished
+        """Returns whether a multiple is reached, or the end."""
+        return report.step % self.windows == 0 or (self.at_end and report.finished)
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryCall:
+    """Calls `act` after every call of the trainer, which is many windows.
+
+    Attributes:
+      act: called with a `Report`.
+    """
+
+    act: Callable[[Report], None]
+
+    def distance(self, step: int) -> int:
+        """Returns a number larger than any: it never cuts a call short."""
+        return sys.maxsize
+
+    def is_due(self, report: Report) -> bool:
+        """Returns True."""
+        return True
 
 
 class Progress:

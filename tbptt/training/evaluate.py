@@ -12,10 +12,23 @@ from tbptt import losses
 from tbptt.distribution import Replicas
 from tbptt.optimizers.transform import GradientTransform
 from tbptt.streams.feed import Chunk, open_feed
-from tbptt.training import window as one
 from tbptt.training.actions import progress_bar
 from tbptt.training.programs import fold, make_program, trace_window
-from tbptt.training.window import LOSS, Carry, ContinuityError, WindowGradients
+from tbptt.training.window import (
+    LOSS,
+    ContinuityError,
+    LoopState,
+    WindowGradients,
+    apply_update,
+    check_model,
+    continues,
+    initial_loop_state,
+    is_finite,
+    offset_after,
+    start_state,
+    window_gradients,
+    window_sums,
+)
 from tbptt.types import Cursor, Model, State, Stream, Window
 
 
@@ -79,7 +92,7 @@ class Evaluator:
     With an optimizer it evaluates dynamically: every window is scored, and then learned from,
     without dropout, before the next one is scored. So the model follows what it reads, as new
     names in a text, and each target is still scored by what came before it alone. Parameters and
-    slots are put back in the end. That figure depends on the window length.
+    optimizer state are put back in the end. That figure depends on the window length.
 
     Args:
       model: what to score; its parameters are read at every call.
@@ -111,7 +124,7 @@ class Evaluator:
         replicas: Replicas | None = None,
         jit_compile: bool = True,
     ) -> None:
-        one.check_model(model)
+        check_model(model)
         self._model = model
         self._names: tuple[str, ...] = ()
         self._stream = stream
@@ -123,12 +136,12 @@ class Evaluator:
         self._learned: list[tf.Variable] = []
         if optimizer is not None:
             values = [tf.convert_to_tensor(parameter) for parameter in model.trainable_variables]
-            self._slots = tf.nest.map_structure(
+            self._opt_state = tf.nest.map_structure(
                 lambda value: tf.Variable(value, trainable=False), optimizer.init(values)
             )
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
-            slots = tf.nest.flatten(self._slots)
-            self._learned = [self._step, *slots, *model.trainable_variables]
+            opt_state = tf.nest.flatten(self._opt_state)
+            self._learned = [self._step, *opt_state, *model.trainable_variables]
         score = make_program(self._score, jit_compile=jit_compile)
         strategy = self._replicas.strategy
         self._program = score
@@ -152,14 +165,14 @@ class Evaluator:
             return self._evaluate()
 
     def _evaluate(self) -> Evaluation:
-        carry = self._replicas.deal(one.initial_carry(self._model, self._stream.rows))
+        loop_state = self._replicas.scatter(initial_loop_state(self._model, self._stream.rows))
         cursor, left = Cursor(), self._stream.windows_per_epoch
         sums: Any = 0.0
         bar = progress_bar(left, label="evaluation", delay=2.0)
         while left > 0:
             count = min(self._feed.windows_per_call, left)
             chunk, following = self._feed.take(cursor, count)
-            carry, of_call = self._program(carry, chunk)
+            loop_state, of_call = self._program(loop_state, chunk)
             sums += np.asarray(self._replicas.local(of_call), np.float64).sum(axis=0)
             if sums[-1]:
                 raise ContinuityError(
@@ -178,44 +191,43 @@ class Evaluator:
         """How often the program was traced."""
         return int(self._program.experimental_get_tracing_count())
 
-    def _score(self, carry: Carry, chunk: Chunk) -> tuple[Carry, tf.Tensor]:
-        traced = trace_window(self._measure, chunk.windows, carry.state)
+    def _score(self, loop_state: LoopState, chunk: Chunk) -> tuple[LoopState, tf.Tensor]:
+        traced = trace_window(self._measure, chunk.windows, loop_state.state)
         self._names = tuple(traced.structured_outputs.sums)
 
         def score_window(
-            window: Window, carried: tuple[Carry, tf.Tensor]
-        ) -> tuple[Carry, tf.Tensor]:
-            carry, total = carried
-            broken = ~one.continues(window, carry.offset)
-            result = traced(window, carry.state)
+            window: Window, carried: tuple[LoopState, tf.Tensor]
+        ) -> tuple[LoopState, tf.Tensor]:
+            loop_state, total = carried
+            broken = ~continues(window, loop_state.offset)
+            result = traced(window, loop_state.state)
             self._learn(result)
             parts = [part for name in self._names for part in result.sums[name]]
             of_window = [tf.cast(part, tf.float32) for part in (*parts, broken)]
-            offset = one.offset_after(window, carry.offset)
-            return Carry(result.state, offset, carry.skipped_in_a_row), total + tf.stack(of_window)
+            offset = offset_after(window, loop_state.offset)
+            loop_state = loop_state._replace(state=result.state, offset=offset)
+            return loop_state, total + tf.stack(of_window)
 
         # [1, 2N + 1]: sum and weight of each name, and how many windows are broken.
-        return fold(chunk, score_window, (carry, tf.zeros([1, 2 * len(self._names) + 1])))
+        return fold(chunk, score_window, (loop_state, tf.zeros([1, 2 * len(self._names) + 1])))
 
     def _measure(self, window: Window, state: State) -> WindowGradients:
         """Returns the sums of a window, and the gradients where something learns by them."""
         if self._optimizer is not None:
-            return one.window_gradients(
-                self._model, "mean", window, state, seed=None, training=False
-            )
-        state = one.begin(self._model, window, state)
+            return window_gradients(self._model, "mean", window, state, seed=None, training=False)
+        state = start_state(self._model, window, state)
         window_loss, state = self._model.loss(window, state, training=False, seed=None)
-        return WindowGradients([], state, one.measured(window_loss, window.weight))
+        return WindowGradients([], state, window_sums(window_loss, window.weight))
 
     def _learn(self, result: WindowGradients) -> None:
         """Makes an update by a window that was scored; nothing without an optimizer."""
         if self._optimizer is None:
             return
-        finite, _ = one.is_finite(result)
-        one.update(
+        finite, _ = is_finite(result)
+        apply_update(
             self._optimizer,
             self._model.trainable_variables,
-            self._slots,
+            self._opt_state,
             result.gradients,
             tf.convert_to_tensor(self._step),
             accept=finite,

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 
 from tbptt import checks
 from tbptt.streams.feed import Feed
-from tbptt.training import window as one
-from tbptt.training.actions import Every, Report
+from tbptt.training.actions import Action, Report
 from tbptt.training.trainer import Metrics, Trainer
-from tbptt.training.window import Carry, ContinuityError
+from tbptt.training.window import ContinuityError, LoopState, describe_fault
 from tbptt.types import Cursor, Model
 
 
@@ -22,23 +21,28 @@ class NonFiniteError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Position:
-    """Where a run stands: all that is carried from call to call beside the variables."""
+class RunState:
+    """All that a run carries from call to call beside its variables: save it to resume.
 
-    carry: Carry
+    Attributes:
+      loop_state: the recurrent state of all rows, and where each stands in its stream.
+      cursor: the next window of the stream.
+    """
+
+    loop_state: LoopState
     cursor: Cursor = dataclasses.field(default_factory=Cursor)
 
 
 def train(
     trainer: Trainer,
     feed: Feed,
-    position: Position,
+    run_state: RunState,
     *,
     windows: int,
-    actions: Sequence[Every] = (),
+    actions: Sequence[Action] = (),
     stop: Callable[[], bool] = lambda: False,
     max_skipped_in_a_row: int = 50,
-) -> Position:
+) -> RunState:
     """Trains until `trainer.step` is `windows`, and calls each action when it is due.
 
     A call takes `feed.windows_per_call` windows, fewer where an action falls due before;
@@ -47,14 +51,15 @@ def train(
     Args:
       trainer: the program.
       feed: what it reads.
-      position: where to start; a new run starts from `Position(trainer.initial_carry(rows))`.
+      run_state: where to start; a new run starts from
+        `RunState(trainer.initial_loop_state(rows))`, one that is resumed from `resume(...)`.
       windows: the step to stop at.
-      actions: what to do between calls, in this order.
+      actions: callbacks between calls, in this order: `Every` and `EveryCall`.
       stop: asked after every call and its actions; true ends the run there.
       max_skipped_in_a_row: so many windows without a finite gradient end the run.
 
     Returns:
-      where the run stands.
+      The run's state after the last window.
 
     Raises:
       NonFiniteError, ContinuityError: see there.
@@ -65,28 +70,28 @@ def train(
         count = min(feed.windows_per_call, windows - step)
         count = min([count, *(action.distance(step) for action in actions)])
         began = time.perf_counter()
-        chunk, cursor = feed.take(position.cursor, count)
-        carry, metrics = trainer(position.carry, chunk)
+        chunk, cursor = feed.take(run_state.cursor, count)
+        loop_state, metrics = trainer(run_state.loop_state, chunk)
         metrics = metrics.read()
         seconds = time.perf_counter() - began
         skipped = describe_skipped(trainer.model, metrics, step)
         _check(
             metrics,
-            int(trainer.local(carry).skipped_in_a_row),
-            position.cursor,
+            int(trainer.local(loop_state).skipped_in_a_row),
+            run_state.cursor,
             step,
             max_skipped_in_a_row,
             skipped,
         )
-        position = Position(carry, cursor)
+        run_state = RunState(loop_state, cursor)
         step += count
-        report = Report(step, windows, metrics, position, seconds, skipped, trainer.local)
+        report = Report(step, windows, metrics, run_state, seconds, skipped, trainer.local)
         for action in actions:
             if action.is_due(report):
                 action.act(report)
         if stop():
             break
-    return position
+    return run_state
 
 
 def describe_skipped(model: Model, metrics: Metrics, step: int) -> str:
@@ -100,7 +105,7 @@ def describe_skipped(model: Model, metrics: Metrics, step: int) -> str:
     if not metrics.skipped:
         return ""
     first = f"window {step + metrics.first_skipped + 1}"
-    reason = f"{one.describe_fault(model, int(metrics.fault))} is not finite"
+    reason = f"{describe_fault(model, int(metrics.fault))} is not finite"
     if metrics.skipped == 1:
         return f"{first} was skipped: {reason}"
     last = step + metrics.windows

@@ -14,19 +14,18 @@ import tensorflow as tf
 
 from tbptt.distribution import Replicas
 from tbptt.streams.feed import Chunk
-from tbptt.training import window as one
-from tbptt.training.window import LOSS, Carry, Sums, WindowGradients
+from tbptt.training.window import LOSS, LoopState, Sums, WindowGradients, continues, row_count
 from tbptt.types import Nest, Window
 
-Backward = Callable[[Window, Carry, tf.Tensor], WindowGradients]
-"""`(window, carry, replica) -> gradients` of the loss of its rows, averaged over them."""
+Backward = Callable[[Window, LoopState, tf.Tensor], WindowGradients]
+"""`(window, loop_state, replica) -> gradients` of the loss of its rows, averaged over them."""
 
-Update = Callable[[Window, Carry, Nest, WindowGradients, tf.Tensor], tuple[Carry, Nest]]
-"""`(window, carry, metrics, gradients, continued) -> carry, metrics`: assigns."""
+Update = Callable[[Window, LoopState, Nest, WindowGradients, tf.Tensor], tuple[LoopState, Nest]]
+"""`(window, loop_state, metrics, gradients, continued) -> loop_state, metrics`: assigns."""
 
 
 class _Call:
-    """A function of carry and chunk, of its own as far as TensorFlow can tell.
+    """A function of loop state and chunk, of its own as far as TensorFlow can tell.
 
     TensorFlow counts traces by a function's code, and would warn of retracing where there are
     merely several trainers or evaluators. What it counts here is one program.
@@ -36,17 +35,17 @@ class _Call:
         self._function = function
         self.__name__ = function.__name__  # of the program in traces and dumps
 
-    def __call__(self, carry: Nest, chunk: Chunk) -> Nest:
-        return self._function(carry, chunk)
+    def __call__(self, loop_state: Nest, chunk: Chunk) -> Nest:
+        return self._function(loop_state, chunk)
 
 
 def make_program(function: Callable, *, jit_compile: bool) -> Any:
-    """`function(carry, chunk)` as one `tf.function`; XLA compiles it, or not."""
+    """`function(loop_state, chunk)` as one `tf.function`; XLA compiles it, or not."""
     return tf.function(_Call(function), autograph=False, jit_compile=jit_compile)
 
 
-def trace_window(function: Callable, windows: Window, carry: Nest) -> Any:
-    """Traces `function(window, carry)`, before the loop that calls it is built.
+def trace_window(function: Callable, windows: Window, loop_state: Nest) -> Any:
+    """Traces `function(window, loop_state)`, before the loop that calls it is built.
 
     A loop has to know what it adds up before its first turn, and only the outputs of a model tell
     which metrics it has: they are the `structured_outputs` of what is returned. TensorFlow puts the
@@ -55,13 +54,13 @@ def trace_window(function: Callable, windows: Window, carry: Nest) -> Any:
     Args:
       function: to trace; assigns nothing.
       windows: stacked `[K, ...]`.
-      carry: a nest of tensors.
+      loop_state: a nest of tensors.
     """
     window = tf.nest.map_structure(
         lambda x: None if x is None else tf.TensorSpec(x.shape[1:], x.dtype), windows
     )
-    carry = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), carry)
-    return tf.function(function, autograph=False).get_concrete_function(window, carry)
+    loop_state = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), loop_state)
+    return tf.function(function, autograph=False).get_concrete_function(window, loop_state)
 
 
 def fold(chunk: Chunk, body: Callable[[Window, Nest], Nest], carry: Nest) -> Nest:
@@ -91,18 +90,18 @@ def make_replicated_program(
     replicas: Replicas,
     backward: Backward,
     update: Update,
-    metrics: Callable[[Iterable[str]], Nest],
+    initial_metrics: Callable[[Iterable[str]], Nest],
     *,
     reduction: str,
     parameters: Sequence[tf.Variable],
     jit_compile: bool,
 ) -> Any:
-    """`(carry, chunk) -> carry, metrics`, all of them dealt: one `tf.function`.
+    """`(loop_state, chunk) -> loop_state, metrics`, all of them per replica: one `tf.function`.
 
     Args:
       replicas: whose rows they are.
       backward, update: of one replica and one window; what is between them is the sum.
-      metrics: what they are before the first window, given the names of what is measured.
+      initial_metrics: the metrics before the first window, given the names of what is measured.
       reduction: see `losses.reduce`.
       parameters: what the gradients are like.
       jit_compile: whether XLA compiles `backward` and `update`.
@@ -111,11 +110,11 @@ def make_replicated_program(
 
     @tf.function(autograph=False, jit_compile=jit_compile)
     def before(
-        windows: Window, index: tf.Tensor, carry: Carry, replica: tf.Tensor
+        windows: Window, index: tf.Tensor, loop_state: LoopState, replica: tf.Tensor
     ) -> tuple[list[tf.Tensor], Nest, Sums]:
         window = windows.at(index)
-        result = backward(window, carry, replica)
-        broken = ~one.continues(window, carry.offset)
+        result = backward(window, loop_state, replica)
+        broken = ~continues(window, loop_state.offset)
         sums = [*tf.nest.flatten(result.sums), broken]
         return _pack(result.gradients, sums, replicas.reduce_dtype), result.state, result.sums
 
@@ -123,11 +122,11 @@ def make_replicated_program(
     def after(
         windows: Window,
         index: tf.Tensor,
-        carry: Carry,
+        loop_state: LoopState,
         metrics: Nest,
         packed: list[tf.Tensor],
         state: Nest,
-    ) -> tuple[Carry, Nest]:
+    ) -> tuple[LoopState, Nest]:
         window = windows.at(index)
         gradients, (*flat, broken) = _unpack(packed, parameters)
         sums = tf.nest.pack_sequence_as(metrics.sums, flat)
@@ -135,41 +134,45 @@ def make_replicated_program(
         share = 1.0 / tf.constant(replicas.count, tf.float32)
         if reduction == "mean":
             share = tf.math.divide_no_nan(
-                tf.constant(one.rows(window), tf.float32), sums[LOSS].weight
+                tf.constant(row_count(window), tf.float32), sums[LOSS].weight
             )
         gradients = [gradient * tf.cast(share, gradient.dtype) for gradient in gradients]
         result = WindowGradients(gradients, state, sums)
-        return update(window, carry, metrics, result, tf.equal(broken, 0.0))
+        return update(window, loop_state, metrics, result, tf.equal(broken, 0.0))
 
     def number() -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         return tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)
 
-    def no_metrics(chunk: Chunk, carry: Carry) -> Nest:
-        first = (chunk.windows, chunk.place(tf.zeros([], tf.int64)), carry, number())
+    def no_metrics(chunk: Chunk, loop_state: LoopState) -> Nest:
+        first = (chunk.windows, chunk.place(tf.zeros([], tf.int64)), loop_state, number())
         _, _, sums = before.get_concrete_function(*first).structured_outputs
-        return metrics(sums)
+        return initial_metrics(sums)
 
-    def replica(chunk: Chunk, k: tf.Tensor, carry: Carry, metrics: Nest) -> tuple[Carry, Nest]:
+    def replica(
+        chunk: Chunk, k: tf.Tensor, loop_state: LoopState, metrics: Nest
+    ) -> tuple[LoopState, Nest]:
         windows, index = chunk.windows, chunk.place(k)
         context = tf.distribute.get_replica_context()
-        packed, state, _ = before(windows, index, carry, number())
+        packed, state, _ = before(windows, index, loop_state, number())
         packed = [context.all_reduce(tf.distribute.ReduceOp.SUM, part) for part in packed]
-        return after(windows, index, carry, metrics, packed, state)
+        return after(windows, index, loop_state, metrics, packed, state)
 
     @tf.function(autograph=False)
-    def program(carry: Carry, chunk: Chunk) -> tuple[Carry, Nest]:
-        def turn(k: tf.Tensor, carry: Carry, metrics: Nest) -> tuple[tf.Tensor, Carry, Nest]:
-            arguments = (chunk, k, carry, metrics)
+    def program(loop_state: LoopState, chunk: Chunk) -> tuple[LoopState, Nest]:
+        def turn(
+            k: tf.Tensor, loop_state: LoopState, metrics: Nest
+        ) -> tuple[tf.Tensor, LoopState, Nest]:
+            arguments = (chunk, k, loop_state, metrics)
             return k + 1, *strategy.run(replica, arguments)
 
-        _, carry, told = tf.while_loop(
+        _, loop_state, metrics = tf.while_loop(
             lambda k, *_: k < chunk.count,
             turn,
-            (tf.zeros([], tf.int64), carry, strategy.run(no_metrics, (chunk, carry))),
+            (tf.zeros([], tf.int64), loop_state, strategy.run(no_metrics, (chunk, loop_state))),
             parallel_iterations=1,
         )
-        return carry, told
+        return loop_state, metrics
 
     return program
 

@@ -11,12 +11,25 @@ from tbptt.losses import REDUCTIONS
 from tbptt.optimizers.transform import GradientTransform
 from tbptt.seeds import fold_in, make_seed
 from tbptt.streams.feed import Chunk
-from tbptt.training import window as one
 from tbptt.training.average import Average
 from tbptt.training.description import describe
 from tbptt.training.loss_scale import LossScale
 from tbptt.training.programs import fold, make_program, make_replicated_program, trace_window
-from tbptt.training.window import LOSS, Carry, Sum, Sums, WindowGradients
+from tbptt.training.window import (
+    LOSS,
+    LoopState,
+    Sum,
+    Sums,
+    WindowGradients,
+    apply_update,
+    check_model,
+    continues,
+    find_fault,
+    initial_loop_state,
+    is_finite,
+    offset_after,
+    window_gradients,
+)
 from tbptt.types import Model, Window
 
 
@@ -75,12 +88,12 @@ class Metrics(NamedTuple):
 
 
 class Trainer(tf.Module):
-    """Parameters, slots and step count, and the program that trains them.
+    """Parameters, optimizer state and step count, and the program that trains them.
 
     Attributes:
       model: what is trained.
       step: int64 variable, windows seen.
-      slots: the optimizer's state, variables.
+      opt_state: the optimizer's state, variables.
       average: as given.
       loss_scale: as given; `loss_scale.scale` is the factor of the next window.
       jit_compile: as given.
@@ -89,9 +102,9 @@ class Trainer(tf.Module):
       >>> stream = ContiguousStream(np.arange(25) % 5, rows=2, window_length=4, vocabulary_size=5)
       >>> model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
       >>> trainer = Trainer(model, sgd(0.1), jit_compile=False)
-      >>> carry = trainer.initial_carry(stream.rows)
+      >>> loop_state = trainer.initial_loop_state(stream.rows)
       >>> chunk, cursor = ResidentFeed(stream, windows_per_call=3).take(Cursor(), 3)
-      >>> carry, metrics = trainer(carry, chunk)
+      >>> loop_state, metrics = trainer(loop_state, chunk)
       >>> metrics.read().windows, trainer.windows_seen, round(metrics.read().loss, 1)
       (3, 3, 1.6)
     """
@@ -125,12 +138,12 @@ class Trainer(tf.Module):
         """
         super().__init__(name="trainer")
         checks.check_choice("reduction", reduction, REDUCTIONS)
-        one.check_model(model)
+        check_model(model)
         self.model = model
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         initial = optimizer.init([tf.convert_to_tensor(p) for p in model.trainable_variables])
-        self.slots = tf.nest.map_structure(
-            lambda value: tf.Variable(value, trainable=False, name="slot"), initial
+        self.opt_state = tf.nest.map_structure(
+            lambda value: tf.Variable(value, trainable=False, name="opt_state"), initial
         )
         self.loss_scale = loss_scale
         self.average = average
@@ -154,35 +167,37 @@ class Trainer(tf.Module):
                 jit_compile=jit_compile,
             )
 
-    def initial_carry(self, rows: int) -> Carry:
-        """What is carried into the first window; dealt, where there are replicas."""
-        return self.deal(one.initial_carry(self.model, rows))
+    def initial_loop_state(self, rows: int) -> LoopState:
+        """Returns the loop state before the first window, on the devices that train."""
+        return self.scatter(initial_loop_state(self.model, rows))
 
-    def deal(self, carry: Carry) -> Carry:
-        """The carry of all rows, each on the device that trains it."""
-        return self._replicas.deal(carry)
+    def scatter(self, loop_state: LoopState) -> LoopState:
+        """Puts the loop state of all rows on the devices that train them."""
+        return self._replicas.scatter(loop_state)
 
-    def local(self, carry: Carry) -> Carry:
-        """What this process has of a carry, as plain tensors."""
-        return self._replicas.local(carry)
+    def local(self, loop_state: LoopState) -> LoopState:
+        """Returns this process's rows of a loop state, as plain tensors."""
+        return self._replicas.local(loop_state)
 
-    def gather(self, carry: Carry) -> Carry:
-        """The carry of all rows, in their order; every process asks at the same time."""
-        return self._replicas.gather(carry)
+    def gather(self, loop_state: LoopState) -> LoopState:
+        """Returns the loop state of all rows, in order; every process calls it at the same time."""
+        return self._replicas.gather(loop_state)
 
-    def __call__(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
+    def __call__(self, loop_state: LoopState, chunk: Chunk) -> tuple[LoopState, Metrics]:
         """Trains on the windows of `chunk`; returns without waiting where the device allows.
 
         Raises:
-          ValueError: the state in `carry` is not the model's for so many rows.
+          ValueError: the state in `loop_state` is not the model's for so many rows.
         """
         inputs = self._replicas.one(tf.nest.flatten(chunk.windows.inputs)[0])
         rows = int(inputs.shape[2])
-        advice = f"Make it with initial_carry({rows * self._replicas.count}), of the same model."
-        like = one.initial_carry(self.model, rows)
-        checks.check_like("The carried state", self._replicas.one(carry), like, advice)
-        carry, metrics = self._program(carry, chunk)
-        return carry, self._replicas.one(metrics)
+        advice = (
+            f"Make it with initial_loop_state({rows * self._replicas.count}), of the same model."
+        )
+        like = initial_loop_state(self.model, rows)
+        checks.check_like("The carried state", self._replicas.one(loop_state), like, advice)
+        loop_state, metrics = self._program(loop_state, chunk)
+        return loop_state, self._replicas.one(metrics)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -211,45 +226,51 @@ class Trainer(tf.Module):
         """How often the program was traced: 1, however many windows have gone through."""
         return int(self._program.experimental_get_tracing_count())
 
-    def _train(self, carry: Carry, chunk: Chunk) -> tuple[Carry, Metrics]:
-        def backward(window: Window, carry: Carry) -> WindowGradients:
-            return self._backward(self._reduction, window, carry)
+    def _train(self, loop_state: LoopState, chunk: Chunk) -> tuple[LoopState, Metrics]:
+        def backward(window: Window, loop_state: LoopState) -> WindowGradients:
+            return self._backward(self._reduction, window, loop_state)
 
-        traced = trace_window(backward, chunk.windows, carry)
+        traced = trace_window(backward, chunk.windows, loop_state)
 
-        def train_window(window: Window, carried: tuple[Carry, Metrics]) -> tuple[Carry, Metrics]:
-            carry, metrics = carried
-            continued = one.continues(window, carry.offset)
-            return self._update(window, carry, metrics, traced(window, carry), continued)
+        def train_window(
+            window: Window, carried: tuple[LoopState, Metrics]
+        ) -> tuple[LoopState, Metrics]:
+            loop_state, metrics = carried
+            continued = continues(window, loop_state.offset)
+            return self._update(window, loop_state, metrics, traced(window, loop_state), continued)
 
-        return fold(chunk, train_window, (carry, Metrics.none(traced.structured_outputs.sums)))
+        return fold(chunk, train_window, (loop_state, Metrics.none(traced.structured_outputs.sums)))
 
     def _backward(
-        self, reduction: str, window: Window, carry: Carry, replica: tf.Tensor | None = None
+        self,
+        reduction: str,
+        window: Window,
+        loop_state: LoopState,
+        replica: tf.Tensor | None = None,
     ) -> WindowGradients:
         seed = fold_in(self._seed, tf.convert_to_tensor(self.step))
         if replica is not None:
             seed = fold_in(seed, replica)
         scale = None if self.loss_scale is None else tf.convert_to_tensor(self.loss_scale.scale)
-        return one.window_gradients(self.model, reduction, window, carry.state, seed, scale)
+        return window_gradients(self.model, reduction, window, loop_state.state, seed, scale)
 
     def _update(
         self,
         window: Window,
-        carry: Carry,
+        loop_state: LoopState,
         metrics: Metrics,
         result: WindowGradients,
         continued: tf.Tensor,
-    ) -> tuple[Carry, Metrics]:
+    ) -> tuple[LoopState, Metrics]:
         step = tf.convert_to_tensor(self.step)
         broken = tf.where((metrics.broken < 0) & ~continued, metrics.windows, metrics.broken)
-        finite, norm = one.is_finite(result)
+        finite, norm = is_finite(result)
         if self.loss_scale is not None:
             self.loss_scale.update(finite)
-        one.update(
+        apply_update(
             self._optimizer,
             self.model.trainable_variables,
-            self.slots,
+            self.opt_state,
             result.gradients,
             step,
             accept=finite & (broken < 0),
@@ -260,7 +281,7 @@ class Trainer(tf.Module):
         self.step.assign_add(1)
         skipped = tf.cast(~finite, tf.int64)
         is_first = ~finite & (metrics.first_skipped < 0)
-        fault = one.fault(result, finite)
+        fault = find_fault(result, finite)
         metrics = Metrics(
             windows=metrics.windows + 1,
             sums=tf.nest.map_structure(
@@ -273,12 +294,12 @@ class Trainer(tf.Module):
             fault=tf.where(is_first, fault, metrics.fault),
             broken=broken,
         )
-        carry = Carry(
+        loop_state = LoopState(
             result.state,
-            one.offset_after(window, carry.offset),
-            (carry.skipped_in_a_row + 1) * skipped,
+            offset_after(window, loop_state.offset),
+            (loop_state.skipped_in_a_row + 1) * skipped,
         )
-        return carry, metrics
+        return loop_state, metrics
 
 
 def _where(finite: tf.Tensor, value: tf.Tensor) -> tf.Tensor:

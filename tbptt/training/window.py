@@ -36,8 +36,8 @@ Sums = dict[str, Sum]
 """Sums by the name of what was measured; always with `loss`."""
 
 
-class Carry(NamedTuple):
-    """What goes from window to window beside the parameters.
+class LoopState(NamedTuple):
+    """What a training loop carries from window to window beside the parameters.
 
     Attributes:
       state: the rows' recurrent state, leaves `[B, ...]`.
@@ -64,16 +64,16 @@ class WindowGradients(NamedTuple):
     sums: Sums
 
 
-def initial_carry(model: Model, rows: int) -> Carry:
-    """Where `rows` rows stand before their first window."""
-    return Carry(
+def initial_loop_state(model: Model, rows: int) -> LoopState:
+    """Returns the loop state of `rows` rows before their first window."""
+    return LoopState(
         state=model.initial_state(rows),
         offset=tf.fill([rows], tf.constant(-1, tf.int64)),
         skipped_in_a_row=tf.zeros([], tf.int64),
     )
 
 
-def begin(model: Model, window: Window, state: State) -> State:
+def start_state(model: Model, window: Window, state: State) -> State:
     """Returns the state that a window starts from, through which no gradient flows back.
 
     This is where back-propagation is truncated: `detach` is `tf.stop_gradient`, and there is no
@@ -101,23 +101,23 @@ def continues(window: Window, offset: tf.Tensor) -> tf.Tensor:
 
 
 def offset_after(window: Window, offset: tf.Tensor) -> tf.Tensor:
-    """Where the rows stand after `window`, `[B]`."""
+    """Returns where the rows stand after `window`, `[B]`."""
     if window.offset is None:
         return offset
     moved = (
-        steps(window)
+        step_count(window)
         if window.controls.advance is None
         else tf.cast(window.controls.advance, tf.int64)
     )
     return window.offset + moved
 
 
-def steps(window: Window) -> int:
+def step_count(window: Window) -> int:
     """Returns the number of steps in a window, T."""
     return int(tf.nest.flatten(window.inputs)[0].shape[0])
 
 
-def rows(window: Window) -> int:
+def row_count(window: Window) -> int:
     """Returns the number of rows in a window, B."""
     return int(tf.nest.flatten(window.inputs)[0].shape[1])
 
@@ -131,7 +131,7 @@ def check_model(model: Model) -> None:
         )
 
 
-def measured(result: WindowLoss, weight: tf.Tensor | None) -> Sums:
+def window_sums(result: WindowLoss, weight: tf.Tensor | None) -> Sums:
     """Returns the sum of loss, penalty and metrics over a window, and the weights of the sums.
 
     Args:
@@ -178,11 +178,11 @@ def window_gradients(
     parameters = model.trainable_variables
     how: dict[str, Any] = dict(training=training, seed=seed)
     with tf.GradientTape() as tape:
-        begun = begin(model, window, state)
+        begun = start_state(model, window, state)
         seen, seen_state, changed = replace_unseen(window, begun)
         window_loss, state = model.loss(seen, seen_state, **how)
-        sums = measured(window_loss, window.weight)
-        objective = losses.reduce(reduction, minimised(sums), sums[LOSS].weight, rows(window))
+        sums = window_sums(window_loss, window.weight)
+        objective = losses.reduce(reduction, minimised(sums), sums[LOSS].weight, row_count(window))
         if scale is not None:
             objective *= tf.cast(scale, objective.dtype)
     gradients = tape.gradient(
@@ -202,16 +202,16 @@ def minimised(sums: Sums) -> tf.Tensor:
     return total + sums[PENALTY].total if PENALTY in sums else total
 
 
-def update(
+def apply_update(
     optimizer: GradientTransform,
     parameters: Sequence[tf.Variable],
-    slots: Nest,
+    opt_state: Nest,
     gradients: list[tf.Tensor],
     step: tf.Tensor,
     accept: tf.Tensor,
     scale: tf.Tensor | None = None,
 ) -> None:
-    """Assigns new parameters and slots where `accept`, a bool scalar; else nothing changes.
+    """Assigns new parameters and optimizer state where `accept`, a bool scalar, is true.
 
     With a `scale`, a float32 scalar, the updates are multiplied by it, after all transforms; or the
     gradients before them, where the optimizer wants that, see `GradientTransform.scale_first`.
@@ -223,14 +223,14 @@ def update(
         return tf.nest.map_structure(lambda x: x * tf.cast(scale, x.dtype), nest)
 
     values = [tf.convert_to_tensor(parameter) for parameter in parameters]
-    old = tf.nest.map_structure(tf.convert_to_tensor, slots)
+    old = tf.nest.map_structure(tf.convert_to_tensor, opt_state)
     gradients = scaled(gradients, optimizer.scale_first)
     updates, new = optimizer.update(gradients, old, values, step)
     updates = scaled(updates, not optimizer.scale_first)
     for parameter, value, change in zip(parameters, values, updates, strict=True):
         parameter.assign(tf.where(accept, value + change, value))
-    for slot, before, after in zip(*map(tf.nest.flatten, (slots, old, new)), strict=True):
-        slot.assign(tf.where(accept, after, before))
+    for variable, before, after in zip(*map(tf.nest.flatten, (opt_state, old, new)), strict=True):
+        variable.assign(tf.where(accept, after, before))
 
 
 def is_finite(result: WindowGradients) -> tuple[tf.Tensor, tf.Tensor]:
@@ -239,10 +239,10 @@ def is_finite(result: WindowGradients) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.math.is_finite(norm) & tf.math.is_finite(minimised(result.sums)), norm
 
 
-FAULTLESS, FAULT_OF_LOSS = -1, 0  # what `fault` returns beside 1 + the place of a parameter
+FAULTLESS, FAULT_OF_LOSS = -1, 0  # what `find_fault` returns beside 1 + the place of a parameter
 
 
-def fault(result: WindowGradients, finite: tf.Tensor) -> tf.Tensor:
+def find_fault(result: WindowGradients, finite: tf.Tensor) -> tf.Tensor:
     """Returns what of a window is not finite, an int64 scalar.
 
     It is told by the sums that the norm is made of, so it costs nothing. One that is infinite may

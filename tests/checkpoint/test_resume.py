@@ -51,16 +51,16 @@ def build(
     )
 
 
-def go_on(trainer, stream, position, windows, losses):
+def go_on(trainer, stream, run_state, windows, losses):
     def log(report):
         losses[report.step] = np.float32(report.metrics.loss).tobytes()
 
     feed = tbptt.open_feed(stream, 2)
-    return tbptt.train(trainer, feed, position, windows=windows, actions=[tbptt.Every(1, log)])
+    return tbptt.train(trainer, feed, run_state, windows=windows, actions=[tbptt.Every(1, log)])
 
 
 def begin(trainer, rows=ROWS):
-    return tbptt.Position(trainer.initial_carry(rows))
+    return tbptt.RunState(trainer.initial_loop_state(rows))
 
 
 @pytest.mark.parametrize(("kind", "jit"), [("lstm", False), ("stack", False), ("gru", True)])
@@ -70,17 +70,17 @@ def test_resumed_run_is_the_undisturbed_run(tmp_path, kind, jit):
     end = go_on(whole, text(), begin(whole), WINDOWS, losses)
     expected = {name: value.numpy() for name, value in variables_of(whole).items()}
     trainer, seen = build(kind, jit=jit), {}
-    position = begin(trainer)
+    run_state = begin(trainer)
     other = whole  # with other values: all must come from the disk
     for cut in (3, 6, 8, WINDOWS):
-        position = go_on(trainer, text(), position, cut, seen)
-        write_checkpoint(tmp_path / str(cut), snapshot(trainer, position))
+        run_state = go_on(trainer, text(), run_state, cut, seen)
+        write_checkpoint(tmp_path / str(cut), snapshot(trainer, run_state))
         for variable in other.variables:
             variable.assign(tf.ones_like(variable))
-        position = restore(read_checkpoint(tmp_path / str(cut)), other, begin(other))
+        run_state = restore(read_checkpoint(tmp_path / str(cut)), other, begin(other))
         trainer, other = other, trainer
-    assert_same_bits(position.carry, end.carry)
-    assert position.cursor == end.cursor
+    assert_same_bits(run_state.loop_state, end.loop_state)
+    assert run_state.cursor == end.cursor
     found = variables_of(trainer)
     assert list(found) == list(expected)
     for name in found:
@@ -102,17 +102,17 @@ def test_every_stream_goes_on_where_it_was(stream):
     end = go_on(trainer, made, start, windows, losses)
     whole = snapshot(trainer, end)
     assert end.cursor == tbptt.Cursor(1, 5)
-    position = restore(beginning, trainer, start)
+    run_state = restore(beginning, trainer, start)
     for cut in (2, made.windows_per_epoch, made.windows_per_epoch + 3, windows):
-        position = go_on(trainer, again, position, cut, seen)
-        taken = snapshot(trainer, position)
-        go_on(trainer, again, position, cut + 1, {})  # what comes after must not count
-        position = restore(taken, trainer, start)
+        run_state = go_on(trainer, again, run_state, cut, seen)
+        taken = snapshot(trainer, run_state)
+        go_on(trainer, again, run_state, cut + 1, {})  # what comes after must not count
+        run_state = restore(taken, trainer, start)
     assert seen == losses
     assert trainer.traces == 1
     # Where labels are of whole sequences, a window without an end of one has no loss.
     assert np.isfinite([np.frombuffer(loss, np.float32) for loss in losses.values()]).mean() > 0.5
-    last = snapshot(trainer, position)
+    last = snapshot(trainer, run_state)
     assert (last.step, last.facts) == (whole.step, whole.facts)
     for name, array in whole.arrays.items():
         assert_same_bits(last.arrays[name], array)
@@ -133,10 +133,10 @@ def test_names_say_what_is_what():
     names = list(snapshot(build(), begin(build())).arrays)
     assert {
         "model.core.w_h", "model.embedding.table", "average.core.w_h", "average.count",
-        "loss_scale.scale", "loss_scale.good_steps", "step", "carry.state.hidden",
-        "carry.offset", "carry.skipped_in_a_row",
+        "loss_scale.scale", "loss_scale.good_steps", "step", "loop_state.state.hidden",
+        "loop_state.offset", "loop_state.skipped_in_a_row",
     } <= set(names)  # fmt: skip
-    assert any(name.startswith("slots.") for name in names)
+    assert any(name.startswith("opt_state.") for name in names)
 
 
 def test_another_model_and_other_facts_are_refused_and_nothing_changes():
@@ -151,7 +151,7 @@ def test_another_model_and_other_facts_are_refused_and_nothing_changes():
         "stream: 'ab' in the checkpoint, 'cd' here",
         "model.core.w_x: float32 [3, 16] in the checkpoint, float32 [3, 12] here",
         "model.core.b_h: nothing in the checkpoint, float32 [4] here",
-        "carry.state.cell: float32 [2, 4] in the checkpoint, nothing here",
+        "loop_state.state.cell: float32 [2, 4] in the checkpoint, nothing here",
     ):
         assert part in message
     assert "settings" not in message
@@ -354,7 +354,9 @@ def test_names_of_the_checkpoint_s_own_are_refused():
 
 def test_other_rows_are_refused():
     trainer = build()
-    with pytest.raises(CheckpointError, match=r"carry.offset: int64 \[2\] in the checkpoint, in"):
+    with pytest.raises(
+        CheckpointError, match=r"loop_state.offset: int64 \[2\] in the checkpoint, in"
+    ):
         restore(snapshot(trainer, begin(trainer)), trainer, begin(trainer, rows=3))
 
 
@@ -417,7 +419,7 @@ def test_a_state_of_one_tensor_twice_comes_back_in_its_places():
     )
     model = tbptt.LanguageModel(VOCABULARY, 3, core, seed=tbptt.make_seed(0))
     trainer = tbptt.Trainer(model, optimizers.sgd(0.1), jit_compile=False)
-    position = go_on(trainer, text(), begin(trainer), 2, {})
-    found = restore(snapshot(trainer, position), trainer, begin(trainer))
-    assert found.carry.state["a"].numpy().tolist() == [[16.0], [16.0]]
-    assert found.carry.state["b"].numpy().tolist() == [[8.0], [8.0]]
+    run_state = go_on(trainer, text(), begin(trainer), 2, {})
+    found = restore(snapshot(trainer, run_state), trainer, begin(trainer))
+    assert found.loop_state.state["a"].numpy().tolist() == [[16.0], [16.0]]
+    assert found.loop_state.state["b"].numpy().tolist() == [[8.0], [8.0]]

@@ -21,7 +21,7 @@ def report(step, windows=1, last_step=100):
         step=step,
         metrics=types.SimpleNamespace(windows=windows),
         finished=step >= last_step,
-        position=step,
+        run_state=step,
     )
 
 

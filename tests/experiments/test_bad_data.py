@@ -281,7 +281,7 @@ CASES = {
     "lengths": (music_file(train_len=np.array([9, 6])), MUSIC, "train_len sums to 15, but there a"),
     "one frame": (music_file(train_len=np.array([13, 1])), MUSIC, "train_len is 1 at 1, but must"),
     "float lengths": (music_file(train_len=np.array([9.0, 5])), MUSIC, "must hold integers"),
-    "no pieces": (music_file(test_len=np.array([], int)), MUSIC, "test_len is empty"),
+    "no segments": (music_file(test_len=np.array([], int)), MUSIC, "test_len is empty"),
     # Speech
     "too many labels": (
         speech_file(train_y=np.arange(9) % 2),

@@ -69,9 +69,9 @@ class RecordedTrainer(tbptt.Trainer):
         return np.concatenate([np.ravel(variable.numpy()) for variable in variables])
 
     def __call__(self, *given):
-        carry, metrics = super().__call__(*given)
+        loop_state, metrics = super().__call__(*given)
         self.losses.append(metrics.read().loss)
-        return carry, metrics
+        return loop_state, metrics
 
 
 class RecordedEvaluator(tbptt.Evaluator):
@@ -108,11 +108,11 @@ def trained(monkeypatch, name, settings, logdir, *, again=None):
     """
 
     def train(trainer, *given, **options):
-        position = actual_train(trainer, *given, **options)
+        run_state = actual_train(trainer, *given, **options)
         trainer.last = trainer.numbers()
         if again is not None and name != "memory":  # which trains several times
             raise TrainedError
-        return position
+        return run_state
 
     actual_train = tbptt.training.loop.train
     monkeypatch.setattr(RecordedTrainer, "made", [], raising=False)

@@ -85,8 +85,10 @@ def test_columns_and_targets_hold_without_data(tmp_path):
 
 
 def test_deltas_are_changes_within_an_utterance():
-    pieces = tbptt.Pieces(np.array([[1.0], [2.0], [4.0], [8.0], [9.0], [7.0]]), np.array([4, 6]))
-    found = speech.with_deltas(pieces)
+    segments = tbptt.Segments(
+        np.array([[1.0], [2.0], [4.0], [8.0], [9.0], [7.0]]), np.array([4, 6])
+    )
+    found = speech.with_deltas(segments)
     assert found.values.T.tolist() == [
         [1, 2, 4, 8, 9, 7],
         [0, 1, 2, 4, 0, -2],

@@ -87,7 +87,7 @@ def assert_follows(logdir, whole):
     assert ours.facts["cursor"] == theirs.facts["cursor"]
     assert set(ours.arrays) == set(theirs.arrays)
     for name, array in theirs.arrays.items():
-        if name.startswith("carry."):
+        if name.startswith("loop_state."):
             np.testing.assert_allclose(ours.arrays[name], array, rtol=1e-3, atol=1e-4)
     results = [json.loads((folder / RESULT_FILE).read_text()) for folder in (logdir, whole)]
     for name in ("valid", "test"):

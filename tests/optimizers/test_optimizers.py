@@ -192,13 +192,13 @@ def test_accumulated_windows_count_by_their_own_rates(chained):
     if chained:
         optimizer = optimizers.chain(optimizer, optimizers.clip_by_value(100.0))
     parameter = tf.Variable([0.0])
-    slots = tf.nest.map_structure(tf.Variable, optimizer.init([tf.zeros([1])]))
+    opt_state = tf.nest.map_structure(tf.Variable, optimizer.init([tf.zeros([1])]))
     moved = []
     for gradient, scale in ((3.0, 0.5), (5.0, 2.0), (1.0, 1.0), (1.0, 3.0)):
         update(
             optimizer,
             [parameter],
-            slots,
+            opt_state,
             [tf.constant([gradient])],
             tf.zeros([], tf.int64),
             accept=tf.constant(True),

@@ -29,7 +29,7 @@ def window(kind="mixed", dtype=tf.float32):
 
 
 def dense(readout, hidden, targets):
-    """From the definition, with every tail for every position, in NumPy's order of things."""
+    """From the definition, with every tail for every run_state, in NumPy's order of things."""
     edges = [*CUTOFFS, VOCABULARY]
     head = tf.nn.log_softmax(tf.einsum("tbh,vh->tbv", hidden, readout.head.w) + readout.head.b)
     columns = [head[..., : edges[0]]]

@@ -49,14 +49,14 @@ def make_stream(windows=6, tail="drop"):
 
 def train(model, jit, windows=6):
     trainer = tbptt.Trainer(model, optimizers.sgd(0.5), jit_compile=jit)
-    start = tbptt.Position(trainer.initial_carry(ROWS))
+    start = tbptt.RunState(trainer.initial_loop_state(ROWS))
     reports = []
     tbptt.train(
         trainer,
         tbptt.ResidentFeed(make_stream(), 3),
         start,
         windows=windows,
-        actions=[tbptt.Every(0, reports.append)],
+        actions=[tbptt.EveryCall(reports.append)],
     )
     return [np.float32(report.metrics.loss) for report in reports], list(model.trainable_variables)
 
@@ -102,7 +102,7 @@ def test_sampled_training_lowers_the_exact_loss(jit):
     evaluator = tbptt.Evaluator(model, stream, jit_compile=jit)
     assert evaluator().loss > 1.8
     trainer = tbptt.Trainer(model, optimizers.adam(0.05), jit_compile=jit)
-    start = tbptt.Position(trainer.initial_carry(ROWS))
+    start = tbptt.RunState(trainer.initial_loop_state(ROWS))
     tbptt.train(trainer, tbptt.ResidentFeed(stream, 100), start, windows=200)
     assert evaluator().loss < 0.3
 

@@ -52,7 +52,7 @@ def test_ids_come_as_often_as_zipf_says():
 
 
 def test_estimate_by_hand(jit):
-    """Every position, every drawn id, one after the other, in float64."""
+    """Every run_state, every drawn id, one after the other, in float64."""
     readout, (hidden, targets) = make(samples=12), window()
     seed = tbptt.make_seed(4)
     drawn = readout.draw(seed).numpy()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tbptt
-from tbptt.streams.segments import Pieces
+from tbptt.streams.segments import Segments
 
 
 def read(path):
@@ -76,27 +76,30 @@ def test_a_vocabulary_without_a_boundary_says_so():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Pieces.of([]), "There are no pieces"),
-        (lambda: Pieces(np.ones(3), np.array([2])), "The index ends at 2, but there are 3 values"),
-        (lambda: Pieces(np.ones(3), np.array([2, 2, 3])), "Piece 1 has length 0"),
-        (lambda: Pieces(np.ones(3), np.array([2, 1, 3])), "Piece 1 has length -1"),
+        (lambda: Segments.of([]), "There are no segments"),
         (
-            lambda: Pieces.of([np.ones([2, 3]), np.ones([2, 4])]),
-            r"Piece 1 has shape \[2, 4\], but piece 0 has \[2, 3\]",
+            lambda: Segments(np.ones(3), np.array([2])),
+            "The index ends at 2, but there are 3 values",
+        ),
+        (lambda: Segments(np.ones(3), np.array([2, 2, 3])), "Segment 1 has length 0"),
+        (lambda: Segments(np.ones(3), np.array([2, 1, 3])), "Segment 1 has length -1"),
+        (
+            lambda: Segments.of([np.ones([2, 3]), np.ones([2, 4])]),
+            r"Segment 1 has shape \[2, 4\], but segment 0 has \[2, 3\]",
         ),
         (lambda: documents([[1, 2], [3]]), "Document 1 has one token, .* use a boundary token"),
         (lambda: documents([[1, 2]], boundary=9), r"boundary \(9\) must be at least 0 and below"),
         (lambda: documents([[1.0, 2.0]]), "tokens are float64, but must be integers"),
     ],
 )
-def test_pieces_that_do_not_fit_are_refused(make, message):
+def test_segments_that_do_not_fit_are_refused(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
 
 
 def documents(arrays, **options):
-    pieces = Pieces.of([np.array(array) for array in arrays])
-    return tbptt.DocumentStream(pieces, rows=1, window_length=3, vocabulary_size=9, **options)
+    segments = Segments.of([np.array(array) for array in arrays])
+    return tbptt.DocumentStream(segments, rows=1, window_length=3, vocabulary_size=9, **options)
 
 
 def test_token_out_of_range_is_refused_where_it_is_read():
@@ -107,8 +110,8 @@ def test_token_out_of_range_is_refused_where_it_is_read():
 
 
 def frames(values, labels=None, **options):
-    pieces = Pieces.of([np.array(value, np.float64) for value in values])
-    return tbptt.FrameStream(pieces, labels, rows=1, window_length=3, **options)
+    segments = Segments.of([np.array(value, np.float64) for value in values])
+    return tbptt.FrameStream(segments, labels, rows=1, window_length=3, **options)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_memory_mapped_frames_are_checked_as_they_are_read(tmp_path):
     np.save(tmp_path / "frames.npy", np.array([[1.0], [2.0], [np.nan], [3.0]], np.float32))
     values = np.load(tmp_path / "frames.npy", mmap_mode="r")
     stream = tbptt.FrameStream(
-        Pieces(values, np.array([4])), rows=1, window_length=2, shuffle=False
+        Segments(values, np.array([4])), rows=1, window_length=2, shuffle=False
     )
     stream.windows(tbptt.Cursor(0, 0), 1)
     with pytest.raises(ValueError, match="Frame 2 holds NaN"):
@@ -151,13 +154,13 @@ def test_series_with_times_gaps_and_missing_values(tmp_path):
     assert series.names == ("x", "y")
     np.testing.assert_array_equal(series.values[:, 0], [1, np.nan, 3, 4])
     assert series.stretch_ends().tolist() == [3, 4]
-    stream = tbptt.SeriesStream([series], tbptt.Scale.of(series), rows=1, window_length=4)
+    stream = tbptt.SeriesStream([series], tbptt.Standardizer.of(series), rows=1, window_length=4)
     window, _ = stream.windows(tbptt.Cursor(), 1)
     assert np.isfinite(window.inputs).all()
     assert np.isfinite(window.targets).all()
     assert window.weight[0, :, 0].tolist() == [0, 0, 0, 0]  # y or x is missing in both targets
     only_x = tbptt.SeriesStream(
-        [series], tbptt.Scale.of(series), rows=1, window_length=4, targets=["x"]
+        [series], tbptt.Standardizer.of(series), rows=1, window_length=4, targets=["x"]
     )
     assert only_x.windows(tbptt.Cursor(), 1)[0].weight[0, :, 0].tolist() == [0, 1, 0, 0]
 
@@ -196,7 +199,7 @@ def test_persistence_is_scored_where_a_model_is():
     values = np.array([5, 1, np.nan, 4, 7, 2, 3, np.nan, 6], float)[:, None]
     series = tbptt.Series(values, ("x",), days)
     stream = tbptt.SeriesStream(
-        [series], tbptt.Scale(np.zeros(1), np.ones(1)), rows=1, window_length=3, warm_up=2
+        [series], tbptt.Standardizer(np.zeros(1), np.ones(1)), rows=1, window_length=3, warm_up=2
     )
     # Lines 2 and 7 are missing, 5 is the first after the gap.
     assert stream.origins.tolist() == [0, 1, 2, 3, 5, 6, 7]
@@ -206,7 +209,7 @@ def test_persistence_is_scored_where_a_model_is():
     assert windows.weight.sum() == stream.scored
     path = tbptt.SeriesStream(
         [series],
-        tbptt.Scale(np.zeros(1), np.ones(1)),
+        tbptt.Standardizer(np.zeros(1), np.ones(1)),
         rows=1,
         window_length=3,
         horizon=2,
@@ -219,7 +222,7 @@ def test_persistence_is_scored_where_a_model_is():
 def test_warm_up_is_read_and_not_scored():
     series = tbptt.Series(np.arange(9.0)[:, None], ("x",))
     stream = tbptt.SeriesStream(
-        [series], tbptt.Scale(np.zeros(1), np.ones(1)), rows=1, window_length=8, warm_up=5
+        [series], tbptt.Standardizer(np.zeros(1), np.ones(1)), rows=1, window_length=8, warm_up=5
     )
     window, _ = stream.windows(tbptt.Cursor(), 1)
     scored = window.targets[window.weight > 0]
@@ -228,7 +231,7 @@ def test_warm_up_is_read_and_not_scored():
 
 def test_scale_is_of_the_training_part_and_goes_back():
     series = tbptt.Series(np.array([[1.0, 7.0], [3.0, 7.0], [np.nan, 7.0]]), ("x", "y"))
-    scale = tbptt.Scale.of(series)
+    scale = tbptt.Standardizer.of(series)
     assert scale.mean.tolist() == [2, 7]
     assert scale.deviation.tolist() == [1, 1]
     assert scale.undo(scale.apply(np.array([[5.0, 8.0]]))[:, [1]], [1]).tolist() == [[8.0]]
@@ -266,7 +269,7 @@ def test_forecasts_that_cannot_be_made_are_refused(options, message):
     series = tbptt.Series(np.ones([3, 1]), ("x",))
     with pytest.raises(ValueError, match=message):
         tbptt.SeriesStream(
-            [series], tbptt.Scale(np.ones(1), np.ones(1)), rows=1, window_length=2, **options
+            [series], tbptt.Standardizer(np.ones(1), np.ones(1)), rows=1, window_length=2, **options
         )
 
 
@@ -274,7 +277,7 @@ def test_series_of_other_columns_and_columns_without_values_are_refused():
     one, other = (tbptt.Series(np.ones([3, 1]), (name,)) for name in "xy")
     with pytest.raises(ValueError, match="Series 1 has columns y, but series 0 has x"):
         tbptt.SeriesStream(
-            [one, other], tbptt.Scale(np.ones(1), np.ones(1)), rows=1, window_length=2
+            [one, other], tbptt.Standardizer(np.ones(1), np.ones(1)), rows=1, window_length=2
         )
     with pytest.raises(ValueError, match="Column 'x' has no value in the training part"):
-        tbptt.Scale.of(tbptt.Series(np.full([3, 1], np.nan), ("x",)))
+        tbptt.Standardizer.of(tbptt.Series(np.full([3, 1], np.nan), ("x",)))

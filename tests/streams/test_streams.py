@@ -10,20 +10,20 @@ import tensorflow as tf
 
 import tbptt
 from tbptt.layers.dropout import dropout
-from tbptt.streams.segments import Pieces
+from tbptt.streams.segments import Segments
 from tests.conftest import make_core
 
 VOCABULARY, ROWS, STEPS = 300, 3, 6
 RNG = np.random.default_rng(0)
 LENGTHS = [3, 9, 2, 2, 17, 30, 5, 2, 11, 4]
 TOKENS = np.arange(1, 1 + sum(LENGTHS))  # each once, so a target can be told by its value
-DOCUMENTS = Pieces(TOKENS, np.cumsum(LENGTHS))
-FRAMES = Pieces(TOKENS[:, None] * np.ones([1, 2]), np.cumsum(LENGTHS))
+DOCUMENTS = Segments(TOKENS, np.cumsum(LENGTHS))
+FRAMES = Segments(TOKENS[:, None] * np.ones([1, 2]), np.cumsum(LENGTHS))
 DAYS = np.datetime64("2020-01-01") + np.delete(np.arange(91), [20, 21, 40, 60, 61, 62])
 SERIES = tbptt.Series(
     np.where(RNG.random([85, 2]) < 0.05, np.nan, TOKENS[:85, None]), ("a", "b"), DAYS
 )
-SCALE = tbptt.Scale(np.zeros(2), np.ones(2))
+SCALE = tbptt.Standardizer(np.zeros(2), np.ones(2))
 
 STREAMS = {
     "contiguous": lambda **k: tbptt.ContiguousStream(
@@ -242,7 +242,7 @@ def any_loss(outputs, targets):
 
 def test_rows_of_short_documents_are_full():
     lengths = np.random.default_rng(0).integers(3, 16, 3000)
-    documents = Pieces(np.ones([lengths.sum()], np.int64), np.cumsum(lengths))
+    documents = Segments(np.ones([lengths.sum()], np.int64), np.cumsum(lengths))
     for whole in (False, True):
         stream = tbptt.DocumentStream(
             documents, rows=32, window_length=16, vocabulary_size=2, boundary=0, whole=whole
@@ -333,6 +333,6 @@ def test_window_length_or_truncation_is_needed():
 
 
 @pytest.mark.parametrize("stream", ["documents", "documents-whole", "frames-next"])
-def test_more_rows_than_pieces_are_refused(stream):
+def test_more_rows_than_segments_are_refused(stream):
     with pytest.raises(ValueError, match=r"rows \(500\) must be at most the number of"):
         make(stream, rows=500)

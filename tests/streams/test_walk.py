@@ -25,7 +25,7 @@ from tests.streams.test_streams import (
     make,
 )
 
-PIECES = np.split(TOKENS, np.cumsum(LENGTHS)[:-1])
+SEGMENTS = np.split(TOKENS, np.cumsum(LENGTHS)[:-1])
 
 
 def text(tokens):
@@ -70,17 +70,17 @@ WALKS = {
     "contiguous-drop": lambda cut, first: kept_of_rows(cut),
     "contiguous-offset": lambda cut, first: after_an_offset(first),
     "contiguous-rotate": lambda cut, first: text(TOKENS),
-    "documents": lambda cut, first: [pair for piece in PIECES for pair in text(piece)],
+    "documents": lambda cut, first: [pair for segment in SEGMENTS for pair in text(segment)],
     "documents-boundary": lambda cut, first: [
-        pair for piece in PIECES for pair in text([0, *piece, 0])
+        pair for segment in SEGMENTS for pair in text([0, *segment, 0])
     ],
-    "documents-whole": lambda cut, first: [pair for piece in PIECES for pair in text(piece)],
+    "documents-whole": lambda cut, first: [pair for segment in SEGMENTS for pair in text(segment)],
     "frames-next": lambda cut, first: [
-        (now, [then, then]) for piece in PIECES for now, (then,) in text(piece)
+        (now, [then, then]) for segment in SEGMENTS for now, (then,) in text(segment)
     ],
     "frames-labels": lambda cut, first: [(token, [token]) for token in TOKENS],
     "frames-sequences": lambda cut, first: [
-        (piece[-1], [label]) for piece, label in zip(PIECES, TOKENS, strict=False)
+        (segment[-1], [label]) for segment, label in zip(SEGMENTS, TOKENS, strict=False)
     ],
     "series": lambda cut, first: 2 * series(1, [0, 1], path=False),
     "series-ahead": lambda cut, first: series(3, [1], path=False),

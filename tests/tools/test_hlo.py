@@ -15,8 +15,8 @@ TINY = Size(4, 6, 5, 8, layers=2, vocabulary=11, windows_per_call=3)
 
 @pytest.fixture(scope="module")
 def exported():
-    trainer, carry, chunk = build_ours(TINY)
-    return trainer, carry, chunk, hlo.export(trainer, carry, chunk)
+    trainer, loop_state, chunk = build_ours(TINY)
+    return trainer, loop_state, chunk, hlo.export(trainer, loop_state, chunk)
 
 
 def test_the_hot_loop_is_stablehlo_without_a_host_operation(exported):
@@ -33,7 +33,7 @@ def test_the_hot_loop_is_stablehlo_without_a_host_operation(exported):
 
 
 def test_its_arguments_are_carry_chunk_and_every_variable(exported):
-    trainer, carry, chunk, found = exported
+    trainer, loop_state, chunk, found = exported
     (signature,) = re.findall(r"func\.func (?:public )?@main\((.*?)\) ->", found.text, re.S)
     shapes = re.findall(r"%arg\d+: tensor<([^>]*)>", signature)
     assert len(shapes) == len(found.inputs)
@@ -43,7 +43,7 @@ def test_its_arguments_are_carry_chunk_and_every_variable(exported):
         assert shape == "x".join([*map(str, given.shape), dtype])
     for variable in trainer.variables:
         assert any(given is variable for given in found.inputs)
-    assert np.isfinite(trainer(carry, chunk)[1].read().loss)  # exporting has spoiled nothing
+    assert np.isfinite(trainer(loop_state, chunk)[1].read().loss)  # exporting has spoiled nothing
 
 
 def test_a_step_is_the_same_after_it_was_written(tmp_path):
@@ -79,10 +79,12 @@ def test_jax_runs_what_was_exported():
     step = recorded.record(TINY)
     program = Program(step.text, step.arguments, step.carried)
     assert recorded.difference(program(), step.results) < 1e-5
-    trainer, carry, chunk = build_ours(TINY)
+    trainer, loop_state, chunk = build_ours(TINY)
     for _ in range(2):
-        carry, _ = trainer(carry, chunk)
+        loop_state, _ = trainer(loop_state, chunk)
     assert (
-        recorded.difference(program()[:4], [part.numpy() for part in tf.nest.flatten(carry)][:4])
+        recorded.difference(
+            program()[:4], [part.numpy() for part in tf.nest.flatten(loop_state)][:4]
+        )
         < 1e-5
     )

@@ -46,13 +46,13 @@ def test_what_went_in_comes_out(tmp_path, kind):
     vocabulary, tokens, ends = found.vocabulary, found.tokens, found.ends
     assert isinstance(tokens, np.memmap)
     stream = tbptt.DocumentStream(
-        tbptt.Pieces(tokens, ends),
+        tbptt.Segments(tokens, ends),
         rows=1,
         window_length=5,
         vocabulary_size=len(vocabulary),
         boundary=vocabulary.boundary,
     )
-    assert stream.pieces == 2
+    assert stream.segments == 2
     assert not (tmp_path / "out" / prepare.STATE).exists()
 
 
@@ -79,10 +79,10 @@ def test_blocks_and_interruptions_change_nothing(tmp_path, monkeypatch):
     pieces_of, stops = prepare.pieces_of, 0
 
     def stopping(*where):
-        for number, piece in enumerate(pieces_of(*where)):
+        for number, segment in enumerate(pieces_of(*where)):
             if number == 1:
                 raise Stop
-            yield piece
+            yield segment
 
     for _ in range(100):
         monkeypatch.setattr(prepare, "pieces_of", stopping)

@@ -23,7 +23,7 @@ def test_a_run_is_like_itself_and_every_difference_is_seen(tmp_path):
     (ours / "result.json").write_text(json.dumps(result | {"test": 7.0}))
     next(ours.glob("events*.v2")).unlink()
     path, checkpoint = torture.read_newest(ours)
-    name = next(name for name in checkpoint.arrays if name.startswith("carry.state"))
+    name = next(name for name in checkpoint.arrays if name.startswith("loop_state.state"))
     checkpoint.arrays[name] = checkpoint.arrays[name] + 1.0
     shutil.rmtree(path)
     ck.write_checkpoint(path, checkpoint)

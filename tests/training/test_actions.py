@@ -16,7 +16,7 @@ from tests.training.test_loop import Features, make_stream, make_trainer, nan_in
 def test_calls_end_where_actions_are_due():
     calls, fours, sixes = [], [], []
     actions = [
-        tbptt.Every(0, lambda report: calls.append(report.step)),
+        tbptt.EveryCall(lambda report: calls.append(report.step)),
         tbptt.Every(4, lambda report: fours.append(report.step)),
         tbptt.Every(6, lambda report: sixes.append(report.step), at_end=False),
     ]
@@ -55,7 +55,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     progress = tbptt.Progress(tokens_per_window=8)
-    run(make_trainer(), make_stream(), 6, 2, actions=[tbptt.Every(0, progress)])
+    run(make_trainer(), make_stream(), 6, 2, actions=[tbptt.EveryCall(progress)])
     assert "6/6" in screen.getvalue()
     assert "tokens/s" in screen.getvalue()
     assert progress.tokens_per_second > 0
@@ -65,7 +65,7 @@ def test_progress_is_log_lines_elsewhere(caplog, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     caplog.set_level("INFO", logger="absl")
     progress = tbptt.Progress(tokens_per_window=8, log_seconds=0.0)
-    run(make_trainer(), make_stream(), 6, 2, actions=[tbptt.Every(0, progress)])
+    run(make_trainer(), make_stream(), 6, 2, actions=[tbptt.EveryCall(progress)])
     lines = [record.getMessage() for record in caplog.records if "window" in record.getMessage()]
     assert len(lines) == 3
     assert lines[0].startswith("window 2/6, loss ")
@@ -78,8 +78,8 @@ def test_progress_shows_the_mean_loss_since_it_was_last_shown(caplog, monkeypatc
     caplog.set_level("INFO", logger="absl")
     progress, losses = tbptt.Progress(tokens_per_window=8, log_seconds=1e6), []
     monkeypatch.setattr(progress, "_next_log", 0.0)
-    log = tbptt.Every(0, lambda report: losses.append(report.metrics.loss))
-    run(make_trainer(), make_stream(), 6, 1, actions=[tbptt.Every(0, progress), log])
+    log = tbptt.EveryCall(lambda report: losses.append(report.metrics.loss))
+    run(make_trainer(), make_stream(), 6, 1, actions=[tbptt.EveryCall(progress), log])
     lines = [record.getMessage() for record in caplog.records if "window" in record.getMessage()]
     shown = [float(line.split("loss ")[1].split(",")[0]) for line in lines]
     np.testing.assert_allclose(shown, [losses[0], np.mean(losses[1:])], atol=1e-4)
@@ -91,7 +91,7 @@ def test_progress_tells_a_skipped_window_at_once(caplog, monkeypatch):
     caplog.set_level("INFO", logger="absl")
     progress = tbptt.Progress(tokens_per_window=8, log_seconds=1e6)
     stream = nan_in_features(make_stream(), 3, 6, 7)
-    run(make_trainer(model=Features()), stream, 10, 2, actions=[tbptt.Every(0, progress)])
+    run(make_trainer(model=Features()), stream, 10, 2, actions=[tbptt.EveryCall(progress)])
     lines = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
     assert lines == [
         "window 4 was skipped: its loss is not finite",
@@ -105,7 +105,7 @@ def test_clock():
 
 def test_profile_writes_a_trace(tmp_path):
     profile = tbptt.Profile(str(tmp_path), 2, 4)
-    run(make_trainer(), make_stream(), 8, 2, actions=[tbptt.Every(0, profile)])
+    run(make_trainer(), make_stream(), 8, 2, actions=[tbptt.EveryCall(profile)])
     found = [name for _, _, names in os.walk(tmp_path) for name in names]
     assert any(name.endswith(".xplane.pb") for name in found)
 
@@ -116,9 +116,9 @@ def test_profile_refuses_an_empty_range(first, last):
         tbptt.Profile("somewhere", first, last)
 
 
-def test_negative_period_is_refused():
-    with pytest.raises(ValueError, match=r"windows between actions \(-1\) must be at least 0"):
-        tbptt.Every(-1, lambda report: None)
+def test_a_period_of_no_windows_is_refused():
+    with pytest.raises(ValueError, match=r"windows between actions \(0\) must be at least 1"):
+        tbptt.Every(0, lambda report: None)
 
 
 def test_no_windows_are_refused():
@@ -133,7 +133,7 @@ def test_actions_see_the_state():
         make_stream(),
         2,
         2,
-        actions=[tbptt.Every(0, lambda r: states.append(r.state))],
+        actions=[tbptt.EveryCall(lambda r: states.append(r.state))],
     )
     assert isinstance(states[0], tbptt.LSTMState)
     assert isinstance(states[0].hidden, tf.Tensor)

@@ -13,13 +13,13 @@ def test_mean_is_over_the_windows_since_it_was_begun(jit):
     model = make_model()
     average = tbptt.Average(model)
     trainer = tbptt.Trainer(model, optimizers.sgd(0.5), average=average, jit_compile=jit)
-    position = tbptt.Position(trainer.initial_carry(ROWS))
+    run_state = tbptt.RunState(trainer.initial_loop_state(ROWS))
     feed = tbptt.ResidentFeed(make_stream(), 4)
     seen = []
     for step in range(1, 7):
         if step == 3:
             average.begin()
-        position = tbptt.train(trainer, feed, position, windows=step)
+        run_state = tbptt.train(trainer, feed, run_state, windows=step)
         seen.append([parameter.numpy() for parameter in model.trainable_variables])
     assert int(average.count) == 4
     assert trainer.traces == 1

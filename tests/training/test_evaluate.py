@@ -67,16 +67,16 @@ def test_evaluation_changes_nothing_in_training(kind, jit):
     first_values = values_of(trainer)
     for with_evaluation in (False, True):
         put_back(trainer, first_values)
-        actions = [tbptt.Every(0, lambda report: evaluator())] if with_evaluation else []
-        position = tbptt.train(
+        actions = [tbptt.EveryCall(lambda report: evaluator())] if with_evaluation else []
+        run_state = tbptt.train(
             trainer,
             tbptt.ResidentFeed(training, 2),
-            tbptt.Position(trainer.initial_carry(2)),
+            tbptt.RunState(trainer.initial_loop_state(2)),
             windows=9,
             actions=actions,
         )
         assert evaluator.traces == int(with_evaluation)
-        results.append([*values_of(trainer), *tf.nest.flatten(position.carry)])
+        results.append([*values_of(trainer), *tf.nest.flatten(run_state.loop_state)])
     assert_same_bits(*results)
 
 
@@ -112,7 +112,7 @@ def test_evaluation_stream_that_does_not_continue_is_refused():
 def test_figure_of_whole_documents_depends_on_neither_rows_nor_windows(rows, window_length):
     """Law 9 where rows start anew inside windows: each document by itself, by hand."""
     model = make_model()
-    documents = tbptt.Pieces(TOKENS, np.cumsum([3, 9, 2, 5, len(TOKENS) - 19]))
+    documents = tbptt.Segments(TOKENS, np.cumsum([3, 9, 2, 5, len(TOKENS) - 19]))
     expected = 0.0
     for begin, end in zip([0, *documents.ends[:-1]], documents.ends, strict=True):
         ids = tf.constant(TOKENS[begin:end, None], tf.int32)

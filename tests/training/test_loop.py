@@ -12,7 +12,16 @@ import tensorflow as tf
 import tbptt
 from tbptt import optimizers
 from tbptt.streams.feed import Chunk
-from tbptt.training import window as one
+from tbptt.training.window import (
+    FAULTLESS,
+    Sum,
+    WindowGradients,
+    describe_fault,
+    find_fault,
+    is_finite,
+    start_state,
+    window_gradients,
+)
 from tests.conftest import (
     LOOPS,
     assert_close,
@@ -45,12 +54,12 @@ def make_stream(windows=10):
     )
 
 
-def everything(trainer, position):
-    return [*trainer.variables, *tf.nest.flatten(position.carry)]
+def everything(trainer, run_state):
+    return [*trainer.variables, *tf.nest.flatten(run_state.loop_state)]
 
 
 def run(trainer, stream, windows, windows_per_call, feed=tbptt.ResidentFeed, **options):
-    start = tbptt.Position(trainer.initial_carry(ROWS))
+    start = tbptt.RunState(trainer.initial_loop_state(ROWS))
     reader = feed(stream, windows_per_call)
     return tbptt.train(trainer, reader, start, windows=windows, **options)
 
@@ -62,8 +71,8 @@ def test_grouping_keeps_the_bits(kind, backend, jit):
     first_values, results = values_of(trainer), []
     for windows_per_call in (12, 5, 1):
         put_back(trainer, first_values)
-        position = run(trainer, make_stream(), 12, windows_per_call)
-        results.append([part.numpy() for part in everything(trainer, position)])
+        run_state = run(trainer, make_stream(), 12, windows_per_call)
+        results.append([part.numpy() for part in everything(trainer, run_state)])
     assert trainer.traces == 1  # law 12: a shorter call is the same program
     assert_same_bits(results[0], results[1])
     assert_same_bits(results[0], results[2])
@@ -108,7 +117,7 @@ def test_state_is_carried_and_an_epoch_starts_anew(jit):
     """The carried state after each call is what the model gives by hand, window by window."""
     trainer = make_trainer(jit=jit, optimizer=optimizers.sgd(1e-30))  # parameters stand still
     stream = make_stream(windows=3)
-    position = tbptt.Position(trainer.initial_carry(ROWS))
+    run_state = tbptt.RunState(trainer.initial_loop_state(ROWS))
     reader = tbptt.ResidentFeed(stream, 1)
     state = trainer.model.initial_state(ROWS)
     for step in range(5):
@@ -116,8 +125,8 @@ def test_state_is_carried_and_an_epoch_starts_anew(jit):
             state = trainer.model.initial_state(ROWS)
         window, _ = stream.windows(tbptt.Cursor(*divmod(step, 3)), 1)
         _, state = trainer.model(window.at(0).inputs, state)
-        position = tbptt.train(trainer, reader, position, windows=step + 1)
-        assert_close(position.carry.state, state)
+        run_state = tbptt.train(trainer, reader, run_state, windows=step + 1)
+        assert_close(run_state.loop_state.state, state)
 
 
 def test_overlapping_windows_carry_the_state_of_where_they_advance_to(jit):
@@ -128,15 +137,15 @@ def test_overlapping_windows_carry_the_state_of_where_they_advance_to(jit):
         tokens, rows=ROWS, vocabulary_size=VOCABULARY, truncation=tbptt.Truncation(4, stride=2)
     )
     reader = tbptt.ResidentFeed(stream, 3)
-    position = tbptt.Position(trainer.initial_carry(ROWS))
+    run_state = tbptt.RunState(trainer.initial_loop_state(ROWS))
     for windows in (4, 9, 14):  # of 10 in an epoch
-        position = tbptt.train(trainer, reader, position, windows=windows)
+        run_state = tbptt.train(trainer, reader, run_state, windows=windows)
         steps = 2 * (windows % 10) - 2
         read = stream.read(windows // 10, 0, steps, slice(None))
         whole = tf.constant(read.inputs.T)
         _, expected = trainer.model(whole, trainer.model.initial_state(ROWS))
-        assert position.carry.offset.numpy().tolist() == [steps, 20 + steps]
-        assert_close(position.carry.state, expected)
+        assert run_state.loop_state.offset.numpy().tolist() == [steps, 20 + steps]
+        assert_close(run_state.loop_state.state, expected)
 
 
 def test_rate_scales_the_update():
@@ -151,7 +160,7 @@ def test_rate_scales_the_update():
             window._replace(update_scale=np.array([rate], np.float32)),
         )
         chunk = Chunk(rated, tf.constant(0, tf.int64), tf.constant(1, tf.int64))
-        trainer(trainer.initial_carry(ROWS), chunk)
+        trainer(trainer.initial_loop_state(ROWS), chunk)
         after = trainer.model.trainable_variables
         moved.append([a.numpy() - b for a, b in zip(after, before, strict=True)])
     assert_close(moved[1], [0.5 * part for part in moved[0]])
@@ -165,7 +174,7 @@ def test_window_gradient_stops_at_the_window():
     state = tf.nest.map_structure(tf.ones_like, model.initial_state(ROWS))
     with tf.GradientTape() as tape:
         tape.watch(tf.nest.flatten(state))
-        outputs, _ = model(window.inputs, one.begin(model, window, state))
+        outputs, _ = model(window.inputs, start_state(model, window, state))
         loss = tf.reduce_sum(outputs)
     assert tape.gradient(loss, tf.nest.flatten(state)) == [None, None]
 
@@ -176,7 +185,7 @@ def test_one_window_over_everything_is_full_backpropagation():
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, [ROWS * 12 + 1])
     stream = tbptt.ContiguousStream(tokens, rows=ROWS, window_length=12, vocabulary_size=VOCABULARY)
     window = stream.windows(tbptt.Cursor(), 1)[0].at(0)
-    result = one.window_gradients(model, "mean", window, model.initial_state(ROWS), None)
+    result = window_gradients(model, "mean", window, model.initial_state(ROWS), None)
     with tf.GradientTape() as tape:
         state = model.initial_state(ROWS)
         losses = []
@@ -195,7 +204,7 @@ def test_learned_initial_state_learns_only_where_rows_start():
     assert len(learned) == 2
     for index in (0, 1):
         window = make_stream().windows(tbptt.Cursor(index=index), 1)[0].at(0)
-        result = one.window_gradients(model, "mean", window, model.initial_state(ROWS), None)
+        result = window_gradients(model, "mean", window, model.initial_state(ROWS), None)
         for i in learned:
             assert np.any(result.gradients[i]) == (index == 0)
 
@@ -213,7 +222,7 @@ def test_permuting_rows_permutes_the_carried_state(jit):
             lambda f, rows=rows: None if f is None else tf.constant(f[..., rows]), windows
         )
         chunk = Chunk(moved, tf.constant(0, tf.int64), tf.constant(4, tf.int64))
-        results.append(trainer(trainer.initial_carry(ROWS), chunk)[0].state)
+        results.append(trainer(trainer.initial_loop_state(ROWS), chunk)[0].state)
     assert_close(results[1], tbptt.state.take_rows(results[0], order))
 
 
@@ -235,9 +244,9 @@ def test_stream_that_does_not_continue_is_refused(kind, jit):
     """Law 11: rows swapped from window 3 on; nothing is learned from it."""
 
     def swap(windows):
-        position = windows.offset.copy()
-        position[3:] = position[3:, ::-1]
-        return windows._replace(offset=position)
+        run_state = windows.offset.copy()
+        run_state[3:] = run_state[3:, ::-1]
+        return windows._replace(offset=run_state)
 
     trainer = make_trainer(kind, jit=jit)
     first_values = [variable.numpy() for variable in trainer.variables]
@@ -252,11 +261,11 @@ def test_stream_that_does_not_continue_is_refused(kind, jit):
 
 def test_a_reset_may_break_continuity(jit):
     def jump(windows):
-        position = windows.offset.copy()
-        position[3:] += 100
-        reset = np.zeros([len(position), STEPS, ROWS], bool)
+        run_state = windows.offset.copy()
+        run_state[3:] += 100
+        reset = np.zeros([len(run_state), STEPS, ROWS], bool)
         reset[3, 0] = True
-        return windows._replace(offset=position, controls=tbptt.Controls(reset))
+        return windows._replace(offset=run_state, controls=tbptt.Controls(reset))
 
     trainer = make_trainer(jit=jit)
     run(trainer, Broken(make_stream(), jump), 8, 8)
@@ -265,7 +274,7 @@ def test_a_reset_may_break_continuity(jit):
 
 def test_starting_in_mid_epoch_with_an_empty_state_is_refused():
     trainer = make_trainer()
-    start = tbptt.Position(trainer.initial_carry(ROWS), tbptt.Cursor(0, 2))
+    start = tbptt.RunState(trainer.initial_loop_state(ROWS), tbptt.Cursor(0, 2))
     with pytest.raises(tbptt.ContinuityError, match=r"index=2\)"):
         tbptt.train(trainer, tbptt.ResidentFeed(make_stream(), 2), start, windows=2)
 
@@ -305,11 +314,11 @@ class Features(tf.Module):
 
 
 def test_window_that_is_not_finite_is_skipped_and_counted(jit):
-    """Parameters and slots are those of a run without it; the metrics leave it out."""
+    """Parameters and optimizer state are those of a run without it; the metrics leave it out."""
     reports = []
     trainer = make_trainer(jit=jit, model=Features())
     stream = nan_in_features(make_stream(), 2)
-    run(trainer, stream, 5, 5, actions=[tbptt.Every(0, reports.append)])
+    run(trainer, stream, 5, 5, actions=[tbptt.EveryCall(reports.append)])
     metrics = reports[0].metrics
     assert (metrics.windows, metrics.skipped, trainer.windows_seen) == (5, 1, 5)
     assert metrics.sums["loss"].weight == 4 * ROWS * STEPS
@@ -323,9 +332,9 @@ def test_window_that_is_not_finite_is_skipped_and_counted(jit):
         lambda f: None if f is None else tf.constant(np.delete(f, 2, axis=0)), windows
     )
     chunk = Chunk(kept, tf.constant(0, tf.int64), tf.constant(4, tf.int64))
-    clean(clean.initial_carry(ROWS), chunk)
+    clean(clean.initial_loop_state(ROWS), chunk)
     assert_same_bits(trainer.model.variables, clean.model.variables)
-    assert_same_bits(tf.nest.flatten(trainer.slots), tf.nest.flatten(clean.slots))
+    assert_same_bits(tf.nest.flatten(trainer.opt_state), tf.nest.flatten(clean.opt_state))
 
 
 class Rooted(Features):
@@ -350,7 +359,7 @@ def test_the_parameter_whose_gradient_is_not_finite_is_named(jit):
 
     reports, trainer = [], make_trainer(jit=jit, model=Rooted())
     stream = Broken(make_stream(), roots)
-    run(trainer, stream, 8, 6, actions=[tbptt.Every(0, reports.append)])
+    run(trainer, stream, 8, 6, actions=[tbptt.EveryCall(reports.append)])
     assert [report.metrics.skipped for report in reports] == [2, 0]
     assert [report.skipped for report in reports] == [
         "2 of the windows 1 to 6 were skipped, first window 3: its gradient of extra is not finite",
@@ -366,17 +375,17 @@ def test_faults_are_found_in_order():
 
     def told(loss=0.0, **bad):
         gradients = [bad.get(f"g{k}", 1.0) * tf.ones_like(g) for k, g in enumerate(fine)]
-        sums = {"loss": one.Sum(tf.constant(loss), tf.constant(1.0))}
-        result = one.WindowGradients(gradients, (), sums)
-        finite, _ = one.is_finite(result)
-        number = int(one.fault(result, finite))
-        return number if number == one.FAULTLESS else one.describe_fault(model, number)
+        sums = {"loss": Sum(tf.constant(loss), tf.constant(1.0))}
+        result = WindowGradients(gradients, (), sums)
+        finite, _ = is_finite(result)
+        number = int(find_fault(result, finite))
+        return number if number == FAULTLESS else describe_fault(model, number)
 
-    assert told() == one.FAULTLESS
+    assert told() == FAULTLESS
     assert told(loss=np.nan, g1=np.inf) == "its loss"
     assert told(g1=np.inf, g3=np.inf) == f"its gradient of {names[1]}"
     assert told(g1=1e25, g3=np.nan, g4=np.nan) == f"its gradient of {names[3]}"
-    assert told(g1=1e25) == one.FAULTLESS
+    assert told(g1=1e25) == FAULTLESS
 
 
 def test_penalties_are_trained_and_not_counted_as_loss(jit):
@@ -397,7 +406,7 @@ def test_penalties_are_trained_and_not_counted_as_loss(jit):
         for v, g in zip(model.trainable_variables, gradients, strict=True)
     ]
     reports = []
-    run(trainer, make_stream(), 1, 1, actions=[tbptt.Every(0, reports.append)])
+    run(trainer, make_stream(), 1, 1, actions=[tbptt.EveryCall(reports.append)])
     assert_close(list(model.trainable_variables), expected)
     metrics = reports[0].metrics
     np.testing.assert_allclose(metrics.loss, np.mean(result.loss), rtol=1e-5)
@@ -420,9 +429,9 @@ def test_metrics_are_sums_over_the_call(jit):
     """Loss, weight and the norm before clipping, against one window at a time."""
     trainer, reports, single = make_trainer(jit=jit), [], []
     first_values = values_of(trainer)
-    run(trainer, make_stream(), 4, 4, actions=[tbptt.Every(0, reports.append)])
+    run(trainer, make_stream(), 4, 4, actions=[tbptt.EveryCall(reports.append)])
     put_back(trainer, first_values)
-    run(trainer, make_stream(), 4, 1, actions=[tbptt.Every(0, single.append)])
+    run(trainer, make_stream(), 4, 1, actions=[tbptt.EveryCall(single.append)])
     norms = [report.metrics.grad_norm_max for report in single]
     assert max(norms) > 0.3  # clipping was at work
     assert reports[0].metrics.grad_norm_max == max(norms)
@@ -433,22 +442,25 @@ def test_metrics_are_sums_over_the_call(jit):
 
 
 @pytest.mark.parametrize(
-    ("carry", "message"),
+    ("loop_state", "message"),
     [
-        (lambda trainer: trainer.initial_carry(5), r"float32\[5, 4\] where float32\[2, 4\]"),
+        (lambda trainer: trainer.initial_loop_state(5), r"float32\[5, 4\] where float32\[2, 4\]"),
         (
             lambda trainer: tf.nest.map_structure(
-                lambda x: tf.cast(x, tf.float64), trainer.initial_carry(ROWS)
+                lambda x: tf.cast(x, tf.float64), trainer.initial_loop_state(ROWS)
             ),
             r"float64\[2, 4\] where float32\[2, 4\]",
         ),
-        (lambda trainer: make_trainer("gru").initial_carry(ROWS), "Make it with initial_carry"),
+        (
+            lambda trainer: make_trainer("gru").initial_loop_state(ROWS),
+            "Make it with initial_loop_state",
+        ),
     ],
     ids=["batch size", "dtype", "model"],
 )
-def test_state_of_another_batch_size_or_dtype_or_model_is_refused(carry, message):
+def test_state_of_another_batch_size_or_dtype_or_model_is_refused(loop_state, message):
     trainer = make_trainer()
     chunk, _ = tbptt.ResidentFeed(make_stream(), 1).take(tbptt.Cursor(), 1)
     with pytest.raises(ValueError, match=message):
-        trainer(carry(trainer), chunk)
+        trainer(loop_state(trainer), chunk)
     assert trainer.traces == 0

@@ -70,8 +70,8 @@ def test_scale_keeps_the_bits(jit):
             put_back(trainer, first_values)
             trainer.loss_scale.scale.assign(initial)
         reports = []
-        run(trainer, make_stream(), 5, 5, actions=[tbptt.Every(0, reports.append)])
-        after = [*trainer.model.trainable_variables, *tf.nest.flatten(trainer.slots)]
+        run(trainer, make_stream(), 5, 5, actions=[tbptt.EveryCall(reports.append)])
+        after = [*trainer.model.trainable_variables, *tf.nest.flatten(trainer.opt_state)]
         results.append([*(v.numpy() for v in after), reports[0].metrics.loss])
         assert initial is None or float(trainer.loss_scale.scale) == 4 * initial
     assert_same_bits(results[1], results[0])
@@ -88,7 +88,7 @@ def test_overflow_halves_the_scale_and_skips_the_update(jit):
     assert_same_bits(trainer.model.trainable_variables, first_values)
 
     reports = []
-    run(trainer, make_stream(), 40, 40, actions=[tbptt.Every(0, reports.append)])
+    run(trainer, make_stream(), 40, 40, actions=[tbptt.EveryCall(reports.append)])
     metrics = reports[0].metrics
     assert 3 <= metrics.skipped < 30
     assert float(trainer.loss_scale.scale) == 2.0 ** (107 - metrics.skipped)

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import losses, optimizers
-from tbptt.training import window as one
 from tbptt.training.masking import reaches_counted
+from tbptt.training.window import window_gradients
 from tests.conftest import (
     BACKENDS,
     assert_close,
@@ -68,7 +68,7 @@ class Windows:
             window = tbptt.Window(
                 inputs, targets, tf.constant(WEIGHT), controls=tbptt.Controls(tf.constant(RESET))
             )
-            result = one.window_gradients(model, "mean", window, state, SEED, training=training)
+            result = window_gradients(model, "mean", window, state, SEED, training=training)
             return result.gradients, result.sums["loss"].total, result.state
 
         self.run = tf.function(run, autograph=False, jit_compile=jit)
@@ -161,7 +161,7 @@ def test_of_a_loss_that_overflows_where_nothing_counts():
             return losses.window_loss(losses.gaussian_nll, {}, outputs, window), state
 
     window = tbptt.Window(tf.zeros([2, 1], tf.int32), targets, weight=weight)
-    result = one.window_gradients(Given(), "mean", window, tf.zeros([1, 1]), None)
+    result = window_gradients(Given(), "mean", window, tf.zeros([1, 1]), None)
     (gradient,) = result.gradients
     scaled = 0.25 * np.exp(-0.2)
     expected = np.float32([[[0, 0]], [[0.5 * np.exp(-0.2), 1 - scaled]]])
@@ -219,12 +219,15 @@ def streams():
     values[[7, 20, 21], 1] = np.nan
     series = tbptt.Series(values, ("a", "b", "c"))
     common = dict(rows=2, window_length=5)
-    yield tbptt.FrameStream(tbptt.Pieces.of(frames), labels, **common)
+    yield tbptt.FrameStream(tbptt.Segments.of(frames), labels, **common)
     yield tbptt.FrameStream(
-        tbptt.Pieces.of(frames), labels, rows=2, truncation=tbptt.Truncation(5, stride=3, burn_in=2)
+        tbptt.Segments.of(frames),
+        labels,
+        rows=2,
+        truncation=tbptt.Truncation(5, stride=3, burn_in=2),
     )
     yield tbptt.SeriesStream(
-        [series], tbptt.Scale.of(series), targets=["a", "b"], horizon=1, **common
+        [series], tbptt.Standardizer.of(series), targets=["a", "b"], horizon=1, **common
     )
 
 
@@ -251,7 +254,7 @@ def test_of_every_stream(stream):
             tf.constant(0, tf.int64),
             tf.constant(len(inputs), tf.int64),
         )
-        _, metrics = trainer(trainer.initial_carry(stream.rows), chunk)
+        _, metrics = trainer(trainer.initial_loop_state(stream.rows), chunk)
         assert metrics.read().skipped == 0
         results.append([*trainer.variables, metrics.sums["loss"].total])
         results[-1] = [value.numpy() for value in results[-1]]

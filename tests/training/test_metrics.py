@@ -61,9 +61,9 @@ def test_metrics_are_added_in_the_loop_over_replicas_and_in_evaluation(count, ji
         model = Measured()
         trainer = tbptt.Trainer(model, optimizers.sgd(0.1), replicas=replicas, jit_compile=jit)
     feed = tbptt.open_feed(stream(), WINDOWS, replicas=replicas)
-    position = tbptt.Position(trainer.initial_carry(ROWS))
-    chunk, _ = feed.take(position.cursor, WINDOWS)
-    _, metrics = trainer(position.carry, chunk)
+    run_state = tbptt.RunState(trainer.initial_loop_state(ROWS))
+    chunk, _ = feed.take(run_state.cursor, WINDOWS)
+    _, metrics = trainer(run_state.loop_state, chunk)
     found = metrics.read().means
     assert 1.0 < found.pop("loss") < 3.0
     assert found == pytest.approx(by_hand(count), rel=1e-6)
@@ -76,4 +76,4 @@ def test_names_that_are_taken_are_refused(name):
     trainer = tbptt.Trainer(Measured(extra=[name]), optimizers.sgd(0.1), jit_compile=False)
     chunk, _ = tbptt.open_feed(stream(), 1).take(tbptt.Cursor(), 1)
     with pytest.raises(ValueError, match=f"'{name}' is a metric of its own"):
-        trainer(trainer.initial_carry(ROWS), chunk)
+        trainer(trainer.initial_loop_state(ROWS), chunk)

@@ -15,7 +15,7 @@ from tests.conftest import TOLERANCES, assert_same_bits, make_core
 
 VOCABULARY, ROWS, LENGTH, WINDOWS = 7, 4, 5, 24
 LENGTHS = np.random.default_rng(3).integers(2, 20, 30)
-DOCUMENTS = tbptt.Pieces(
+DOCUMENTS = tbptt.Segments(
     np.random.default_rng(4).integers(0, VOCABULARY, LENGTHS.sum()), np.cumsum(LENGTHS)
 )
 
@@ -52,17 +52,17 @@ def open_feed(replicas, of=None):
     return tbptt.open_feed(of or stream(), 4, replicas=replicas)
 
 
-def go_on(trainer, replicas, position, windows, losses, of=None):
+def go_on(trainer, replicas, run_state, windows, losses, of=None):
     def log(report):
         losses[report.step] = report.metrics.loss
 
     return tbptt.train(
-        trainer, open_feed(replicas, of), position, windows=windows, actions=[tbptt.Every(1, log)]
+        trainer, open_feed(replicas, of), run_state, windows=windows, actions=[tbptt.Every(1, log)]
     )
 
 
 def begin(trainer, rows=ROWS):
-    return tbptt.Position(trainer.initial_carry(rows))
+    return tbptt.RunState(trainer.initial_loop_state(rows))
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def test_replicas_follow_one_replica(two, kind, jit, options):
     results = []
     for replicas in (None, two):
         trainer, losses = build(replicas, kind=kind, jit=jit, **options), {}
-        position = go_on(trainer, replicas, begin(trainer), WINDOWS, losses)
+        run_state = go_on(trainer, replicas, begin(trainer), WINDOWS, losses)
         assert trainer.traces == 1
-        results.append((trainer, trainer.gather(position.carry), losses, position.cursor))
-    (one, carry, losses, cursor), (many, of_many, losses_of_many, cursor_of_many) = results
+        results.append((trainer, trainer.gather(run_state.loop_state), losses, run_state.cursor))
+    (one, loop_state, losses, cursor), (many, of_many, losses_of_many, cursor_of_many) = results
     assert cursor == cursor_of_many
     np.testing.assert_allclose(list(losses_of_many.values()), list(losses.values()), rtol=1e-4)
     np.testing.assert_allclose(losses_of_many[1], losses[1], rtol=1e-6)
-    for a, b in zip(*(tf.nest.flatten(each) for each in (of_many, carry)), strict=True):
+    for a, b in zip(*(tf.nest.flatten(each) for each in (of_many, loop_state)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     for name, variable in variables_of(many).items():
         copies = two.strategy.experimental_local_results(variable)
@@ -106,10 +106,10 @@ def test_each_replica_reads_its_rows_and_keeps_their_state(two):
         rows = slice(replica * 2, replica * 2 + 2)
         np.testing.assert_array_equal(part, windows.inputs[:, :, rows])
     state = tf.reshape(tf.range(8.0), [4, 2])
-    dealt = two.deal({"a": state, "b": tf.constant(3)})
-    assert_same_bits(two.one(dealt), {"a": state[:2], "b": tf.constant(3)})
-    assert_same_bits(two.gather(dealt), {"a": state, "b": tf.constant(3)})
-    assert trainer.local(begin(trainer).carry).offset.shape == [ROWS]
+    scattered = two.scatter({"a": state, "b": tf.constant(3)})
+    assert_same_bits(two.one(scattered), {"a": state[:2], "b": tf.constant(3)})
+    assert_same_bits(two.gather(scattered), {"a": state, "b": tf.constant(3)})
+    assert trainer.local(begin(trainer).loop_state).offset.shape == [ROWS]
     assert two.any(False, True) == (False, True)
     assert two.is_chief
 
@@ -123,9 +123,9 @@ def runs(two):
     made = {}
     for name, replicas in (("one", None), ("two", two)):
         trainer, losses = build(replicas), {}
-        position = go_on(trainer, replicas, begin(trainer), CUT, losses)
-        cut = snapshot(trainer, position)
-        end = go_on(trainer, replicas, position, WINDOWS, losses)
+        run_state = go_on(trainer, replicas, begin(trainer), CUT, losses)
+        cut = snapshot(trainer, run_state)
+        end = go_on(trainer, replicas, run_state, WINDOWS, losses)
         made[name] = (replicas, trainer, cut, snapshot(trainer, end), losses)
     return made
 
@@ -139,15 +139,15 @@ def test_resumed_on_another_number_of_replicas(runs):
 def resume(runs, before, after):
     _, _, cut, end, losses = runs[before]
     replicas, trainer, *_ = runs[after]
-    assert cut.arrays["carry.state.hidden"].shape == (ROWS, 4)
+    assert cut.arrays["loop_state.state.hidden"].shape == (ROWS, 4)
     for variable in trainer.variables:
         variable.assign(tf.ones_like(variable))
-    position = restore(cut, trainer, begin(trainer))
-    for name, array in snapshot(trainer, position).arrays.items():
+    run_state = restore(cut, trainer, begin(trainer))
+    for name, array in snapshot(trainer, run_state).arrays.items():
         assert_same_bits(array, cut.arrays[name])
     seen = {}
-    position = go_on(trainer, replicas, position, WINDOWS, seen)
-    again = snapshot(trainer, position)
+    run_state = go_on(trainer, replicas, run_state, WINDOWS, seen)
+    again = snapshot(trainer, run_state)
     assert again.facts == end.facts
     if before == after:
         assert seen == {step: loss for step, loss in losses.items() if step > CUT}
@@ -169,8 +169,8 @@ def dropping(two):
 def test_dropout_is_another_one_on_every_replica(two, dropping):
     same = np.tile(np.random.default_rng(0).integers(0, VOCABULARY, 60), ROWS + 1)
     of = tbptt.ContiguousStream(same, rows=ROWS, window_length=LENGTH, vocabulary_size=VOCABULARY)
-    position = go_on(dropping, two, begin(dropping), 3, {}, of)
-    hidden = dropping.gather(position.carry).state.hidden
+    run_state = go_on(dropping, two, begin(dropping), 3, {}, of)
+    hidden = dropping.gather(run_state.loop_state).state.hidden
     assert not np.allclose(hidden[0], hidden[2])
 
 
@@ -188,31 +188,31 @@ def test_gradients_sent_in_bfloat16_are_near(two, runs):
 
 
 def test_windows_that_are_not_finite_on_one_replica_are_skipped_on_all(two, dropping):
-    carry = tf.nest.map_structure(np.array, dropping.gather(begin(dropping).carry))
-    carry.state.hidden[3] = np.nan
+    loop_state = tf.nest.map_structure(np.array, dropping.gather(begin(dropping).loop_state))
+    loop_state.state.hidden[3] = np.nan
     plain = tbptt.ContiguousStream(
         np.arange(81) % VOCABULARY, rows=ROWS, window_length=LENGTH, vocabulary_size=VOCABULARY
     )
     chunk, _ = open_feed(two, plain).take(tbptt.Cursor(index=1), 1)
-    carry = carry._replace(offset=np.full([ROWS], LENGTH))
+    loop_state = loop_state._replace(offset=np.full([ROWS], LENGTH))
     before = [variable.numpy() for variable in dropping.model.trainable_variables]
-    carry, metrics = dropping(dropping.deal(carry), chunk)
+    loop_state, metrics = dropping(dropping.scatter(loop_state), chunk)
     told = describe_skipped(dropping.model, metrics.read(), 5)
     assert told == "window 6 was skipped: its loss is not finite"
     assert_same_bits(dropping.model.trainable_variables, before)
-    for part in two.strategy.experimental_local_results(carry.skipped_in_a_row):
+    for part in two.strategy.experimental_local_results(loop_state.skipped_in_a_row):
         assert int(part) == 1
 
 
 def test_a_break_on_one_replica_stops_updates_on_all(two, dropping):
-    carry = dropping.gather(begin(dropping).carry)
+    loop_state = dropping.gather(begin(dropping).loop_state)
     of = tbptt.ContiguousStream(
         np.arange(81) % VOCABULARY, rows=ROWS, window_length=LENGTH, vocabulary_size=VOCABULARY
     )
     chunk, _ = open_feed(two, of).take(tbptt.Cursor(index=1), 1)
     wrong = np.array([LENGTH, LENGTH, LENGTH, LENGTH + 1])
     before = [variable.numpy() for variable in dropping.model.trainable_variables]
-    _, metrics = dropping(dropping.deal(carry._replace(offset=wrong)), chunk)
+    _, metrics = dropping(dropping.scatter(loop_state._replace(offset=wrong)), chunk)
     assert metrics.read().broken == 0
     assert_same_bits(dropping.model.trainable_variables, before)
 
@@ -260,7 +260,7 @@ def test_rows_that_cannot_be_dealt_are_refused_with_those_that_can(two):
     with pytest.raises(ValueError, match=message):
         open_feed(two, stream(5))
     with pytest.raises(ValueError, match=r"rows \(1\) .* Use rows=2\."):
-        build(two).initial_carry(1)
+        build(two).initial_loop_state(1)
 
 
 def test_what_is_made_outside_the_scope_is_refused(two):

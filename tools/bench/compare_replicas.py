@@ -50,7 +50,7 @@ def losses(windows: int, devices: int) -> tuple[list[float], bool]:
         np.where(rng.random(length) < 0.2, rng.integers(VOCABULARY), np.arange(length))
         for length in rng.integers(5, 60, 400)
     ]
-    documents = tbptt.Pieces.of([(text + rng.integers(9)) % VOCABULARY for text in texts])
+    documents = tbptt.Segments.of([(text + rng.integers(9)) % VOCABULARY for text in texts])
     stream = tbptt.DocumentStream(
         documents, rows=ROWS, window_length=WINDOW_LENGTH, vocabulary_size=VOCABULARY
     )
@@ -65,7 +65,7 @@ def losses(windows: int, devices: int) -> tuple[list[float], bool]:
     tbptt.train(
         trainer,
         tbptt.open_feed(stream, 1, replicas=replicas),
-        tbptt.Position(trainer.initial_carry(ROWS)),
+        tbptt.RunState(trainer.initial_loop_state(ROWS)),
         windows=windows,
         actions=[tbptt.Every(1, lambda report: found.append(report.metrics.loss))],
     )

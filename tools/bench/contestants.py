@@ -103,7 +103,7 @@ def build_ours(
     strategy: str = "one",
     **options: Any,
 ) -> tuple[Any, Any, Any]:
-    """`tbptt.Trainer`, its first carry, and a chunk of windows on the device.
+    """`tbptt.Trainer`, its first loop state, and a chunk of windows on the device.
 
     Args:
       size: what is trained.
@@ -161,18 +161,20 @@ def build_ours(
     windows = tbptt.Window(x, y, controls=tbptt.Controls(reset))
     stacked = replicas.put(windows.of_rows(replicas.rows_here(size.rows)))
     first, count = (tf.constant(n, tf.int64) for n in (0, size.windows_per_call))
-    return trainer, trainer.initial_carry(size.rows), Chunk(stacked, first, count)
+    return trainer, trainer.initial_loop_state(size.rows), Chunk(stacked, first, count)
 
 
 def ours(size: Size, **options: Any) -> Run:
     """`tbptt.Trainer`, many windows a call; options as of `build_ours`."""
     import tensorflow as tf
 
-    trainer, carry, chunk = build_ours(size, **options)
+    trainer, loop_state, chunk = build_ours(size, **options)
 
     def run(windows: int) -> float:
-        nonlocal carry
-        carry, metrics = trainer(carry, chunk._replace(count=tf.constant(windows, tf.int64)))
+        nonlocal loop_state
+        loop_state, metrics = trainer(
+            loop_state, chunk._replace(count=tf.constant(windows, tf.int64))
+        )
         return metrics.read().loss
 
     return run

@@ -37,14 +37,14 @@ def by_place_in_call(path: pathlib.Path) -> None:
     trainer = small_model.build()
     stream = small_model.open_stream(path, rows=ROWS, window_length=WINDOW)
     feed = tbptt.ResidentFeed(stream, WINDOWS.value)  # nothing is read while the clock runs
-    carry = trainer.initial_carry(ROWS)
+    loop_state = trainer.initial_loop_state(ROWS)
     quarter = WINDOWS.value // 4
     times: dict[int, list[float]] = {k * quarter: [] for k in (1, 2, 3, 4)}
     for turn in range(REPEATS.value + 1):
         for count, measured in times.items():
             chunk, _ = feed.take(tbptt.Cursor(), count)
             began = time.perf_counter()
-            trainer(carry, chunk)[1].read()
+            trainer(loop_state, chunk)[1].read()
             if turn > 0:  # the first turn compiles
                 measured.append(time.perf_counter() - began)
     medians = {count: statistics.median(measured) for count, measured in times.items()}

@@ -13,7 +13,7 @@ class Exported(NamedTuple):
     """A training call as StableHLO text.
 
     Attributes:
-      text: takes carry, chunk and all variables; returns carry, metrics and variables.
+      text: takes loop_state, chunk and all variables; returns loop_state, metrics and variables.
       inputs: the tensors and variables that it takes, in order.
     """
 
@@ -21,17 +21,17 @@ class Exported(NamedTuple):
     inputs: list[Any]
 
 
-def export(trainer: tbptt.Trainer, carry: Any, chunk: Any) -> Exported:
+def export(trainer: tbptt.Trainer, loop_state: Any, chunk: Any) -> Exported:
     """One call of a trainer that XLA compiles; nothing is run."""
     program = trainer._program
-    text = program.experimental_get_compiler_ir(carry, chunk)(stage="stablehlo")
+    text = program.experimental_get_compiler_ir(loop_state, chunk)(stage="stablehlo")
     # TensorFlow leaves copies in it that are no StableHLO; to the same shape, a reshape is one.
     text = re.sub(
         r"mhlo\.copy (%[\w#]+) : (tensor<[^>]*>)", r"stablehlo.reshape \1 : (\2) -> \2", text
     )
-    captured = program.get_concrete_function(carry, chunk).captured_inputs
+    captured = program.get_concrete_function(loop_state, chunk).captured_inputs
     variables = {id(v.handle): v for v in trainer.variables}
-    given = [part for part in tf.nest.flatten((carry, chunk)) if part is not None]
+    given = [part for part in tf.nest.flatten((loop_state, chunk)) if part is not None]
     return Exported(text, given + [variables.get(id(c), c) for c in captured])
 
 

@@ -74,7 +74,7 @@ def measure(folder: pathlib.Path, kind: str) -> dict[str, float]:
     stream: tbptt.DocumentStream | tbptt.ContiguousStream
     if kind == "documents":
         stream = tbptt.DocumentStream(
-            tbptt.Pieces(tokens, ends),
+            tbptt.Segments(tokens, ends),
             rows=ROWS,
             window_length=WINDOW,
             vocabulary_size=small_model.VOCABULARY,

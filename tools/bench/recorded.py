@@ -38,13 +38,13 @@ def record(size: Size) -> Step:
     from tools.bench import hlo
     from tools.bench.contestants import build_ours
 
-    trainer, carry, chunk = build_ours(size)
-    exported = hlo.export(trainer, carry, chunk)
+    trainer, loop_state, chunk = build_ours(size)
+    exported = hlo.export(trainer, loop_state, chunk)
     arguments = [given.numpy() for given in exported.inputs]
-    returned = tf.nest.flatten(trainer(carry, chunk))
+    returned = tf.nest.flatten(trainer(loop_state, chunk))
     places = [k for k, given in enumerate(exported.inputs) if isinstance(given, tf.Variable)]
     results = [each.numpy() for each in [*returned, *(exported.inputs[k] for k in places)]]
-    carried = {k: k for k in range(len(tf.nest.flatten(carry)))}
+    carried = {k: k for k in range(len(tf.nest.flatten(loop_state)))}
     carried |= {len(returned) + k: place for k, place in enumerate(places)}
     return Step(exported.text, arguments, results, carried, size)
 

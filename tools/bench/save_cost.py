@@ -44,15 +44,15 @@ def main(argv: list[str]) -> None:
         small_model.write_tokens(tokens, 100_000)
         stream = small_model.open_stream(tokens, rows=ROWS.value, window_length=16)
         feed = tbptt.open_feed(stream, 1)
-        position = tbptt.Position(trainer.initial_carry(ROWS.value))
+        run_state = tbptt.RunState(trainer.initial_loop_state(ROWS.value))
 
         def call() -> float:
-            nonlocal position
+            nonlocal run_state
             began = time.perf_counter()
-            chunk, cursor = feed.take(position.cursor, 1)
-            carry, metrics = trainer(position.carry, chunk)
+            chunk, cursor = feed.take(run_state.cursor, 1)
+            loop_state, metrics = trainer(run_state.loop_state, chunk)
             metrics.read()
-            position = tbptt.Position(carry, cursor)
+            run_state = tbptt.RunState(loop_state, cursor)
             return time.perf_counter() - began
 
         for _ in range(3):  # the first compiles
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
             before = peak_mb()
             peak_mb(reset=True)
             began = time.perf_counter()
-            taken = snapshot(trainer, position)
+            taken = snapshot(trainer, run_state)
             copying.append(time.perf_counter() - began)
             saved_mb = sum(array.nbytes for array in taken.arrays.values()) / 1e6
             checkpoints.save(taken)

@@ -16,7 +16,7 @@ VOCABULARY = 256
 
 
 def write_tokens(path: pathlib.Path, count: int) -> None:
-    """Random tokens, a piece at a time."""
+    """Random tokens, one part at a time."""
     rng = np.random.default_rng(0)
     with open(path, "wb") as file:
         for start in range(0, count, 10_000_000):
@@ -59,12 +59,12 @@ def measure(stream: RowStream) -> dict[str, float]:
     """Milliseconds a window, feeding included, and megabytes resident at most."""
     trainer = build()
     feed = tbptt.PrefetchFeed(stream, 20)
-    carry, cursor = trainer.initial_carry(stream.rows), tbptt.Cursor()
+    loop_state, cursor = trainer.initial_loop_state(stream.rows), tbptt.Cursor()
     times = []
     for _ in range(40):
         began = time.perf_counter()
         chunk, cursor = feed.take(cursor, 20)
-        carry, metrics = trainer(carry, chunk)
+        loop_state, metrics = trainer(loop_state, chunk)
         metrics.read()
         times.append((time.perf_counter() - began) / 20 * 1e3)
     return {"ms": statistics.median(times[5:]), "resident_mb": resident_mb()}

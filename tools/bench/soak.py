@@ -152,13 +152,13 @@ def train(windows: int, folder: pathlib.Path, windows_per_call: int) -> list[Sam
     tbptt.train(
         trainer,
         tbptt.PrefetchFeed(stream, windows_per_call),
-        tbptt.Position(trainer.initial_carry(ROWS)),
+        tbptt.RunState(trainer.initial_loop_state(ROWS)),
         windows=windows,
         actions=[
-            tbptt.Every(0, tbptt.Progress(ROWS * WINDOW_LENGTH)),
-            tbptt.Every(0, write),
+            tbptt.EveryCall(tbptt.Progress(ROWS * WINDOW_LENGTH)),
+            tbptt.EveryCall(write),
             tbptt.Every(calls * windows_per_call, evaluate),
-            tbptt.Every(0, sampler),
+            tbptt.EveryCall(sampler),
         ],
     )
     return sampler.samples

@@ -6,10 +6,10 @@
 A real experiment (`experiments.forecast`, with dropout, Adam, several rows and a validation,
 saving every few windows) is killed by SIGKILL: every other time at a random instant, else in the
 middle of a save, which is told by the unfinished folder that is still there afterwards. The same
-command is given again until the run ends; then parameters, slots, state of all rows, cursor and
-best record must be those of a run that nobody disturbed, bit for bit, and so must the result and
-every loss that TensorBoard shows. Runs follow each other until there were so many kills. The exit
-status is 1 on any difference and on any hang.
+command is given again until the run ends; then parameters, optimizer state, state of all rows,
+cursor and best record must be those of a run that nobody disturbed, bit for bit, and so must the
+result and every loss that TensorBoard shows. Runs follow each other until there were so many kills.
+The exit status is 1 on any difference and on any hang.
 """
 
 import json

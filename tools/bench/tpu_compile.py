@@ -76,8 +76,8 @@ def compile_for(text: str, topology: str) -> Compiled:
 def check(config: str, topology: str) -> bool:
     """Compiles one, prints a row; whether it compiles and fits."""
     generation = topology.partition(":")[0]
-    trainer, carry, chunk = build_ours(SIZES[config], bfloat16=config in BFLOAT16)
-    exported = hlo.export(trainer, carry, chunk)
+    trainer, loop_state, chunk = build_ours(SIZES[config], bfloat16=config in BFLOAT16)
+    exported = hlo.export(trainer, loop_state, chunk)
     try:
         made = compile_for(exported.text, topology)
     except Exception as error:
