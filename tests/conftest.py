@@ -1,4 +1,4 @@
-"""Two logical CPU devices, one tolerance table, and what the laws are tested on."""
+"""Two logical CPU devices, and the cores that the laws are tested on."""
 
 import contextlib
 import itertools
@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import tbptt
+from tbptt.testing import outputs_and_gradients
 
 tf.config.threading.set_intra_op_parallelism_threads(1)  # one test process a core
 tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -25,37 +26,6 @@ def full_disk(limit):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-# What two computations of the same thing may differ by. Nothing else sets a tolerance. `atol` is
-# in units of an array's largest element, if that is above 1: sums that cancel are as far off.
-TOLERANCES = {
-    "float32": dict(rtol=2e-5, atol=2e-6),
-    "float64": dict(rtol=1e-11, atol=1e-12),
-    "bfloat16": dict(rtol=2e-2, atol=2e-2),  # 8 bits: one rounding the other way is 0.4 %
-}
-
-
-def assert_close(actual, expected, precision: str | None = None) -> None:
-    """Asserts that two nests agree within the tolerance of `precision`, else of their dtype."""
-    actual, expected = tf.nest.flatten(actual), tf.nest.flatten(expected)
-    assert len(actual) == len(expected)
-    for a, b in zip(actual, expected, strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        assert a.shape == b.shape
-        assert a.dtype == b.dtype
-        tolerance = TOLERANCES.get(precision or a.dtype.name, dict(rtol=0, atol=0))
-        scale = max(1.0, np.max(np.abs(b), initial=0.0)) if tolerance["atol"] else 1.0
-        np.testing.assert_allclose(a, b, tolerance["rtol"], tolerance["atol"] * scale)
-
-
-def assert_same_bits(actual, expected) -> None:
-    """Asserts that two nests hold the same bits."""
-    for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        assert a.dtype == b.dtype
-        assert a.shape == b.shape
-        assert a.tobytes() == b.tobytes(), f"{a}\n{b}"
 
 
 class ElmanCell(tf.Module):
@@ -136,14 +106,6 @@ def make_inputs(steps: int, rows: int, dtype=tf.float32, seed: int = 11):
     return tf.constant(rng.normal(size=[steps, rows, INPUT_SIZE]), dtype)
 
 
-def make_state(core, rows: int, seed: int = 13):
-    """A state as it may come out of the window before."""
-    rng = np.random.default_rng(seed)
-    return tf.nest.map_structure(
-        lambda s: tf.constant(0.5 * rng.normal(size=s.shape), s.dtype), core.initial_state(rows)
-    )
-
-
 def values_of(trainer):
     return [variable.numpy() for variable in trainer.variables]
 
@@ -154,32 +116,10 @@ def put_back(trainer, values):
         variable.assign(value)
 
 
-def run_with_gradients(
-    core, inputs, state, controls=None, *, jit: bool = False, eager: bool = False, **options
-):
-    """Outputs, final state, and the gradients of a loss that looks at both.
-
-    With respect to the parameters, the inputs and the state that comes in.
-    """
-    rng = np.random.default_rng(17)
-
-    def run(inputs, state):
-        with tf.GradientTape() as tape:
-            tape.watch([inputs, *tf.nest.flatten(state)])
-            outputs, final = core(inputs, state, controls or tbptt.Controls(), **options)
-            loss = tf.add_n(
-                [
-                    tf.reduce_sum(part * tf.constant(rng.normal(size=part.shape), part.dtype))
-                    for part in [outputs, *tf.nest.flatten(final)]
-                ]
-            )
-        sources = [list(core.trainable_variables), inputs, tf.nest.flatten(state)]
-        gradients = tape.gradient(loss, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return outputs, final, gradients
-
-    if eager:
-        return run(inputs, state)
-    return tf.function(run, autograph=False, jit_compile=jit)(inputs, state)
+def run_with_gradients(core, inputs, state, controls=None, **options):
+    """Outputs, final state and gradients of a core, see `outputs_and_gradients`."""
+    parameters = core.trainable_variables
+    return outputs_and_gradients(core, parameters, inputs, state, controls, **options)
 
 
 BACKENDS = ("reference", "scan", "fused")

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import losses, optimizers
-from tests.conftest import assert_close, make_core, make_inputs, make_state
+from tbptt.testing import assert_close, random_state
+from tests.conftest import make_core, make_inputs
 
 SEED = tbptt.make_seed(0)
 X = make_inputs(3, 2)
@@ -18,7 +19,7 @@ IDS = tf.constant([[1, 2], [0, 3], [2, 2]])
 
 def of_core(kind):
     core = make_core(kind)
-    return lambda: core(X, make_state(core, 2))
+    return lambda: core(X, random_state(core, 2))
 
 
 def of_transform(transform):

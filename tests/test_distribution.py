@@ -9,7 +9,7 @@ import tensorflow as tf
 import tbptt
 from tbptt import distribution
 from tbptt.distribution import Replicas, open_replicas
-from tests.conftest import assert_same_bits
+from tbptt.testing import assert_same_bits
 
 ENVIRONMENT = ("TF_CONFIG", "TPU_NAME", "SLURM_STEP_NUM_TASKS")
 

@@ -6,7 +6,8 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers
-from tests.conftest import assert_close, assert_same_bits, make_core, make_inputs, make_state
+from tbptt.testing import assert_close, assert_same_bits, random_state
+from tests.conftest import make_core, make_inputs
 
 STEPS, ROWS, AHEAD, COLUMNS = 4, 3, 3, 2
 SEED = tbptt.make_seed(1)
@@ -57,7 +58,7 @@ def by_hand(model, window, state, forced, bypass=0):
 @pytest.mark.parametrize("forced", [False, True])
 def test_forecasts_by_hand(forced):
     model, window = make(teacher_forcing=float(forced)), make_window()
-    state = make_state(model.encoder, ROWS)
+    state = random_state(model.encoder, ROWS)
     outputs, last = forecast(model, window, state, training=forced, seed=SEED)
     assert_close(outputs, by_hand(model, window, state, forced))
     assert_close(last, model.encoder(window.inputs, state, window.controls)[1])
@@ -67,14 +68,14 @@ def test_bypass_is_not_for_the_encoder():
     model, window = make(bypass=COLUMNS), make_window()
     levels = make_inputs(STEPS, ROWS, seed=5)[..., :COLUMNS]
     window = window._replace(inputs=tf.concat([levels, window.inputs], -1))
-    state = make_state(model.encoder, ROWS)
+    state = random_state(model.encoder, ROWS)
     outputs, _ = model(window.inputs, state, window.controls)
     assert_close(outputs, by_hand(model, window, state, forced=False, bypass=COLUMNS))
 
 
 def test_nothing_is_forced_outside_of_training():
     window = make_window()
-    state = make_state(make().encoder, ROWS)
+    state = random_state(make().encoder, ROWS)
     free, _ = forecast(make(), window, state)
     assert_same_bits(forecast(make(teacher_forcing=1.0), window, state)[0], free)
     blind = window._replace(targets=tf.fill(window.targets.shape, np.nan))
@@ -84,7 +85,7 @@ def test_nothing_is_forced_outside_of_training():
 def test_a_forecast_does_not_know_what_comes():
     """Nothing from after step t reaches the forecast from t: neither inputs nor targets."""
     model, window = make(teacher_forcing=0.5), make_window()
-    state = make_state(model.encoder, ROWS)
+    state = random_state(model.encoder, ROWS)
     later = window._replace(inputs=tf.concat([window.inputs[:2], window.inputs[2:] + 1.0], 0))
     same, other = (forecast(model, w, state)[0] for w in (window, later))
     assert_same_bits(same[:2], other[:2])
@@ -97,7 +98,7 @@ def test_a_forecast_does_not_know_what_comes():
 
 
 def test_scheduled_sampling_forces_some():
-    window, state = make_window(), make_state(make().encoder, ROWS)
+    window, state = make_window(), random_state(make().encoder, ROWS)
     free, some, every = (
         forecast(make(teacher_forcing=rate), window, state, training=True, seed=SEED)[0].numpy()
         for rate in (0.0, 0.5, 1.0)
@@ -129,7 +130,7 @@ def test_the_decoder_draws_other_masks_at_every_step(jit):
         make_core("lstm"), Masks(), COLUMNS, outputs_alone, steps=AHEAD, seed=SEED
     )
     model.readout.w.assign(tf.eye(COLUMNS))
-    window, state = make_window(), make_state(model.encoder, ROWS)
+    window, state = make_window(), random_state(model.encoder, ROWS)
     run = tf.function(
         lambda training: forecast(model, window, state, training=training, seed=SEED)[0],
         autograph=False, jit_compile=jit,

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "training": TRAINING,
     "checkpoint": {"training", *TRAINING},
     "summaries": {"training", *TRAINING},
+    "testing": {"checkpoint", "training", *TRAINING},
     "experiment": {"checkpoint", "summaries", "training", *TRAINING},
 }
 FORBIDDEN = ("keras", "tensorflow.python", "tensorflow.compat.v1", "pickle")

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tbptt import losses
-from tests.conftest import assert_close
+from tbptt.testing import assert_close
 
 
 def test_cross_entropy_equals_numpy(jit):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt.serving import generate
-from tests.conftest import assert_close, assert_same_bits
+from tbptt.testing import assert_close, assert_same_bits
 
 
 def make(tied=False, dropout=0.0, per="step"):

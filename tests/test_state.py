@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import state as states
-from tests.conftest import assert_same_bits
+from tbptt.testing import assert_same_bits
 
 OLD = {"h": tf.constant([[1.0, 2.0], [np.nan, 4.0]]), "n": (tf.constant([5, 6], tf.int64),)}
 NEW = {"h": tf.constant([[7.0, 8.0], [9.0, 0.0]]), "n": (tf.constant([0, 1], tf.int64),)}

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt.checkpoint import load_torch
-from tests.conftest import assert_same_bits
+from tbptt.testing import assert_same_bits
 
 D, H, P, STEPS, ROWS = 3, 4, 2, 5, 2
 GATES = {"lstm": 4, "gru": 3}

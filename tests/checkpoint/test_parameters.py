@@ -9,7 +9,7 @@ import safetensors.numpy
 
 import tbptt
 from tbptt.checkpoint.parameters import SUFFIXES, write_parameters
-from tests.conftest import assert_same_bits
+from tbptt.testing import assert_same_bits
 from tests.test_models import make
 
 

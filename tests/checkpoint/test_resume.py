@@ -11,8 +11,9 @@ from tbptt import optimizers
 from tbptt.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from tbptt.checkpoint.snapshot import restore, snapshot, variables_of
 from tbptt.streams.fingerprint import fingerprint
+from tbptt.testing import assert_same_bits
 from tbptt.training.average import NonMonotonic
-from tests.conftest import assert_same_bits, make_core
+from tests.conftest import make_core
 from tests.streams.test_streams import STREAMS, AnyModel
 from tests.streams.test_streams import make as make_stream
 

@@ -15,7 +15,7 @@ from absl import logging
 
 from tbptt import checkpoint as ck
 from tbptt.checkpoint.manifest import _digest
-from tests.conftest import assert_same_bits
+from tbptt.testing import assert_same_bits
 
 ARRAYS = {
     "w": np.arange(6, dtype=np.float32).reshape(2, 3),

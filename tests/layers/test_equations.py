@@ -6,7 +6,8 @@ import tensorflow as tf
 
 import tbptt
 from tbptt.layers.dropout import keep_mask
-from tests.conftest import CORES, OPTIONS, assert_close, make_core, make_inputs, make_state
+from tbptt.testing import assert_close, random_state
+from tests.conftest import CORES, OPTIONS, make_core, make_inputs
 
 
 def sigmoid(x):
@@ -47,7 +48,7 @@ def gru_by_gates(gru, x, hidden):
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64], ids=["float32", "float64"])
 def test_lstm_equals_numpy_by_gate(backend, jit, dtype):
     lstm = make_core("lstm", backend=backend, dtype=dtype)
-    x, state = make_inputs(6, 2, dtype), make_state(lstm, 2)
+    x, state = make_inputs(6, 2, dtype), random_state(lstm, 2)
     outputs, final = tf.function(lstm, jit_compile=jit, autograph=False)(x, state)
     expected = lstm_by_gates(lstm, x.numpy(), state.hidden.numpy(), state.cell.numpy())
     assert_close([outputs, final.hidden, final.cell], list(expected))
@@ -56,7 +57,7 @@ def test_lstm_equals_numpy_by_gate(backend, jit, dtype):
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64], ids=["float32", "float64"])
 def test_gru_equals_numpy_by_gate(backend, jit, dtype):
     gru = make_core("gru", backend=backend, dtype=dtype)
-    x, state = make_inputs(6, 2, dtype), make_state(gru, 2)
+    x, state = make_inputs(6, 2, dtype), random_state(gru, 2)
     outputs, final = tf.function(gru, jit_compile=jit, autograph=False)(x, state)
     expected = gru_by_gates(gru, x.numpy(), state.hidden.numpy())
     assert_close([outputs, final.hidden], list(expected))
@@ -96,7 +97,7 @@ def lstm_with_options(lstm, x, hidden, cell, zoneout=(0.0, 0.0)):
 @pytest.mark.parametrize("kind", [kind for kind in OPTIONS if kind.startswith("lstm")])
 def test_lstm_with_options_equals_numpy_by_gate(kind):
     lstm = make_core(kind, dtype=tf.float64)
-    x, state = make_inputs(6, 2, tf.float64), make_state(lstm, 2)
+    x, state = make_inputs(6, 2, tf.float64), random_state(lstm, 2)
     outputs, final = lstm(x, state)
     zoneout = OPTIONS[kind].get("zoneout", (0.0, 0.0))
     expected = lstm_with_options(lstm, x.numpy(), *(s.numpy() for s in state), zoneout)
@@ -108,7 +109,7 @@ def test_recurrent_dropout_is_one_mask_a_window_on_the_recurrent_product(kind):
     """The same as a layer without, whose recurrent weights lack the dropped units' rows."""
     dropped = make_core(f"{kind}-recurrent-dropout", dtype=tf.float64)
     plain = make_core(kind, dtype=tf.float64)
-    x, state = make_inputs(6, 1, tf.float64), make_state(plain, 1)
+    x, state = make_inputs(6, 1, tf.float64), random_state(plain, 1)
     seed = tbptt.make_seed(0)
     rate = OPTIONS[f"{kind}-recurrent-dropout"]["recurrent_dropout"]
     keep = keep_mask([1, 4], rate, tbptt.split_seed(seed, 4 if kind == "lstm" else 2)[0])
@@ -129,7 +130,7 @@ def test_weight_dropout_drops_entries_at_its_rate_and_keeps_the_mean():
 
 def test_zoneout_keeps_the_old_value_bit_for_bit_in_training():
     lstm = make_core("lstm-zoneout")
-    state = make_state(lstm, 32)
+    state = random_state(lstm, 32)
     _, final = lstm(make_inputs(1, 32), state, training=True, seed=tbptt.make_seed(1))
     for old, new, rate in zip(state, final, OPTIONS["lstm-zoneout"]["zoneout"], strict=True):
         kept = np.mean(old.numpy() == new.numpy())
@@ -152,7 +153,7 @@ def test_what_is_random_needs_a_seed_and_a_rate_below_one(option):
 def test_gradients_equal_finite_differences(kind):
     """With respect to parameters, learned initial states, inputs and state; with a reset."""
     core = make_core(kind, backend="reference", dtype=tf.float64, learned=True)
-    inputs, state = make_inputs(4, 2, tf.float64), make_state(core, 2)
+    inputs, state = make_inputs(4, 2, tf.float64), random_state(core, 2)
     rows = [[False, False], [False, False], [True, False], [False, False]]
     reset = tbptt.Controls(tf.constant(rows))
     parameters = tbptt.named_parameters(core)

@@ -9,8 +9,8 @@ import tensorflow as tf
 from tbptt import optimizers
 from tbptt.optimizers.clipping import global_norm
 from tbptt.optimizers.sgd import trace
+from tbptt.testing import assert_close
 from tbptt.training.window import update
-from tests.conftest import assert_close
 
 RATE = 0.05
 STEPS = 5

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from tests.conftest import assert_close
+from tbptt.testing import assert_close
 
 HIDDEN, VOCABULARY, CUTOFFS = 8, 40, (6, 15)
 

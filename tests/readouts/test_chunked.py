@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt.readouts.chunked import POSITIONS, softmax_loss
-from tests.conftest import assert_close
+from tbptt.testing import assert_close
 
 ROWS, HIDDEN, VOCABULARY = 70, 5, 22
 

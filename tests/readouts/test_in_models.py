@@ -6,7 +6,8 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers
-from tests.conftest import assert_close, make_core
+from tbptt.testing import assert_close
+from tests.conftest import make_core
 
 VOCABULARY, EMBEDDING, HIDDEN, ROWS, STEPS = 7, 3, 4, 2, 4
 SEED = tbptt.make_seed(9)

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt.readouts.sampled import log_uniform_edges
-from tests.conftest import assert_close, assert_same_bits
+from tbptt.testing import assert_close, assert_same_bits
 
 HIDDEN, VOCABULARY = 3, 12
 

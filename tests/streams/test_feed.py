@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tbptt
-from tests.conftest import assert_same_bits
+from tbptt.testing import assert_same_bits
 from tests.streams.test_contiguous import make
 
 

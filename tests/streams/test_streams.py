@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
+from tbptt import testing
 from tbptt.layers.dropout import dropout
 from tbptt.streams.segments import Segments
 from tests.conftest import make_core
@@ -103,30 +104,15 @@ def assert_equal_windows(a, b):
 @every_stream
 @every_truncation
 def test_windows_are_a_pure_function_of_the_cursor(stream, truncation):
-    """Any cursor, in any order, one by one or together, of another object: the same windows."""
-    made = make(stream, truncation)
-    total = made.windows_per_epoch
-    together, end = made.windows(tbptt.Cursor(), 2 * total + 1)
-    assert end == tbptt.Cursor(2, 1)
-    other = make(stream, truncation)
-    for k in np.random.default_rng(1).permutation(2 * total + 1)[:12]:
-        alone, following = other.windows(tbptt.Cursor(*divmod(int(k), total)), 1)
-        assert following == tbptt.Cursor(*divmod(int(k) + 1, total))
-        one = tf.nest.map_structure(lambda f, k=k: None if f is None else f[k : k + 1], together)
-        assert_equal_windows(alone, one)
+    """Any cursor, in any order, one by one or together: the same windows."""
+    testing.check_cursor(make(stream, truncation))
 
 
 @every_stream
 @pytest.mark.parametrize("truncation", ["plain", "jitter", "everything"])
 def test_some_rows_alone_are_those_of_all(stream, truncation):
-    """What one process of many reads, random cuts and dropped states included."""
-    made = make(stream, truncation)
-    start, count = tbptt.Cursor(1, made.windows_per_epoch - 1), made.windows_per_epoch + 1
-    windows, end = made.windows(start, count)
-    for rows in (slice(0, 1), slice(1, ROWS)):
-        some, same_end = made.windows(start, count, rows)
-        assert same_end == end
-        assert_equal_windows(some, windows.of_rows(rows))
+    """Law 4: what one process of many reads, random cuts and dropped states included."""
+    testing.check_stream_rows(make(stream, truncation))
 
 
 def checksum(windows):
@@ -152,14 +138,8 @@ def test_windows_are_the_same_in_another_process():
 def test_windows_continue_each_other_or_start_anew(stream, truncation):
     """Law 11, on the host: the same check as in the loop."""
     made = make(stream, truncation)
+    testing.check_offsets(made)
     windows, _ = made.windows(tbptt.Cursor(), 2 * made.windows_per_epoch + 1)
-    moved = STEPS if windows.controls.advance is None else windows.controls.advance[:-1, None]
-    follows = windows.offset[1:] == windows.offset[:-1] + moved
-    starts = windows.start[1:].copy()
-    if windows.controls.reset is not None:
-        starts |= windows.controls.reset[1:, 0]
-    assert (follows | starts).all()
-    assert windows.start[0].all()
     for epoch in range(3):
         assert windows.start[epoch * made.windows_per_epoch].all()
 

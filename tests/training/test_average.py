@@ -4,8 +4,8 @@ import numpy as np
 
 import tbptt
 from tbptt import optimizers
+from tbptt.testing import assert_close, assert_same_bits
 from tbptt.training.average import NonMonotonic
-from tests.conftest import assert_close, assert_same_bits
 from tests.training.test_loop import ROWS, make_model, make_stream
 
 

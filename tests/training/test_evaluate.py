@@ -6,7 +6,8 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers
-from tests.conftest import LOOPS, assert_same_bits, make_core, put_back, values_of
+from tbptt.testing import assert_same_bits
+from tests.conftest import LOOPS, make_core, put_back, values_of
 
 VOCABULARY = 7
 TOKENS = np.random.default_rng(2).integers(0, VOCABULARY, [54])

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tbptt
 from tbptt import optimizers
 from tbptt.streams.feed import Chunk
+from tbptt.testing import assert_close, assert_same_bits
 from tbptt.training.window import (
     FAULTLESS,
     Sum,
@@ -22,14 +23,7 @@ from tbptt.training.window import (
     start_state,
     window_gradients,
 )
-from tests.conftest import (
-    LOOPS,
-    assert_close,
-    assert_same_bits,
-    make_core,
-    put_back,
-    values_of,
-)
+from tests.conftest import LOOPS, make_core, put_back, values_of
 
 VOCABULARY, ROWS, STEPS = 7, 2, 4
 

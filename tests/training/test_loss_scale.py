@@ -6,8 +6,9 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import checks, optimizers
+from tbptt.testing import assert_same_bits
 from tbptt.training.loss_scale import LARGEST, LossScale, divide
-from tests.conftest import assert_same_bits, put_back, values_of
+from tests.conftest import put_back, values_of
 from tests.training.test_loop import (
     Features,
     make_model,

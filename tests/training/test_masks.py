@@ -10,16 +10,10 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import losses, optimizers
+from tbptt.testing import assert_close, assert_same_bits, random_state
 from tbptt.training.masking import reaches_counted
 from tbptt.training.window import window_gradients
-from tests.conftest import (
-    BACKENDS,
-    assert_close,
-    assert_same_bits,
-    make_core,
-    make_inputs,
-    make_state,
-)
+from tests.conftest import BACKENDS, make_core, make_inputs
 
 STEPS, ROWS, COLUMNS = 6, 3, 2
 SEED = tbptt.make_seed(4)
@@ -62,7 +56,7 @@ class Windows:
 
     def __init__(self, model, inputs, targets, *, jit=False, training=True):
         self.inputs, self.targets = np.array(inputs), np.array(targets)
-        self.model, self.state = model, make_state(model, ROWS)
+        self.model, self.state = model, random_state(model, ROWS)
 
         def run(inputs, targets, state):
             window = tbptt.Window(

@@ -10,8 +10,9 @@ import tbptt
 from tbptt import optimizers
 from tbptt.checkpoint.snapshot import restore, snapshot, variables_of
 from tbptt.distribution import Replicas, open_replicas
+from tbptt.testing import TOLERANCES, assert_same_bits
 from tbptt.training.loop import describe_skipped
-from tests.conftest import TOLERANCES, assert_same_bits, make_core
+from tests.conftest import make_core
 
 VOCABULARY, ROWS, LENGTH, WINDOWS = 7, 4, 5, 24
 LENGTHS = np.random.default_rng(3).integers(2, 20, 30)

@@ -8,17 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tbptt.testing import assert_close, assert_same_bits, random_state
 from tbptt.types import Controls
 from tbptt.unroll import cudnn
-from tests.conftest import (
-    HIDDEN_SIZE,
-    INPUT_SIZE,
-    assert_close,
-    assert_same_bits,
-    make_core,
-    make_inputs,
-    make_state,
-)
+from tests.conftest import HIDDEN_SIZE, INPUT_SIZE, make_core, make_inputs
 
 KINDS = ("lstm", "gru")
 GATES = {"lstm": 4, "gru": 3}
@@ -81,7 +74,7 @@ DOCUMENTED = {"lstm": documented_lstm, "gru": documented_gru}
 def test_documented_equations_on_the_packed_weights_equal_reference(kind):
     """Order, transposition and biases: in float64, so that nothing hides in rounding."""
     core = make_core(kind, backend="reference", dtype=tf.float64)
-    inputs, state = make_inputs(STEPS, ROWS, tf.float64), make_state(core, ROWS)
+    inputs, state = make_inputs(STEPS, ROWS, tf.float64), random_state(core, ROWS)
     flat = PACK[kind](*weights_of(core)).numpy()
     documented = DOCUMENTED[kind](flat, inputs.numpy(), *(part.numpy() for part in state))
     assert_close(documented, core(inputs, state))
@@ -91,7 +84,7 @@ def test_documented_equations_on_the_packed_weights_equal_reference(kind):
 def test_documented_equations_on_any_flat_vector_equal_reference_on_the_unpacked(kind):
     """Both biases filled, as weights from elsewhere come: unpacking adds up what adds up."""
     core = make_core(kind, backend="reference", dtype=tf.float64)
-    inputs, state = make_inputs(STEPS, ROWS, tf.float64), make_state(core, ROWS)
+    inputs, state = make_inputs(STEPS, ROWS, tf.float64), random_state(core, ROWS)
     size = PACK[kind](*weights_of(core)).shape[0]
     flat = tf.constant(0.5 * np.random.default_rng(2).normal(size=size))
     values = UNPACK[kind](flat, INPUT_SIZE, HIDDEN_SIZE)
@@ -146,7 +139,7 @@ def test_flat_order_is_torchs(kind):
     values = UNPACK[kind](tf.constant(flat), INPUT_SIZE, HIDDEN_SIZE)
     for name, value in zip(("w_x", "w_h", "b", "b_h"), values, strict=False):
         getattr(core, name).assign(value)
-    inputs, state = make_inputs(STEPS, ROWS, tf.float64), make_state(core, ROWS)
+    inputs, state = make_inputs(STEPS, ROWS, tf.float64), random_state(core, ROWS)
     given = [torch.tensor(part.numpy())[None] for part in state]
     outputs, final = theirs(
         torch.tensor(inputs.numpy()), tuple(given) if len(given) > 1 else given[0]
@@ -169,7 +162,7 @@ def test_flat_order_is_torchs(kind):
 def test_shapes_are_known_when_traced(kind, dtype):
     """Of outputs, state and all gradients; a trace needs no GPU."""
     core = make_core(kind, dtype=dtype)
-    weights, state = weights_of(core), tuple(make_state(core, ROWS))
+    weights, state = weights_of(core), tuple(random_state(core, ROWS))
 
     @tf.function(autograph=False)
     def run(inputs, weights, state):
@@ -193,7 +186,7 @@ def test_shapes_are_known_when_traced(kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_xla_refuses_by_a_name_that_says_what_to_do(kind):
     core = make_core(kind)
-    inputs, state = make_inputs(STEPS, ROWS), tuple(make_state(core, ROWS))
+    inputs, state = make_inputs(STEPS, ROWS), tuple(random_state(core, ROWS))
     run = tf.function(RUN[kind], autograph=False, jit_compile=True)
     with pytest.raises(tf.errors.InvalidArgumentError, match="needs_jit_compile_False"):
         run(inputs, *weights_of(core), state)
@@ -277,7 +270,7 @@ def full_float32():
 def test_on_a_gpu_it_equals_reference(kind):
     """Law 5: outputs, final state, gradients of parameters, inputs and state."""
     core = make_core(kind, backend="reference")
-    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    inputs, state = make_inputs(STEPS, ROWS), random_state(core, ROWS)
     results = []
     for run in (
         lambda x, w, s: core(x, s),

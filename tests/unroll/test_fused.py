@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tbptt.testing import assert_close
 from tbptt.types import Controls
 from tbptt.unroll import fused, recompute, unroll
-from tests.conftest import assert_close
 
 STEPS, ROWS, SIZE = 5, 2, 3
 

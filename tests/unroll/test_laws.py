@@ -12,16 +12,10 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from tbptt.state import detach, select, take_rows
-from tests.conftest import (
-    BACKENDS,
-    OPTIONS,
-    assert_close,
-    make_core,
-    make_inputs,
-    make_state,
-    run_with_gradients,
-)
+from tbptt import testing
+from tbptt.state import detach
+from tbptt.testing import assert_close, random_state
+from tests.conftest import BACKENDS, OPTIONS, make_core, make_inputs, run_with_gradients
 
 ROWS, STEPS = 3, 6
 
@@ -37,63 +31,21 @@ def resets(*places, steps=STEPS, rows=ROWS):
 def test_windows_in_a_row_equal_one_long_window(kind, backend, jit):
     """Law 1, with the gradient uncut through the seam: outputs, final state, all gradients."""
     core = make_core(kind, backend=backend)
-    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
     reset = resets((0, 0), (2, 1), (4, 2))
-
-    def in_two(x, s, controls):
-        first, s = core(x[:2], s, tbptt.Controls(controls.reset[:2]))
-        second, s = core(x[2:], s, tbptt.Controls(controls.reset[2:]))
-        return tf.concat([first, second], 0), s
-
-    in_two.trainable_variables = core.trainable_variables
-    assert_close(
-        run_with_gradients(in_two, inputs, state, reset, jit=jit),
-        run_with_gradients(core, inputs, state, reset, jit=jit),
-    )
+    testing.check_continuation(core, make_inputs(STEPS, ROWS), controls=reset, jit_compile=jit)
 
 
 def test_detached_state_passes_no_gradient(kind, backend, jit):
     """Law 2: a loss in the second window has none with respect to anything before it."""
     core = make_core(kind, backend=backend)
-    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
-
-    @tf.function(autograph=False, jit_compile=jit)
-    def gradients(first, second, state):
-        with tf.GradientTape() as tape:
-            tape.watch([first, second, *tf.nest.flatten(state)])
-            _, carried = core(first, state)
-            outputs, _ = core(second, detach(carried))
-            loss = tf.reduce_sum(outputs**2)
-        zero = tf.UnconnectedGradients.ZERO
-        sources = [first, second, tf.nest.flatten(state)]
-        return tape.gradient(loss, sources, unconnected_gradients=zero)
-
-    before, within, before_that = gradients(inputs[:3], inputs[3:], state)
-    for gradient in [before, *before_that]:
-        assert not np.any(gradient)
-    assert np.all(np.abs(within).sum(axis=-1) > 0)
+    testing.check_truncation(core, make_inputs(STEPS, ROWS), jit_compile=jit)
 
 
 @pytest.mark.parametrize("step", [0, 3, STEPS - 1], ids=["first", "middle", "last"])
 def test_reset_forgets_everything_before_it_nan_included(kind, backend, jit, step):
-    """Law 3: row 1 from `step` on equals a row that begins there; the other rows see nothing."""
+    """Law 3: the last row from `step` on equals one that begins there; others see nothing."""
     core = make_core(kind, backend=backend, learned=True)
-    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
-    row1 = tf.constant([False, True, False])
-    nan = tf.nest.map_structure(lambda s: s * np.nan, state)
-    poisoned_state = select(row1, nan, state)
-    poison = np.ones([STEPS, ROWS, 1], np.float32)
-    poison[:step, 1] = np.nan
-    run = tf.function(core, autograph=False, jit_compile=jit)
-    outputs, final = run(inputs * poison, poisoned_state, resets((step, 1)))
-
-    fresh = core.initial_state(ROWS)
-    expected, expected_final = core(inputs[step:], fresh)
-    assert_close(outputs[step:, 1], expected[:, 1])
-    assert_close(take_rows(final, [1]), take_rows(expected_final, [1]))
-    others, others_final = core(inputs, state)
-    assert_close(tf.gather(outputs, [0, 2], axis=1), tf.gather(others, [0, 2], axis=1))
-    assert_close(take_rows(final, [0, 2]), take_rows(others_final, [0, 2]))
+    testing.check_reset(core, make_inputs(STEPS, ROWS), step=step, jit_compile=jit)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +56,7 @@ def test_reset_forgets_everything_before_it_nan_included(kind, backend, jit, ste
 def test_learned_initial_state_gets_gradient_from_the_rows_that_reset(kind, backend, jit):
     """Law 3: as if exactly those rows had begun at their resets; no reset, no gradient."""
     core = make_core(kind, backend=backend, learned=True)
-    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    inputs, state = make_inputs(STEPS, ROWS), random_state(core, ROWS)
     learned = [v for v in core.trainable_variables if "initial" in v.name]
     weights = tf.constant(np.random.default_rng(1).normal(size=[STEPS, ROWS, 1]), tf.float32)
 
@@ -137,34 +89,10 @@ def test_learned_initial_state_gets_gradient_from_the_rows_that_reset(kind, back
         assert not np.any(none)
 
 
-def test_permuting_rows_permutes_results(kind, backend, jit):
+def test_permuting_rows_permutes_results_and_no_row_sees_another(kind, backend, jit):
     """Law 4."""
     core = make_core(kind, backend=backend)
-    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
-    reset = resets((0, 1), (3, 2))
-    order = [2, 0, 1]
-    run = tf.function(core, autograph=False, jit_compile=jit)
-    outputs, final = run(inputs, state, reset)
-    moved, moved_final = run(
-        tf.gather(inputs, order, axis=1),
-        take_rows(state, order),
-        tbptt.Controls(tf.gather(reset.reset, order, axis=1)),
-    )
-    assert_close(moved, tf.gather(outputs, order, axis=1))
-    assert_close(moved_final, take_rows(final, order))
-
-
-def test_no_row_sees_another(kind, backend):
-    """Law 4: the gradient of one row's outputs with respect to the others is zero."""
-    core = make_core(kind, backend=backend)
-    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        outputs, _ = core(inputs, state, resets((3, 0)))
-        loss = tf.reduce_sum(outputs[:, 1] ** 2)
-    gradient = tape.gradient(loss, inputs).numpy()
-    assert not gradient[:, [0, 2]].any()
-    assert gradient[:, 1].all()
+    testing.check_rows(core, make_inputs(STEPS, ROWS), jit_compile=jit)
 
 
 # T, what of, and where rows reset. The reference is cheap: it runs op by op, and once for all.
@@ -188,7 +116,7 @@ def result_of(kind, case, backend, keep="gates"):
         options["compute_dtype"] = tf.bfloat16
     dtype = tf.float64 if precision == "float64" else tf.float32
     core = make_core(kind, backend=backend, dtype=dtype, learned=True, **options)
-    inputs, state = make_inputs(steps, ROWS, dtype), make_state(core, ROWS)
+    inputs, state = make_inputs(steps, ROWS, dtype), random_state(core, ROWS)
     reset = resets(*places, steps=steps) if places else None
     options = dict(training=True, seed=tbptt.make_seed(5))
     eager = backend == "reference"
@@ -239,7 +167,7 @@ def test_backends_equal_reference_where_no_initial_state_is_learned(kind):
             backend, _, states = name.partition(", ")
             keep = "states" if states else "gates"
             core = make_core(kind, backend=backend, dtype=tf.float64, keep=keep)
-            state = make_state(core, ROWS)
+            state = random_state(core, ROWS)
             results[name] = run_with_gradients(core, inputs, state, reset, eager=True, **options)
         for name in names[1:]:
             assert_close(results[name], results["reference"])
@@ -251,11 +179,11 @@ def test_backends_equal_reference_where_no_initial_state_is_learned(kind):
 def test_options_compiled_equal_reference(kind):
     """Law 5, compiled: every regulariser draws the same and computes the same under XLA."""
     core = make_core(kind, learned=True, dtype=tf.float64)
-    inputs, state = make_inputs(7, ROWS, tf.float64), make_state(core, ROWS)
+    inputs, state = make_inputs(7, ROWS, tf.float64), random_state(core, ROWS)
     reset = resets(*CASES["resets"][2], steps=7)
     options = dict(training=True, seed=tbptt.make_seed(5))
     assert_close(
-        run_with_gradients(core, inputs, state, reset, jit=True, **options),
+        run_with_gradients(core, inputs, state, reset, jit_compile=True, **options),
         result_of(kind, "resets", "reference"),
     )
 
@@ -264,18 +192,18 @@ def test_options_compiled_equal_reference(kind):
 def test_compiled_equals_plain(kind, backend):
     """Law 5, for the switch of compilation."""
     core = make_core(kind, backend=backend, learned=True)
-    inputs, state = make_inputs(7, ROWS), make_state(core, ROWS)
+    inputs, state = make_inputs(7, ROWS), random_state(core, ROWS)
     reset = resets((0, 0), (3, 1), (6, 2), steps=7)
     assert_close(
-        run_with_gradients(core, inputs, state, reset, jit=True),
-        run_with_gradients(core, inputs, state, reset, jit=False),
+        run_with_gradients(core, inputs, state, reset, jit_compile=True),
+        run_with_gradients(core, inputs, state, reset, jit_compile=False),
     )
 
 
 def test_no_reset_costs_no_operation(kind, backend):
     """A stream that never resets pays nothing: there is no select in its program."""
     core = make_core(kind, backend=backend)
-    inputs, state = make_inputs(4, ROWS), make_state(core, ROWS)
+    inputs, state = make_inputs(4, ROWS), random_state(core, ROWS)
 
     def selects(reset):
         graph = tf.function(core, autograph=False).get_concrete_function(inputs, state, reset).graph
@@ -311,7 +239,7 @@ def scaled_result(kind, backend, jit=False, keep="gates"):
     """With gradient scales, resets and, unless states are kept, an advance."""
     options = {} if kind == "own" else dict(keep=keep)
     core = make_core(kind, backend=backend, dtype=tf.float64, learned=True, **options)
-    inputs, state = make_inputs(7, ROWS, tf.float64), make_state(core, ROWS)
+    inputs, state = make_inputs(7, ROWS, tf.float64), random_state(core, ROWS)
     return run_with_gradients(
         core,
         inputs,
@@ -321,7 +249,7 @@ def scaled_result(kind, backend, jit=False, keep="gates"):
             gradient_scales(7, [(4, 0), (2, 2)]),
             tf.constant(5) if keep == "gates" else None,
         ),
-        jit=jit,
+        jit_compile=jit,
         eager=backend == "reference",
         **({} if kind == "own" else dict(training=True, seed=tbptt.make_seed(5))),
     )
@@ -354,7 +282,7 @@ def test_gradient_scale_while_keeping_states(kind):
 def test_scale_0_is_a_detached_state(kind, backend):
     """Law 2 inside a window: scale 0 at step t equals two windows with a constant between."""
     core = make_core(kind, backend=backend)
-    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    inputs, state = make_inputs(STEPS, ROWS), random_state(core, ROWS)
     cut = np.ones([STEPS, ROWS], np.float32)
     cut[2] = 0
 
@@ -391,7 +319,7 @@ def test_scale_0_stops_gradients_that_are_not_finite(backend):
 def test_advance_takes_the_state_after_so_many_steps(kind, backend, steps):
     """And as a constant; the outputs are those of the whole window."""
     core = make_core(kind, backend=backend)
-    inputs, state = make_inputs(STEPS, ROWS), make_state(core, ROWS)
+    inputs, state = make_inputs(STEPS, ROWS), random_state(core, ROWS)
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         outputs, reached = core(inputs, state, tbptt.Controls(advance=tf.constant(steps)))
@@ -404,7 +332,7 @@ def test_advance_takes_the_state_after_so_many_steps(kind, backend, steps):
 def test_random_cuts_are_unbiased():
     """Tallec & Ollivier (2017): the mean over all cuts, by their probability, is the gradient."""
     core = make_core("lstm", dtype=tf.float64)
-    inputs, state = make_inputs(4, 1, tf.float64), make_state(core, 1)
+    inputs, state = make_inputs(4, 1, tf.float64), random_state(core, 1)
     probability = 0.4
 
     @tf.function(autograph=False)
@@ -425,4 +353,4 @@ def test_random_cuts_are_unbiased():
 def test_keeping_states_refuses_an_advance():
     core = make_core("lstm", keep="states")
     with pytest.raises(ValueError, match="Use keep='gates', or windows that advance by"):
-        core(make_inputs(4, ROWS), make_state(core, ROWS), tbptt.Controls(advance=tf.constant(2)))
+        core(make_inputs(4, ROWS), random_state(core, ROWS), tbptt.Controls(advance=tf.constant(2)))
