@@ -35,8 +35,5 @@ from tbptt.testing.streams import check_cursor as check_cursor
 from tbptt.testing.streams import check_offsets as check_offsets
 from tbptt.testing.streams import check_stream as check_stream
 from tbptt.testing.streams import check_stream_rows as check_stream_rows
-from tbptt.testing.training import check_calls as check_calls
-from tbptt.testing.training import check_evaluation as check_evaluation
 from tbptt.testing.training import check_replicas as check_replicas
-from tbptt.testing.training import check_resume as check_resume
 from tbptt.testing.training import check_training as check_training

@@ -57,7 +57,11 @@ def check_readout(
                 tape.watch(hidden)
                 losses = function(hidden)  # type: ignore[operator]
                 total = tf.reduce_sum(losses * tf.range(1.0, losses.shape[0] + 1)[:, None])
-            gradients = tape.gradient(total, [hidden, *parameters])
+            gradients = tape.gradient(
+                total,
+                [hidden, *parameters],
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
             return losses, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
         return run(hidden)

@@ -16,7 +16,7 @@ from tbptt.testing.compare import assert_close, assert_same_bits, require
 from tbptt.training.evaluate import Evaluator
 from tbptt.training.loop import RunState, train
 from tbptt.training.trainer import Trainer
-from tbptt.types import Nest, Stream
+from tbptt.types import Cursor, Nest, Stream
 
 MakeTrainer = Callable[..., Trainer]
 """`make_trainer() -> Trainer`: a new one, always with the same initial values.
@@ -27,6 +27,10 @@ For `check_replicas` it takes `replicas=`, and makes all that has variables in t
 
 def check_training(make_trainer: MakeTrainer, stream: Stream, *, windows: int = 5) -> None:
     """Checks laws 6, 7, 9 and 12 for a trainer: calls, resume, evaluation, one trace.
+
+    Windows in one call or in several give the same bits; an evaluation between them changes
+    nothing, and gives the same figure twice; a run that is saved to disk and resumed by another
+    trainer gives the bits of a run left alone; and no program is traced again.
 
     Args:
       make_trainer: see `MakeTrainer`.
@@ -43,77 +47,47 @@ def check_training(make_trainer: MakeTrainer, stream: Stream, *, windows: int = 
       >>> stream = ContiguousStream(np.arange(25) % 5, rows=2, window_length=4, vocabulary_size=5)
       >>> check_training(make_trainer, stream)
     """
-    check_calls(make_trainer, stream, windows=windows)
-    check_resume(make_trainer, stream, windows=windows)
-    check_evaluation(make_trainer, stream, windows=windows)
-
-
-def check_calls(make_trainer: MakeTrainer, stream: Stream, *, windows: int = 5) -> None:
-    """Checks laws 6 and 12: windows in one call or in several give the same bits, by one trace.
-
-    Args:
-      make_trainer, stream, windows: see `check_training`.
-
-    Raises:
-      LawError: the bits differ, or the program was traced again.
-    """
-    results = []
-    for windows_per_call in (windows, 2, 1):
-        trainer = make_trainer()
-        run_state = _run(trainer, stream, _begin(trainer, stream), windows, windows_per_call)
-        results.append(_everything(trainer, run_state))
-        require(trainer.traces == 1, 12, f"the program was traced {trainer.traces} times.")
-        what = f"{windows} windows in calls of {windows_per_call}, against one call"
-        assert_same_bits(results[-1], results[0], law=6, what=what)
-
-
-def check_resume(make_trainer: MakeTrainer, stream: Stream, *, windows: int = 5) -> None:
-    """Checks law 7: a run that is saved and resumed, by other objects, gives the same bits.
-
-    The checkpoint goes through a temporary folder on disk.
-
-    Args:
-      make_trainer, stream, windows: see `check_training`.
-
-    Raises:
-      LawError: the bits differ from those of a run that was left alone.
-    """
     trainer = make_trainer()
-    whole = _everything(trainer, _run(trainer, stream, _begin(trainer, stream), windows, windows))
-    trainer, other = make_trainer(), make_trainer()
-    cut = windows // 2
-    run_state = _run(trainer, stream, _begin(trainer, stream), cut, cut)
+    first_values = [variable.numpy() for variable in trainer.variables]
+
+    def begin() -> RunState:
+        """Puts all variables back: a trainer that begins again is as good as a new one."""
+        for variable, value in zip(trainer.variables, first_values, strict=True):
+            variable.assign(value)
+        return RunState(trainer.initial_loop_state(stream.rows))
+
+    def run(trainer: Trainer, run_state: RunState, step: int, windows_per_call: int) -> RunState:
+        return train(trainer, open_feed(stream, windows_per_call), run_state, windows=step)
+
+    whole = _everything(trainer, run(trainer, begin(), windows, windows))
+    for windows_per_call in (2, 1):
+        found = _everything(trainer, run(trainer, begin(), windows, windows_per_call))
+        what = f"{windows} windows in calls of {windows_per_call}, against one call"
+        assert_same_bits(found, whole, law=6, what=what)
+
+    evaluate = Evaluator(trainer.model, stream, jit_compile=trainer.jit_compile)
+    run_state = begin()
+    for step in (1, windows - 1, windows):
+        run_state = run(trainer, run_state, step, windows)
+        once, again = evaluate(), evaluate()
+        require(once == again, 9, f"two evaluations in a row gave {once} and {again}.")
+    what = f"{windows} windows with evaluations between them, against a run without"
+    assert_same_bits(_everything(trainer, run_state), whole, law=9, what=what)
+
+    other, cut = make_trainer(), windows // 2
+    run_state = run(trainer, begin(), cut, cut)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "checkpoint")
         write_checkpoint(path, snapshot(trainer, run_state))
-        run_state = restore(read_checkpoint(path), other, _begin(other, stream))
-    run_state = _run(other, stream, run_state, windows, windows)
+        run_state = restore(
+            read_checkpoint(path), other, RunState(other.initial_loop_state(stream.rows))
+        )
+    found = _everything(other, run(other, run_state, windows, windows))
     what = f"{windows} windows, saved and resumed after {cut}, against a run left alone"
-    assert_same_bits(_everything(other, run_state), whole, law=7, what=what)
+    assert_same_bits(found, whole, law=7, what=what)
 
-
-def check_evaluation(make_trainer: MakeTrainer, stream: Stream, *, windows: int = 5) -> None:
-    """Checks law 9: an evaluation between windows changes nothing, and gives one figure.
-
-    Args:
-      make_trainer, stream, windows: see `check_training`.
-
-    Raises:
-      LawError: training goes on differently, or two evaluations differ.
-    """
-    results = []
-    for evaluates in (False, True):
-        trainer = make_trainer()
-        evaluate = Evaluator(trainer.model, stream, jit_compile=trainer.jit_compile)
-        run_state = _begin(trainer, stream)
-        for step in range(1, windows + 1):
-            run_state = _run(trainer, stream, run_state, step, 1)
-            if evaluates and step in (1, windows - 1):
-                once, again = evaluate(), evaluate()
-                require(once == again, 9, f"two evaluations in a row gave {once} and {again}.")
-        results.append(_everything(trainer, run_state))
-    what = f"{windows} windows with evaluations between them, against a run without"
-    assert_same_bits(results[1], results[0], law=9, what=what)
+    traces = (trainer.traces, other.traces, evaluate.traces)
+    require(traces == (1, 1, 1), 12, f"trainers and evaluator were traced {traces} times.")
 
 
 def check_replicas(
@@ -143,9 +117,8 @@ def check_replicas(
     for each in (Replicas(), replicas):
         trainer = make_trainer(replicas=each)
         feed = open_feed(stream, windows, replicas=each)
-        run_state = _begin(trainer, stream)
-        chunk, _ = feed.take(run_state.cursor, windows)
-        loop_state, metrics = trainer(run_state.loop_state, chunk)
+        chunk, _ = feed.take(Cursor(), windows)
+        loop_state, metrics = trainer(trainer.initial_loop_state(stream.rows), chunk)
         means = {name: np.float32(mean) for name, mean in metrics.read().means.items()}
         evaluation = Evaluator(trainer.model, stream, replicas=each, jit_compile=False)()
         means |= {f"evaluated {name}": np.float32(m) for name, m in evaluation.metrics.items()}
@@ -154,16 +127,6 @@ def check_replicas(
         results.append({"metrics": means, "parameters": parameters, "state": state})
     what = f"{replicas.count} replicas against one device"
     assert_close(results[1], results[0], precision, law=8, what=what)
-
-
-def _begin(trainer: Trainer, stream: Stream) -> RunState:
-    return RunState(trainer.initial_loop_state(stream.rows))
-
-
-def _run(
-    trainer: Trainer, stream: Stream, run_state: RunState, windows: int, windows_per_call: int
-) -> RunState:
-    return train(trainer, open_feed(stream, windows_per_call), run_state, windows=windows)
 
 
 def _everything(trainer: Trainer, run_state: RunState) -> Nest:
