@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
+from tbptt import testing
 from tbptt.serving import generate
 from tbptt.testing import assert_close, assert_same_bits
 
@@ -223,6 +224,29 @@ def test_penalties_by_hand():
     assert_close(scored.penalty, 2.0 * (h**2).mean(-1) + 3.0 * change)
     assert_close(model.loss(window, state)[0].loss, plain.loss(window, state)[0].loss)
     assert model.loss(window, state)[0].penalty is None
+
+
+@pytest.mark.parametrize("kind", ["language", "sequence", "encoder-decoder"])
+def test_models_keep_the_laws(kind, jit):
+    seeds = tbptt.split_seed(tbptt.make_seed(4), 3)
+    core, window = tbptt.LSTM(3, 4, seed=seeds[0]), WINDOW
+    if kind != "language":
+        numbers = tf.random.stateless_normal([5, 2, 5], seeds[2])
+        window = tbptt.Window(numbers[..., :3], numbers[..., 3:], weight=numbers[..., 0] ** 2)
+    if kind == "language":
+        options = dict(dropout_rate=0.3, activation_penalty=2.0, slowness_penalty=3.0)
+        model = tbptt.LanguageModel(9, 3, core, seed=seeds[1], **options)
+    elif kind == "sequence":
+        metrics = {"distance": tbptt.absolute_error}
+        model = tbptt.SequenceModel(
+            core, 2, tbptt.squared_error, seed=seeds[1], metrics=metrics, input_dropout_rate=0.2
+        )
+    else:
+        decoder, options = tbptt.LSTM(1, 4, seed=seeds[2]), dict(steps=2, teacher_forcing=0.5)
+        model = tbptt.EncoderDecoder(
+            core, decoder, 1, tbptt.squared_error, seed=seeds[1], **options
+        )
+    testing.check_model(model, window, jit_compile=jit)
 
 
 def test_sequence_model_by_hand():

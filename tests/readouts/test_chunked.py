@@ -160,16 +160,6 @@ def test_logits_never_exist_whole(dense):
         assert largest(run, hidden, w, b, targets) == max(rows * chunk, vocabulary * 20)
 
 
-def test_readout_has_logits_and_a_score_that_agree(jit):
-    readout = tbptt.ChunkedSoftmax(HIDDEN, VOCABULARY, seed=tbptt.make_seed(0), chunk=7)
-    hidden = tf.reshape(make()[0], [35, 2, HIDDEN])
-    targets = tf.reshape(make()[3], [35, 2])
-    score = tf.function(readout.loss, jit_compile=jit, autograph=False)
-    expected = tbptt.cross_entropy(readout.logits(hidden), targets)
-    assert_close(score(hidden, targets), expected)
-    assert_close(score(hidden, tf.cast(targets, tf.uint16)), expected)  # as streams have them
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

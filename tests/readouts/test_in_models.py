@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from tbptt import optimizers
+from tbptt import optimizers, testing
 from tbptt.testing import assert_close
 from tests.conftest import make_core
 
@@ -60,6 +60,15 @@ def train(model, jit, windows=6):
         actions=[tbptt.EveryCall(reports.append)],
     )
     return [np.float32(report.metrics.loss) for report in reports], list(model.trainable_variables)
+
+
+@pytest.mark.parametrize("kind", READOUTS)
+def test_readouts_keep_the_laws(kind, jit):
+    """Laws 4 and 5: loss and all gradients."""
+    readout = make_model(kind).readout
+    hidden = tf.random.stateless_normal([5, 3, HIDDEN], SEED)
+    targets = np.random.default_rng(1).integers(0, VOCABULARY, [5, 3]).astype(np.int32)
+    testing.check_readout(readout, hidden, tf.constant(targets), jit_compile=jit)
 
 
 @pytest.mark.parametrize("kind", READOUTS)

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tbptt
 from tbptt import optimizers
 from tbptt.testing import assert_same_bits
-from tests.conftest import LOOPS, make_core, put_back, values_of
+from tests.conftest import LOOPS, make_core
 
 VOCABULARY = 7
 TOKENS = np.random.default_rng(2).integers(0, VOCABULARY, [54])
@@ -56,35 +56,6 @@ def test_rows_with_ragged_ends_score_every_target_once(rows):
     evaluation = evaluate(model, rows, 5)()
     assert evaluation.weight_sum == len(TOKENS) - 1
     assert np.isclose(evaluation.loss_sum, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("kind", "jit"), [("lstm", True), ("stack", False), ("own", False)])
-def test_evaluation_changes_nothing_in_training(kind, jit):
-    """A run with an evaluation after every call ends with the bits of one without."""
-    model, results = make_model(kind), []
-    trainer = tbptt.Trainer(model, optimizers.adam(0.01), jit_compile=jit)
-    evaluator = evaluate(model, 2, 4, jit)
-    training = tbptt.ContiguousStream(TOKENS, rows=2, window_length=4, vocabulary_size=VOCABULARY)
-    first_values = values_of(trainer)
-    for with_evaluation in (False, True):
-        put_back(trainer, first_values)
-        actions = [tbptt.EveryCall(lambda report: evaluator())] if with_evaluation else []
-        run_state = tbptt.train(
-            trainer,
-            tbptt.ResidentFeed(training, 2),
-            tbptt.RunState(trainer.initial_loop_state(2)),
-            windows=9,
-            actions=actions,
-        )
-        assert evaluator.traces == int(with_evaluation)
-        results.append([*values_of(trainer), *tf.nest.flatten(run_state.loop_state)])
-    assert_same_bits(*results)
-
-
-def test_evaluation_twice_gives_the_same_figure():
-    evaluator = evaluate(make_model(), 2, 4, jit=True)
-    assert evaluator() == evaluator()
-    assert evaluator.traces == 1
 
 
 def test_figures():

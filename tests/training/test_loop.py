@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from tbptt import optimizers
+from tbptt import optimizers, testing
 from tbptt.streams.feed import Chunk
 from tbptt.testing import assert_close, assert_same_bits
 from tbptt.training.window import (
@@ -59,17 +59,10 @@ def run(trainer, stream, windows, windows_per_call, feed=tbptt.ResidentFeed, **o
 
 
 @pytest.mark.parametrize(("kind", "backend", "jit"), LOOPS)
-def test_grouping_keeps_the_bits(kind, backend, jit):
-    """Law 6, with dropout, Adam, an epoch's end inside: 12 windows as 12, as 5 + 5 + 2, as 1s."""
-    trainer = make_trainer(kind, jit=jit, dropout=0.3, backend=backend)
-    first_values, results = values_of(trainer), []
-    for windows_per_call in (12, 5, 1):
-        put_back(trainer, first_values)
-        run_state = run(trainer, make_stream(), 12, windows_per_call)
-        results.append([part.numpy() for part in everything(trainer, run_state)])
-    assert trainer.traces == 1  # law 12: a shorter call is the same program
-    assert_same_bits(results[0], results[1])
-    assert_same_bits(results[0], results[2])
+def test_calls_resume_and_evaluation_keep_the_bits(kind, backend, jit):
+    """Laws 6, 7, 9 and 12, with dropout, Adam, an epoch's end inside: 12 windows of 10."""
+    options = dict(jit=jit, dropout=0.3, backend=backend)
+    testing.check_training(lambda: make_trainer(kind, **options), make_stream(), windows=12)
 
 
 def test_feeds_agree_to_the_bit():
