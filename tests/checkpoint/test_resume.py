@@ -1,4 +1,4 @@
-"""Law 7: put down after n windows and taken up by another trainer: the bits of one that went on."""
+"""Law 7: saved after n windows and resumed by another trainer: the bits of a run left alone."""
 
 import json
 
@@ -66,7 +66,7 @@ def begin(trainer, rows=ROWS):
 
 @pytest.mark.parametrize(("kind", "jit"), [("lstm", False), ("stack", False), ("gru", True)])
 def test_resumed_run_is_the_undisturbed_run(tmp_path, kind, jit):
-    """Cut in an epoch, at its end and after it; through the disk."""
+    """Law 7: cut in an epoch, at its end and after it; through the disk."""
     whole, losses = build(kind, jit=jit), {}
     end = go_on(whole, text(), begin(whole), WINDOWS, losses)
     expected = {name: value.numpy() for name, value in variables_of(whole).items()}
@@ -91,7 +91,7 @@ def test_resumed_run_is_the_undisturbed_run(tmp_path, kind, jit):
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_every_stream_goes_on_where_it_was(stream):
-    """Cut in an epoch, at its end and in the next one; all truncations at once, dropout, Adam.
+    """Law 7: cut in an epoch, at its end and in the next; all truncations at once, dropout, Adam.
 
     Laws 11 and 12 too: windows continue, and it is one program whatever the cut and the epoch.
     """

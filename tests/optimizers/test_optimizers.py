@@ -10,7 +10,7 @@ from tbptt import optimizers
 from tbptt.optimizers.clipping import global_norm
 from tbptt.optimizers.sgd import trace
 from tbptt.testing import assert_close
-from tbptt.training.window import update
+from tbptt.training.window import apply_update
 
 RATE = 0.05
 STEPS = 5
@@ -195,7 +195,7 @@ def test_accumulated_windows_count_by_their_own_rates(chained):
     opt_state = tf.nest.map_structure(tf.Variable, optimizer.init([tf.zeros([1])]))
     moved = []
     for gradient, scale in ((3.0, 0.5), (5.0, 2.0), (1.0, 1.0), (1.0, 3.0)):
-        update(
+        apply_update(
             optimizer,
             [parameter],
             opt_state,

@@ -76,6 +76,7 @@ def begin(trainer, rows=ROWS):
     ids=["lstm compiled", "gru summed", "own"],
 )
 def test_replicas_follow_one_replica(two, kind, jit, options):
+    """Law 8: losses, parameters and state, and copies that are alike to the bit."""
     results = []
     for replicas in (None, two):
         trainer, losses = build(replicas, kind=kind, jit=jit, **options), {}
