@@ -46,7 +46,7 @@ def load_torch(core: tf.Module, weights: Mapping[str, Any], *, prefix: str = "")
 
 
 def from_torch(weights: Mapping[str, Any], *, prefix: str = "") -> dict[str, np.ndarray]:
-    """Converts a PyTorch `state_dict()` to the parameters of a `Stack` by name; see `load_torch`."""
+    """Converts a PyTorch `state_dict()` to a `Stack`'s parameters by name; see `load_torch`."""
     given = {
         name.removeprefix(prefix): np.asarray(value)
         for name, value in weights.items()

@@ -56,7 +56,7 @@ class Action(Protocol):
         """The function to call with a `Report`."""
 
     def distance(self, step: int) -> int:
-        """Returns the number of windows after which a call must end, so that the callback can run."""
+        """Returns the number of windows after which a call must end for the callback to run."""
 
     def is_due(self, report: Report) -> bool:
         """Returns whether the callback runs after the call that `report` describes."""
@@ -168,7 +168,7 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float:
-        """The number of tokens (steps times rows) trained per second, without time between calls."""
+        """The tokens (steps times rows) trained per second, without the time between calls."""
         return self._windows * self._tokens_per_window / max(self._seconds, 1e-9)
 
     def _log(self, report: Report, text: str) -> bool:

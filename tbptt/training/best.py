@@ -43,7 +43,7 @@ class KeepBest:
         return {name: kept[id(v)] for name, v in named.items() if id(v) in kept}
 
     def apply(self) -> None:
-        """Gives the module the parameters of the lowest figure; does nothing if there is none yet."""
+        """Gives the module the parameters of the lowest figure, if there is one yet."""
         for variable, value in zip(self._module.trainable_variables, self._values, strict=False):
             variable.assign(value)
 

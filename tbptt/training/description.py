@@ -63,7 +63,7 @@ def _of_module(module: tf.Module) -> dict[str, Any]:
 
 
 def _is_unknown(value: Any) -> bool:
-    """Returns whether an attribute is a nameless function, or parameters, which are not described."""
+    """Returns whether an attribute is a nameless function or a parameter: neither is described."""
     if isinstance(value, list | tuple):
         return bool(value) and all(map(_is_unknown, value))
     if isinstance(value, FunctionType):

@@ -240,7 +240,7 @@ class Evaluator:
 
     @contextlib.contextmanager
     def _put_back(self) -> Iterator[None]:
-        """Restores parameters and optimizer state when the `with` block ends, also after an error."""
+        """Restores parameters and optimizer state at the end of the block, also after an error."""
         before = [variable.numpy() for variable in self._learned]
         try:
             yield

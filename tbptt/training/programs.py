@@ -41,7 +41,7 @@ class _Call:
 
 
 def make_program(function: Callable, *, jit_compile: bool) -> Any:
-    """Makes one `tf.function` of `function(loop_state, chunk)`, compiled by XLA if `jit_compile`."""
+    """Makes a `tf.function` of `function(loop_state, chunk)`; XLA compiles it if `jit_compile`."""
     return tf.function(_Call(function), autograph=False, jit_compile=jit_compile)
 
 
@@ -183,7 +183,7 @@ def make_replicated_program(
 def _pack(
     gradients: Sequence[tf.Tensor], sums: Sequence[tf.Tensor], dtype: tf.DType | None
 ) -> list[tf.Tensor]:
-    """Packs gradients and sums into one vector for one all-reduce; into two if their types differ."""
+    """Packs gradients and sums into one vector for the all-reduce; two if their types differ."""
     vector = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
     vector = vector if dtype is None else tf.cast(vector, dtype)
     rest = tf.stack([tf.cast(each, tf.float32) for each in sums])
@@ -194,7 +194,7 @@ def _pack(
 def _unpack(
     packed: Sequence[tf.Tensor], parameters: Sequence[tf.Variable]
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Unpacks what `_pack` made: the gradients, shaped and typed like the parameters, and the sums."""
+    """Unpacks the vectors of `_pack` into gradients, shaped like the parameters, and sums."""
     sizes = [parameter.shape.num_elements() for parameter in parameters]
     if len(packed) == 1:
         packed = tf.split(packed[0], [sum(sizes), packed[0].shape[0] - sum(sizes)])

@@ -47,7 +47,7 @@ class StopOnSignal:
         return self.received is not None
 
     def exit(self) -> None:
-        """Ends the process as the signal would have done; does nothing if no signal was received."""
+        """Ends the process as the signal would have done, if one was received."""
         if self.received is not None:
             signal.signal(self.received, signal.SIG_DFL)
             os.kill(os.getpid(), self.received)

@@ -66,7 +66,7 @@ class Metrics(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """The mean loss per counted step in nats, without penalties, comparable to an evaluation."""
+        """The mean loss per counted step in nats, without penalties, as in an evaluation."""
         return self.means[LOSS]
 
     @property
@@ -84,7 +84,7 @@ class Metrics(NamedTuple):
         return float(self.grad_norm_sum / counted) if counted > 0 else float("nan")
 
     def read(self) -> "Metrics":
-        """Returns the same metrics as Python numbers; waits for the device, so call it once a call."""
+        """Returns the metrics as Python numbers, which waits for the device: use it once a call."""
         return tf.nest.map_structure(lambda tensor: tensor.numpy().item(), self)
 
 
@@ -204,7 +204,7 @@ class Trainer(tf.Module):
 
     @property
     def description(self) -> dict[str, Any]:
-        """The trainer's hyperparameters and structure, for checkpoints, as `describe` gives them."""
+        """The trainer's hyperparameters and structure as plain values, for checkpoints."""
         return {
             "model": describe(self.model),
             "optimizer": describe(self._optimizer),
