@@ -155,7 +155,7 @@ class LSTM(tf.Module):
         input_size: D.
         hidden_size: H.
         seed: int32 `[2]`, the seed of the initial weights.
-        initializer: the initializer of all matrices. None: Glorot for w_x and w_p, orthogonal for w_h
+        initializer: initializer of all matrices. None: Glorot for w_x and w_p, orthogonal for w_h
             where it is square, else Glorot.
         forget_bias: initial value of the forget gate's bias.
         learn_initial_state: whether rows that reset start from a learned state instead of zeros.

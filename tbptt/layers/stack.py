@@ -54,7 +54,7 @@ class Stack(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[Nest, tuple[Nest, ...]]:
-        """Runs the layers over a window `[T, B, D]`; returns the top's outputs and all new states."""
+        """Runs the layers over a window `[T, B, D]`; returns the top's outputs and new states."""
         rate = self._dropout_rate if training else 0.0
         seeds = [None] * len(self.cores) if seed is None else split_seed(seed, len(self.cores))
         new_state = []

@@ -1,4 +1,4 @@
-"""Refuses custom-gradient functions that read variables from outside: they would get no gradient."""
+"""Refuses custom-gradient functions that read outside variables, which would get no gradient."""
 
 from typing import Any
 
