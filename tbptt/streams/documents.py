@@ -118,7 +118,7 @@ def encode_documents(
       vocabulary: encodes texts; documents of tokens stay as they are.
 
     Raises:
-      ValueError: there is a text and no vocabulary, or a token is not in it; the message says where.
+      ValueError: a text has no vocabulary, or a token that is not in it; the message says where.
     """
     arrays = []
     for name, content in documents:
