@@ -1,4 +1,4 @@
-"""`fit`: training with validation, best parameters, checkpoints, summaries and NT-ASGD."""
+"""`fit`: training with validation, best or averaged parameters, checkpoints and summaries."""
 
 import contextlib
 import dataclasses

@@ -1,7 +1,8 @@
 """Averages parameters over the last windows (ASGD), and decides when to start (NT-ASGD).
 
-`Average` keeps the mean inside the compiled loop; `NonMonotonic` watches the validation loss and
-says when averaging begins. `tbptt.experiment.fit` connects the two.
+`Average` keeps the mean inside the compiled loop. `NonMonotonic` watches the validation loss; a
+script calls `average.begin()` once `offer` returns True, as `experiments.language_model` does.
+`tbptt.experiment.fit(average=)` validates, keeps and saves the averaged parameters.
 """
 
 import contextlib
