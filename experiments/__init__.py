@@ -1,10 +1,10 @@
-"""One script a study."""
+"""Example experiments, one script a study; each docstring gives the command and the result."""
 
 import signal
 import sys
 
-# `python -m experiments.NAME` imports for some seconds. An interrupt then ends the process without
-# the traceback of an import; `launch` puts Python's own handler back.
+# `python -m experiments.NAME` spends some seconds on imports. An interrupt then ends the process
+# without a traceback; `launch` restores Python's own handler.
 if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

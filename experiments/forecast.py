@@ -1,20 +1,20 @@
-"""Series of measurements: what comes next, or `--horizon` lines ahead, or all lines up to there.
+"""Forecasts time series: the next line, the line `--horizon` ahead, or all lines up to it.
 
     python -m experiments.forecast
     python -m experiments.forecast --data=ETTh1.csv --train=8640 --valid=2880 --test=2880
     python -m experiments.forecast --horizon=24 --path
 
-With --path a decoder goes on from what the network knows, line by line, on its own forecasts.
-The figure is the mean squared error over the test part and the chosen columns, which are
-standardised on the training part; beside it stands that of persistence, which says that the last
-value stays. Both are scored on the same lines of the test part, and the result says how many: the
-`scored` forecasts, one from each line of which all targets are there. The first lines after a gap
-are not scored, because nothing that precedes them by the horizon belongs to them.
+With --path a decoder forecasts line by line, each time reading its own last forecast. The figure is
+the mean squared error over the test part and the chosen columns, which are standardised on the
+training part; beside it stands that of persistence, which predicts that the last value stays. Both
+are scored on the same lines of the test part, and the result has their number: the `scored`
+forecasts, one from each line all of whose targets are present. The first lines after a gap are not
+scored, because there is no line one horizon before them in the same stretch.
 
 Without --data it learns waves and noise that it makes itself, two columns, `early` and `late`.
 --data is a CSV file with a line of column names; a first column of times is read as such, a gap in
-them starts the state anew, and missing values are neither read nor scored. The figure of forecast
-against truth is `forecast.png` in the run's folder, and in TensorBoard (pip install matplotlib).
+them resets the state, and missing values are neither read nor scored. A plot of forecast against
+truth is `forecast.png` in the run's folder, and in TensorBoard (pip install matplotlib).
 """
 
 import dataclasses
@@ -34,25 +34,25 @@ from tbptt.experiment import setting
 from tbptt.summaries import tags
 from tbptt.training.window import start_state
 
-WARM_UP = 256  # lines that are read before the first one that is scored, of a held-out part
-SHOWN = 240  # lines in the figure
+WARM_UP = 256  # lines of a held-out part that are read before the first scored line
+SHOWN = 240  # lines in the plot
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.CommonSettings):
-    """Everything that decides what a run computes."""
+    """The settings of a forecasting experiment, which decide all numbers of a run."""
 
     data: str = setting("", "A CSV file; empty: waves.")
     columns: str = setting("", "Columns to read, by commas; empty: all.")
     targets: str = setting("", "Columns to predict, by commas; empty: all that are read.")
     time_column: str = setting(
-        "", "Holds times; empty: the first, unless it holds numbers.", used_with={"data": None}
+        "", "Column of times; empty: the first, unless it holds numbers.", used_with={"data": None}
     )
-    horizon: int = setting(1, "Lines ahead.", least=1)
+    horizon: int = setting(1, "Number of lines to forecast ahead.", least=1)
     path: bool = setting(False, "Forecast all lines up to the horizon, by a decoder.")
     teacher_forcing: float = setting(
         0.0,
-        "With --path: how often the decoder goes on from the truth in training.",
+        "Probability of teacher forcing in training, with --path.",
         least=0,
         most=1,
         used_with={"path": (True,)},
@@ -62,13 +62,13 @@ class Settings(common.CommonSettings):
     test: int = setting(0, "Lines after those: test; 0: the rest.", least=0)
     rows: int = setting(8, "B: rows, stretches read side by side.", least=1)
     hidden: int = setting(64, "Units in a layer.", least=1)
-    dropout: float = setting(0.2, "Rate, of the layers' outputs.", least=0, below=1)
+    dropout: float = setting(0.2, "Rate of dropout on the layers' outputs.", least=0, below=1)
     learning_rate: float = setting(2e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     max_epochs: int = setting(40, "Epochs to train.", least=1)
 
 
 def load(settings: Settings) -> tbptt.Series:
-    """The series, with the columns that are asked for."""
+    """Reads or makes the series, with the chosen columns, targets first."""
     columns = named(settings.columns) or None
     if settings.data:
         series = tbptt.read_series(settings.data, columns, time_column=settings.time_column or None)
@@ -90,7 +90,7 @@ def named(text: str) -> list[str]:
 
 
 def choose(series: tbptt.Series, names: Sequence[str]) -> tbptt.Series:
-    """Returns these columns, in this order; raises ValueError if there is no such column."""
+    """Returns a series of these columns, in this order; raises ValueError if one is missing."""
     for name in names:
         if name not in series.names:
             raise ValueError(f"There is no column {name!r}. There are: {', '.join(series.names)}.")
@@ -99,7 +99,7 @@ def choose(series: tbptt.Series, names: Sequence[str]) -> tbptt.Series:
 
 
 def waves(seed: int, lines: int = 4000) -> tbptt.Series:
-    """Two columns: a wave of two periods, and the same again later; both with noise."""
+    """Makes a series of two columns, a wave and the same wave 20 lines later, both with noise."""
     rng = np.random.default_rng(seed)
     t = np.arange(lines + 20)
     wave = np.sin(2 * np.pi * t / 24) + 0.5 * np.sin(2 * np.pi * t / 168)
@@ -109,7 +109,7 @@ def waves(seed: int, lines: int = 4000) -> tbptt.Series:
 
 
 def parts(settings: Settings, lines: int) -> tuple[int, int, int]:
-    """Where the training, the validation and the test part end."""
+    """Returns the lines at which the training, the validation and the test part end."""
     train = settings.train or round(0.6 * lines)
     valid = train + (settings.valid or round(0.2 * lines))
     test = valid + settings.test if settings.test else lines
@@ -122,7 +122,7 @@ def parts(settings: Settings, lines: int) -> tuple[int, int, int]:
 
 
 def check_scored(stream: tbptt.SeriesStream, part: str, first: int, last: int) -> None:
-    """Raises ValueError if nothing of a part can be scored."""
+    """Raises ValueError if no target of a part can be scored."""
     if not stream.scored:
         raise ValueError(
             f"Nothing can be scored in the {part} part, lines {first} to {last - 1} of the series: "
@@ -132,7 +132,7 @@ def check_scored(stream: tbptt.SeriesStream, part: str, first: int, last: int) -
 
 
 def build_model(settings: Settings, stream: tbptt.SeriesStream, columns: int, outputs: int) -> Any:
-    """The core reads changes; the levels, targets first, are what its outputs are added to."""
+    """Builds a model whose core reads changes and whose outputs are added to the current values."""
     if not settings.path:
         return common.build_model(
             settings, stream.input_size, outputs, tbptt.squared_error, bypass=columns
@@ -153,7 +153,7 @@ def build_model(settings: Settings, stream: tbptt.SeriesStream, columns: int, ou
 
 
 def predict(model: Any, stream: tbptt.SeriesStream) -> np.ndarray:
-    """Outputs for every step of a stream of one row, `[N, outputs]`."""
+    """Computes the outputs for every step of a stream of one row, `[N, outputs]`."""
     windows, _ = stream.windows(tbptt.Cursor(), stream.windows_per_epoch)
     state = model.initial_state(1)
     run_window = tf.function(
@@ -168,12 +168,12 @@ def predict(model: Any, stream: tbptt.SeriesStream) -> np.ndarray:
 
 
 def by_line(outputs: np.ndarray, places: np.ndarray, lines: int) -> np.ndarray:
-    """Arranges forecasts by the line that each begins at, `[lines, H]`.
+    """Arranges forecasts by the line at which each begins, `[lines, H]`.
 
     Args:
-      outputs: `[N, H]`, forecasts.
-      places: `[N]`, the line that each begins at, from 0 on; others are left out.
-      lines: how many are wanted; NaN where there is no forecast, as after a gap.
+      outputs: the forecasts, `[N, H]`.
+      places: `[N]`, the line at which each begins; those outside `[0, lines)` are left out.
+      lines: the number of lines; a line without a forecast, as after a gap, is NaN.
     """
     forecasts = np.full([lines, outputs.shape[1]], np.nan)
     inside = (places >= 0) & (places < lines)
@@ -182,10 +182,10 @@ def by_line(outputs: np.ndarray, places: np.ndarray, lines: int) -> np.ndarray:
 
 
 def draw(truth: np.ndarray, forecasts: np.ndarray, name: str) -> bytes | None:
-    """Truth `[N]` and forecasts `[N, H]`, each of H lines from its own on, as PNG.
+    """Draws truth `[N]` and forecasts `[N, H]`, each of H lines from its own on, as a PNG file.
 
     Returns:
-      None, and a line in the log, without matplotlib.
+      The content of the file; None if matplotlib is not installed, which is logged.
     """
     try:
         import matplotlib
@@ -198,7 +198,7 @@ def draw(truth: np.ndarray, forecasts: np.ndarray, name: str) -> bytes | None:
     figure, axes = pyplot.subplots(figsize=(9, 3), layout="constrained")
     axes.plot(truth, label="truth", color="black", linewidth=1)
     steps = forecasts.shape[1]
-    shown = [forecasts[:, 0]] if steps == 1 else forecasts[::steps]  # one begins where one ends
+    shown = [forecasts[:, 0]] if steps == 1 else forecasts[::steps]  # each begins at the last's end
     for k, values in enumerate(shown):
         lines = np.arange(k * steps, min(k * steps + len(values), len(truth)))
         label = None if k else "forecast"
@@ -213,7 +213,7 @@ def draw(truth: np.ndarray, forecasts: np.ndarray, name: str) -> bytes | None:
 
 
 def main(settings: Settings, options: experiment.Options) -> experiment.Result:
-    """Trains a forecasting model, tests it beside persistence, and draws its forecasts."""
+    """Trains a forecasting model, tests it and persistence, and draws its forecasts."""
     began = time.monotonic()
     replicas = experiment.replicas_of(options, settings.rows)
     with experiment.usage_errors():
@@ -230,7 +230,7 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
             )  # fmt: skip
 
         def held_out(part: str, first: int, last: int) -> tbptt.SeriesStream:
-            # What the first line is forecast from has as many lines before it at any horizon.
+            # The number of lines read before the first forecast is the same at every horizon.
             warm_up = min(first, WARM_UP + settings.horizon - 1)
             made = stream(first - warm_up, last, rows=1, window_length=64, warm_up=warm_up)
             check_scored(made, part, first, last)

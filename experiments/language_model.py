@@ -6,10 +6,10 @@
     python -m experiments.language_model --config=ptb_small \\
         --train_text=ptb.train.txt --valid_text=ptb.valid.txt --test_text=ptb.test.txt
 
-The first learns Python's own documentation, character by character, in a few minutes on
-two cores; README.md says what it reaches. The presets ptb_* are Zaremba, Sutskever &
-Vinyals (2014), as the TensorFlow PTB tutorial has them; to expect on the Penn Treebank,
-test perplexity: small 115.9, medium 82.1, large 78.3.
+The first command learns Python's own documentation, character by character, in a few minutes on
+two cores; README.md gives its result. The presets ptb_* are those of Zaremba, Sutskever &
+Vinyals (2014) and of the TensorFlow PTB tutorial; the test perplexities to expect on the Penn
+Treebank are 115.9 (small), 82.1 (medium) and 78.3 (large).
 """
 
 import functools
@@ -32,7 +32,7 @@ from tbptt.summaries import tags
 from tbptt.training.average import NonMonotonic
 from tbptt.types import Readout, Seed
 
-PROMPT = 100  # tokens of the test part that the sample goes on from
+PROMPT = 100  # first tokens of the test part, which the sample continues
 
 
 def check_readout(settings: Settings, data: Data) -> None:
@@ -57,7 +57,7 @@ def check_readout(settings: Settings, data: Data) -> None:
 def build_readout(
     settings: Settings, vocabulary_size: int, seed: Seed
 ) -> Readout | Callable[[tf.Variable], Readout] | None:
-    """What `LanguageModel` takes: None for the full one."""
+    """Builds the `readout` argument of `LanguageModel`: None for the full softmax."""
     common: dict[str, Any] = dict(
         seed=seed,
         chunk=settings.readout_chunk,
@@ -134,7 +134,7 @@ def build_model(settings: Settings, vocabulary_size: int) -> tbptt.LanguageModel
 def build_optimizer(
     settings: Settings, windows: int, windows_per_epoch: int
 ) -> tuple[optimizers.GradientTransform, optimizers.Schedule]:
-    """Clipping and descent; and the learning rate, to be shown."""
+    """Returns the optimizer, with gradient clipping, and its learning rate schedule."""
     rate = settings.learning_rate
     schedules = {
         "constant": lambda: optimizers.constant(rate),
@@ -162,7 +162,7 @@ def build_optimizer(
 
 
 def figure(kind: str) -> tuple[str, Callable[[tbptt.Evaluation], float]]:
-    """What this kind of token is judged by: its name, and how to read it."""
+    """Returns the figure for a kind of tokens: its name, and how to read it from an evaluation."""
     if kind == "words":
         return "perplexity", lambda evaluation: evaluation.perplexity
     name = "bits_per_byte" if kind == "bytes" else "bits_per_character"
@@ -201,7 +201,7 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
                 replicas=replicas,
                 jit_compile=settings.jit_compile,
             )
-        # Documents are whole whatever the rows; one text is read in one row for the test.
+        # Documents stay whole with any number of rows; a single text is tested in one row.
         test_rows = settings.valid_rows if isinstance(parts[2], tbptt.Segments) else 1
         validating, testing = (
             open_stream(settings, vocabulary, part, rows, training=False)

@@ -1,4 +1,4 @@
-"""Settings and presets of `experiments.language_model`."""
+"""The settings and presets of `experiments.language_model`."""
 
 import dataclasses
 from typing import Any
@@ -9,8 +9,8 @@ from tbptt import experiment
 from tbptt.experiment import setting
 from tbptt.streams.corpus import KINDS
 
-# Zaremba et al.: the loss is summed over the window, and rate and clipping norm go with
-# that; there is no forget bias; the rate falls once an epoch after some constant ones.
+# Zaremba et al.: the loss is summed over the window, and learning rate and clipping norm fit
+# that; there is no forget bias; the rate is constant for some epochs and then falls every epoch.
 PTB: dict[str, Any] = dict(
     corpus="", tokens="words", vocabulary_size=10_000, rows=20, window_length=20, valid_rows=20,
     embedding=200, hidden=200, layers=2, dropout=0.0, init_scale=0.1, forget_bias=0.0,
@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 READOUTS = ("full", "chunked", "adaptive", "sampled")
 SHUFFLES = ("none", "offset", "rotate")
-# Where some settings have an effect:
+# Conditions under which some settings have an effect:
 DOCUMENTS = {"documents": None, "prepared": None}
 LSTM = {"cell": ("lstm",)}
 EPOCH_DECAY = {"schedule": ("epoch_decay",)}
@@ -48,7 +48,7 @@ EPOCH_DECAY = {"schedule": ("epoch_decay",)}
 
 @dataclasses.dataclass(frozen=True)
 class Settings(experiment.Settings):
-    """Everything that decides what a run computes. The defaults are the preset `char`."""
+    """The settings of a language model, which decide a run's numbers; defaults: preset `char`."""
 
     experiment = "language_model"
     presets = PRESETS
@@ -58,7 +58,7 @@ class Settings(experiment.Settings):
     valid_text: str = setting("", "Text file to validate on, with --train_text.")
     test_text: str = setting("", "Text file to test on, with --train_text.")
     documents: str = setting(
-        "", "Documents instead: .jsonl, a folder, or a file of one a line; each starts anew."
+        "", "Documents instead: .jsonl, a folder, or a file of one a line; each resets its row."
     )
     prepared: str = setting("", "Folder of tools.prepare instead, split by documents or tokens.")
     valid_documents: int = setting(
@@ -74,7 +74,7 @@ class Settings(experiment.Settings):
         0.1, "Part of tokens or documents at the end: test.", least=0, below=1
     )
     tokens: str = setting(
-        "characters", "What a token is; a prepared corpus says it itself", choices=KINDS
+        "characters", "Kind of tokens; a prepared corpus has its own", choices=KINDS
     )
     vocabulary_size: int = setting(
         0,
@@ -86,34 +86,34 @@ class Settings(experiment.Settings):
     window_length: int = setting(
         64, "T: steps in a window; the gradient goes no further back.", least=1
     )
-    shuffle: str = setting("none", "Of one text, what differs in every epoch", choices=SHUFFLES)
+    shuffle: str = setting("none", "How epochs of one text differ", choices=SHUFFLES)
     stride: int = setting(0, "Steps that a window advances; 0: its length.", least=0)
     burn_in: int = setting(0, "First steps that only refresh the state.", least=0)
     jitter: float = setting(0.0, "Standard deviation of a window's length.", least=0)
     cut: float = setting(
-        0.0, "Probability of a cut before a step; the rest counts more.", least=0, below=1
+        0.0, "Probability that the gradient is cut before a step.", least=0, below=1
     )
     drop_state: float = setting(
-        0.0, "Probability that a row forgets before a window.", least=0, most=1
+        0.0, "Probability that a row forgets its state before a window.", least=0, most=1
     )
     valid_rows: int = setting(16, "Rows of the validation; the test is read in one.", least=1)
     cell: str = setting("lstm", "The recurrent layers", choices=("lstm", "gru"))
     embedding: int = setting(64, "Size of the embedding.", least=1)
     hidden: int = setting(256, "Units in a layer.", least=1)
-    layers: int = setting(1, "Layers.", least=1, most=1000)
+    layers: int = setting(1, "Number of layers.", least=1, most=1000)
     top_hidden: int = setting(0, "Units in the top layer; 0: as in the others.", least=0)
     core_dropout: float = setting(
-        -1.0, "Rate between the layers; -1: as --dropout.", least=-1, below=1
+        -1.0, "Rate of dropout between the layers; -1: as --dropout.", least=-1, below=1
     )
-    tied: bool = setting(False, "Readout and embedding share one table.")
-    readout: str = setting("full", "How tokens are scored", choices=READOUTS)
+    tied: bool = setting(False, "Weight tying: readout and embedding share one table.")
+    readout: str = setting("full", "Softmax that scores tokens", choices=READOUTS)
     readout_chunk: int = setting(
         2048, "Ids scored at a time, unless --readout=full.", least=1,
         used_with={"readout": READOUTS[1:]},
     )  # fmt: skip
     cutoffs: str = setting(
         "",
-        "Ids that tails begin with, with --readout=adaptive; else a tenth and a half.",
+        "First ids of the tails, with --readout=adaptive; empty: a tenth and a half of all.",
         used_with={"readout": ("adaptive",)},
     )
     samples: int = setting(
@@ -121,13 +121,15 @@ class Settings(experiment.Settings):
         used_with={"readout": ("sampled",)},
     )  # fmt: skip
     learn_initial_state: bool = setting(False, "Rows start from a learned state, not zeros.")
-    dropout: float = setting(0.25, "Rate, below, between and above the layers.", least=0, below=1)
-    dropout_per: str = setting("step", "A mask for each", choices=("step", "window"))
+    dropout: float = setting(
+        0.25, "Rate of dropout below, between and above the layers.", least=0, below=1
+    )
+    dropout_per: str = setting("step", "Unit with a dropout mask", choices=("step", "window"))
     recurrent_dropout: float = setting(
-        0.0, "Rate, from step to step, one mask a window.", least=0, below=1
+        0.0, "Rate of dropout from step to step, one mask a window.", least=0, below=1
     )
     weight_dropout: float = setting(
-        0.0, "Rate, of the recurrent weights, one mask a window.", least=0, below=1
+        0.0, "Rate of dropout on the recurrent weights, one mask a window.", least=0, below=1
     )
     zoneout: float = setting(
         0.0, "Rate at which an LSTM's units keep their old value.", least=0, below=1,
@@ -137,28 +139,32 @@ class Settings(experiment.Settings):
     embedding_dropout: float = setting(
         0.0, "Rate at which ids are dropped from a window.", least=0, below=1
     )
-    activation_penalty: float = setting(0.0, "AR: times the mean square of the outputs.", least=0)
-    slowness_penalty: float = setting(0.0, "TAR: of their change from step to step.", least=0)
-    init_scale: float = setting(
-        0.0, "Weights start uniform in +-this; 0: Glorot, orthogonal.", least=0
+    activation_penalty: float = setting(
+        0.0, "AR: weight of the mean square of the outputs in the loss.", least=0
     )
-    forget_bias: float = setting(1.0, "First value of the LSTM's forget bias.", used_with=LSTM)
-    backend: str = setting("auto", "What unrolls windows", choices=BACKENDS)
+    slowness_penalty: float = setting(
+        0.0, "TAR: weight of the mean square of the outputs' change from step to step.", least=0
+    )
+    init_scale: float = setting(
+        0.0, "Initial weights are uniform in +-this; 0: Glorot, orthogonal.", least=0
+    )
+    forget_bias: float = setting(1.0, "Initial value of the LSTM's forget bias.", used_with=LSTM)
+    backend: str = setting("auto", "Backend that unrolls windows", choices=BACKENDS)
     keep: str = setting(
         "gates",
-        "What is kept for the gradient; states take less memory, the rest is computed again",
+        "Values kept for the gradient; states: gradient checkpointing, less memory, more time",
         choices=("gates", "states"),
     )
     precision: str = setting(
-        "float32", "What products are computed in", choices=("float32", "bfloat16")
+        "float32", "Type of the matrix products", choices=("float32", "bfloat16")
     )
     optimizer: str = setting(
-        "adamw", "What makes updates of gradients",
+        "adamw", "Optimizer",
         choices=("sgd", "sgd_decay", "momentum", "rmsprop", "adam", "adamw"),
     )  # fmt: skip
     learning_rate: float = setting(5e-3, "Learning rate, the peak of its schedule.", least=0)
     schedule: str = setting(
-        "cosine", "The learning rate's; cosine falls to 0 at the end",
+        "cosine", "Schedule of the learning rate; cosine falls to 0 at the end",
         choices=("constant", "cosine", "epoch_decay"),
     )  # fmt: skip
     warmup: int = setting(
@@ -166,42 +172,44 @@ class Settings(experiment.Settings):
         used_with={"schedule": ("cosine",)},
     )  # fmt: skip
     decay: float = setting(
-        0.5, "Factor an epoch, with --schedule=epoch_decay.", least=0, used_with=EPOCH_DECAY
+        0.5, "Factor per epoch, with --schedule=epoch_decay.", least=0, used_with=EPOCH_DECAY
     )
     constant_epochs: int = setting(
-        4, "Epochs before it, with --schedule=epoch_decay.", least=0, used_with=EPOCH_DECAY
+        4, "Constant epochs at first, with --schedule=epoch_decay.", least=0, used_with=EPOCH_DECAY
     )
     weight_decay: float = setting(
         0.01, "Weight decay, with --optimizer=adamw or sgd_decay.", least=0,
         used_with={"optimizer": ("adamw", "sgd_decay")},
     )  # fmt: skip
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0: no clipping.", least=0)
-    accumulate: int = setting(1, "Windows whose mean gradient makes one update.", least=1)
+    accumulate: int = setting(1, "Gradient accumulation: windows for one update.", least=1)
     reduction: str = setting(
-        "mean", "Of a window's losses; the sum is averaged over rows",
+        "mean", "Reduction of a window's losses; the sum is averaged over rows",
         choices=("mean", "sum_over_window"),
     )  # fmt: skip
     average_patience: int = setting(
-        0, "NT-ASGD: average parameters once no better for so many validations; 0: never.", least=0
+        0, "NT-ASGD: validations without improvement before averaging begins; 0: never.", least=0
     )
     max_epochs: int = setting(18, "Epochs to train.", least=1)
-    max_windows: int = setting(0, "Windows to train, if that is less; 0: all epochs.", least=0)
+    max_windows: int = setting(0, "Windows to train at most; 0: all epochs.", least=0)
     eval_every: int = setting(0, "Windows between validations; 0: once an epoch.", least=0)
     dynamic_rate: float = setting(
-        0.0, "Test again, learning the test by Adam on the way, at this rate; 0: do not.", least=0
+        0.0, "Learning rate of a second test by dynamic evaluation (Adam); 0: none.", least=0
     )
     windows_per_call: int = setting(50, "K: windows in one call of the compiled loop.", least=1)
     jit_compile: bool = setting(True, "Compile the loop with XLA.")
     sample_length: int = setting(
         600, "Tokens of generated text at the end.", least=1, most=1_000_000, report=True
     )
-    temperature: float = setting(0.8, "Of the sample: below 1 bolder, above 1 wilder.", report=True)
+    temperature: float = setting(
+        0.8, "Temperature of the sample: below 1 less random, above 1 more.", report=True
+    )
     histogram_every: int = setting(
         1000, "Windows between histograms; 0: none.", least=0, report=True
     )
 
     def check_together(self) -> None:
-        """Raises ValueError unless one source of data is named, and windows can be cut so."""
+        """Raises ValueError unless one source of data is named and the windows can be cut."""
         self._check_sources()
         tbptt.Truncation(
             self.window_length,

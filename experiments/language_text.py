@@ -1,4 +1,4 @@
-"""What `experiments.language_model` reads: vocabulary, parts, streams of windows."""
+"""Loads the data of `experiments.language_model`: vocabulary, parts, streams of windows."""
 
 import dataclasses
 import itertools
@@ -19,12 +19,12 @@ KNOWN = {"python-docs": corpus.python_docs, "python-source": corpus.python_sourc
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a language model is trained, validated and tested on.
+    """The data that a language model is trained, validated and tested on.
 
     Attributes:
-      vocabulary: of the training part.
-      parts: ids of training, validation and test part: three texts, or three lots of documents.
-      by_frequency: whether frequent tokens have small ids, as some readouts expect.
+      vocabulary: the vocabulary of the training part.
+      parts: ids of training, validation and test part: three texts, or three sets of documents.
+      by_frequency: whether ids are sorted by frequency, as some readouts expect.
     """
 
     vocabulary: corpus.Vocabulary
@@ -33,7 +33,7 @@ class Data:
 
 
 def load(settings: Settings) -> Data:
-    """Returns what the settings name: a corpus, three files, documents or a prepared corpus.
+    """Loads the data that the settings name: a corpus, three files, documents, a prepared corpus.
 
     Raises:
       ValueError: it cannot be read or split as the settings say.
@@ -53,7 +53,7 @@ def load(settings: Settings) -> Data:
 
 
 def load_corpus(settings: Settings) -> Data:
-    """Returns one text, split; tokens that the training part lacks are read as an unknown one."""
+    """Loads and splits one text; tokens that the training part lacks are read as unknown."""
     kind, fractions = settings.tokens, (settings.valid_fraction, settings.test_fraction)
     if kind == "bytes":
         vocabulary = corpus.Vocabulary.of("", kind)
@@ -70,7 +70,7 @@ def load_corpus(settings: Settings) -> Data:
 
 
 def load_files(settings: Settings) -> Data:
-    """Returns a text for each part; a token that the training part lacks is refused."""
+    """Loads a text for each part; raises ValueError for a token that the training part lacks."""
     paths = (settings.train_text, settings.valid_text, settings.test_text)
     kind = settings.tokens
     if kind == "bytes":
@@ -89,7 +89,7 @@ def load_files(settings: Settings) -> Data:
 
 
 def load_prepared(settings: Settings) -> Data:
-    """Returns a prepared corpus, memory-mapped; one of a single document is a text."""
+    """Loads a prepared corpus, memory-mapped; a single document counts as one text."""
     found = prepared.open_corpus(settings.prepared)
     if found.vocabulary is None:
         raise ValueError(
@@ -121,7 +121,7 @@ def load_prepared(settings: Settings) -> Data:
 
 
 def load_documents(settings: Settings) -> Data:
-    """Returns documents in three lots, by the vocabulary of the training part."""
+    """Loads documents and splits them in three parts; the vocabulary is of the training part."""
     kind = settings.tokens
     found = list(tbptt.read_documents(settings.documents, binary=kind == "bytes"))
     for name, content in found:
@@ -144,9 +144,9 @@ def load_documents(settings: Settings) -> Data:
 
 
 def with_unknown(vocabulary: corpus.Vocabulary, texts: list[str]) -> corpus.Vocabulary:
-    """Returns the vocabulary, with a token for others if these texts hold others; says how many.
+    """Adds a token for unknown ones to the vocabulary if these texts have any, and logs how many.
 
-    Where all tokens are known, the vocabulary is as it was.
+    If all tokens are known, the vocabulary stays the same.
     """
     more = vocabulary.with_unknown()
     if more is vocabulary:
@@ -172,7 +172,7 @@ def _split(
 
 
 def _long_enough(settings: Settings, paths: Sequence[str], parts: list[Part]) -> list[Part]:
-    """Returns the parts; raises ValueError unless all have a token for each row, and one more."""
+    """Returns the parts; raises ValueError unless each has more tokens than rows."""
     rows_of = (settings.rows, settings.valid_rows, 1)
     for path, part, rows in zip(paths, parts, rows_of, strict=True):
         if len(part) <= rows:
@@ -199,10 +199,10 @@ def check_sizes(settings: Settings, parts: list[Part]) -> None:
 
 
 def split_documents(settings: Settings, count: int) -> tuple[int, int, int, int]:
-    """Returns where training, validation and test part begin and end: the test is at the end.
+    """Returns the documents at which training, validation and test part begin and end, in order.
 
     Raises:
-      ValueError: none are left to train on.
+      ValueError: no documents are left to train on.
     """
     test = settings.test_documents or max(1, round(settings.test_fraction * count))
     valid = settings.valid_documents or max(1, round(settings.valid_fraction * count))
@@ -224,7 +224,7 @@ def split_documents(settings: Settings, count: int) -> tuple[int, int, int, int]
 def open_stream(
     settings: Settings, vocabulary: corpus.Vocabulary, part: Part, rows: int, *, training: bool
 ) -> tbptt.ContiguousStream | tbptt.DocumentStream:
-    """Windows of a part: cut and shuffled as the settings say to train, else as they are."""
+    """Opens a stream on a part: with the settings' truncation and shuffling only for training."""
     truncation = tbptt.Truncation(settings.window_length)
     if training:
         truncation = tbptt.Truncation(

@@ -1,18 +1,17 @@
-"""What is learnt against lag, window and carried state: copying and adding across a distance.
+"""Measures what is learnt against lag, window length and carried state: copying and adding.
 
     python -m experiments.memory
     python -m experiments.memory --task=adding --shortest=20 --longest=20 --cuts=10,20,20/10
 
-`copy`: some symbols, then as many blanks, in which the symbols are to be repeated; how many is
-drawn anew from --shortest to --longest each time, which is the lag. The figure is the share of
-symbols repeated wrongly; guessing gives 0.83. `adding`: two numbers of a sequence are marked, and
-at its end their sum is wanted; the figure is the mean squared error, 0.167 where the sum is
-always guessed to be 1.
+`copy`: some symbols, then as many blanks, at which the symbols must be repeated; their number, the
+lag, is drawn anew from --shortest to --longest each time. The figure is the share of symbols
+repeated wrongly; guessing gives 0.83. `adding`: two numbers of a sequence are marked, and at its
+end their sum is the target; the figure is the mean squared error, 0.167 if the guess is always 1.
 
---cuts names what is compared: `T`, windows one after another; `T/k`, windows of T steps that
-advance by k; an `f` behind it: every window forgets the state. The result is a table. As in
-Aicher, Foti & Fox (2019) a window below the lag cannot learn, though the state is carried; with
-stride 5 and reach 15 every lag is inside a window.
+--cuts names the windows to compare: `T`, windows one after another; `T/k`, windows of T steps that
+advance by k; an `f` after it: every window forgets the state. The result is a table. As in
+Aicher, Foti & Fox (2019) a window shorter than the lag cannot learn, though the state is carried;
+with stride 5 and window length 15 every lag is inside a window.
 """
 
 import dataclasses
@@ -36,19 +35,19 @@ FIGURE = "figure"  # the metric that the windows are compared by
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.ModelSettings):
-    """Everything that decides what a run computes."""
+    """The settings of the copying and adding tasks, which decide all numbers of a run."""
 
-    task: str = setting("copy", "What is learnt", choices=("copy", "adding"))
+    task: str = setting("copy", "The task to learn", choices=("copy", "adding"))
     shortest: int = setting(5, "Steps to remember, at least.", least=2)
     longest: int = setting(10, "Steps to remember, at most.", least=2)
     cuts: str = setting("5,15,15/5,15f", "Windows to compare: T, T/stride, each with an f or not.")
     rows: int = setting(64, "B: rows, streams read side by side.", least=1)
     hidden: int = setting(64, "Units in a layer.", least=1)
     learning_rate: float = setting(5e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
-    steps: int = setting(40_000, "Steps of every row that each learns from.", least=1)
+    steps: int = setting(40_000, "Steps of every row to train, for each of --cuts.", least=1)
 
     def check_together(self) -> None:
-        """Raises ValueError unless every window can be learnt from."""
+        """Raises ValueError unless every one of the windows can be trained on."""
         checks.check_at_least("longest", self.longest, self.shortest)
         for cut in self.cuts.split(","):
             parse(cut)
@@ -57,7 +56,7 @@ class Settings(common.ModelSettings):
 
 
 def parse(text: str) -> tbptt.Truncation:
-    """`15/5f` as windows of 15 that advance by 5 and forget."""
+    """Parses a window of `--cuts`: `15/5f` is a window of 15 that advances by 5 and forgets."""
     found = re.fullmatch(r"(\d+)(?:/(\d+))?(f?)", text)
     if not found:
         raise ValueError(f"--cuts has {text!r}, but must be like 15, 15/5 or 15f, by commas.")
@@ -66,7 +65,7 @@ def parse(text: str) -> tbptt.Truncation:
 
 
 def copying(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Segments, np.ndarray]:
-    """A segment a row: one-hot symbols and blanks `[N, 7]`, and what is to be said, `[N]`."""
+    """Makes the copying task, a segment a row: one-hot inputs `[N, 7]` and labels `[N]`."""
     rng = np.random.default_rng([seed, 1])
     segments, labels = [], []
     for _ in range(settings.rows):
@@ -83,7 +82,7 @@ def copying(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Segments, 
 
 
 def adding(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Segments, np.ndarray]:
-    """Sequences of (number, mark) `[N, 2]`, and the sum of each one's two marked numbers, `[P]`."""
+    """Makes the adding task: sequences of (number, mark), `[N, 2]`, and their sums `[P]`."""
     rng = np.random.default_rng([seed, 2])
     count = 2 * steps * settings.rows // (settings.shortest + settings.longest)
     segments, sums = [], []
@@ -98,7 +97,7 @@ def adding(settings: Settings, steps: int, seed: int) -> tuple[tbptt.Segments, n
 
 
 def repeated_wrongly(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """Twice 1 where a symbol is not repeated: half of all steps are blanks to be said."""
+    """Returns 2 for a symbol that is not repeated, else 0: half of all steps repeat a symbol."""
     wrong = tf.argmax(logits, axis=-1, output_type=targets.dtype) != targets
     return 2.0 * tf.cast(wrong & (targets != BLANK), tf.float32)
 
@@ -109,10 +108,10 @@ def sum_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 
 
 def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False) -> float:
-    """Trains with these windows; returns the figure on sequences that were not trained on.
+    """Trains with windows of one kind; returns the figure on sequences that were not trained on.
 
     Raises:
-      UnfinishedError: `stop()` was true before the training was through.
+      UnfinishedError: `stop()` was true before the end of the training.
     """
     truncation = parse(cut)
     make = {"copy": copying, "adding": adding}[settings.task]
@@ -154,7 +153,7 @@ def learn(settings: Settings, cut: str, stop: Callable[[], bool] = lambda: False
 
 
 def compare(settings: Settings, claim: experiment.Claim, cuts: Sequence[str]) -> dict[str, float]:
-    """Returns the figure of each of the cuts; those that an earlier process has found are read.
+    """Returns the figure of each of the cuts; figures that an earlier process found are read.
 
     Raises:
       UnfinishedError: --max_minutes are over.
@@ -173,7 +172,7 @@ def compare(settings: Settings, claim: experiment.Claim, cuts: Sequence[str]) ->
 
 
 def main(settings: Settings, options: experiment.Options) -> experiment.Result:
-    """One row of the table for each of the cuts."""
+    """Trains with each of the cuts and prints a table of their figures."""
     began = time.monotonic()
     with experiment.usage_errors():
         cuts = settings.cuts.split(",")

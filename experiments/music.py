@@ -1,12 +1,12 @@
-"""Polyphonic music: which of 88 keys sound in the next frame, from all that has sounded.
+"""Models polyphonic music: which of 88 keys sound in the next frame, given all frames before.
 
     python -m experiments.music
     python -m experiments.music --data=JSB_Chorales.npz
 
-The figure is the negative log likelihood of a frame, summed over the keys, in nats, mean over
-the frames that follow another, as in Bai et al. (2018), table 1. Without --data it learns canons
-that it makes itself. --data is a file of Boulanger-Lewandowski et al. (2012), as `.mat`, or as
-`.npz` with `train`, `valid`, `test`: packed bits of frames, `np.packbits(frames, axis=1)`, and
+The figure is the negative log likelihood of a frame, summed over the keys, in nats, averaged over
+all frames but the first of each segment, as in Bai et al. (2018), table 1. Without --data it learns
+canons that it makes itself. --data is a file of Boulanger-Lewandowski et al. (2012), as `.mat`, or
+as `.npz` with `train`, `valid`, `test`: packed bits of frames, `np.packbits(frames, axis=1)`, and
 `train_len`, ...: the lengths of the segments.
 """
 
@@ -31,26 +31,26 @@ EXPECTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.CommonSettings):
-    """Everything that decides what a run computes."""
+    """The settings of a music experiment, which decide all numbers of a run."""
 
     data: str = setting("", "A .npz or .mat file; empty: canons.")
     rows: int = setting(8, "B: rows, streams read side by side.", least=1)
     hidden: int = setting(300, "Units in a layer.", least=1)
-    dropout: float = setting(0.5, "Rate, of the layers' outputs.", least=0, below=1)
-    input_dropout: float = setting(0.1, "Rate, of the inputs.", least=0, below=1)
+    dropout: float = setting(0.5, "Rate of dropout on the layers' outputs.", least=0, below=1)
+    input_dropout: float = setting(0.1, "Rate of dropout on the inputs.", least=0, below=1)
     recurrent_dropout: float = setting(
-        0.2, "Rate, from step to step, one mask a window.", least=0, below=1
+        0.2, "Rate of dropout from step to step, one mask a window.", least=0, below=1
     )
     learning_rate: float = setting(5e-3, "Peak of the schedule: warm-up, then cosine.", least=0)
     max_epochs: int = setting(100, "Epochs to train.", least=1)
-    keys: int = setting(88, "Keys of a frame.", least=1, used_with={"data": None})
+    keys: int = setting(88, "Number of keys in a frame.", least=1, used_with={"data": None})
 
 
 def load(path: str, keys: int) -> dict[str, tbptt.Segments]:
-    """Returns training, validation and test segments, frames `[N, keys]` of numbers from 0 to 1.
+    """Loads training, validation and test segments: frames `[N, keys]` of numbers from 0 to 1.
 
     Raises:
-      ValueError: no such file, or not one of these layouts (file, array and expected form).
+      ValueError: the file does not exist or has another layout; the message gives the expected one.
     """
     if not path:
         return {part: canons(seed, 60 if part == "train" else 20)
@@ -69,7 +69,7 @@ def load(path: str, keys: int) -> dict[str, tbptt.Segments]:
 
 
 def _unpacked(frames: np.ndarray, keys: int, name: str) -> np.ndarray:
-    """Returns frames as float32 `[N, keys]`, of packed bits or of a number for each key."""
+    """Returns frames as float32 `[N, keys]`, given packed bits or a number for each key."""
     width, packed = frames.shape[1], -(-keys // 8)
     if frames.dtype == np.uint8 and width == packed and not (width == keys and frames.max() <= 1):
         bits = np.unpackbits(frames, axis=1)
@@ -118,7 +118,7 @@ def _from_mat(path: str, keys: int) -> dict[str, tbptt.Segments]:
 
 
 def canons(seed: int, count: int, keys: int = 88) -> tbptt.Segments:
-    """Segments in which a second voice repeats the first one, a fifth lower, eight frames later."""
+    """Makes segments whose second voice repeats the first, a fifth lower, eight frames later."""
     rng = np.random.default_rng(seed)
     segments = []
     for _ in range(count):

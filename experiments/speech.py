@@ -1,11 +1,11 @@
-"""Spoken words: which one it is, from frames of features; decided anew at every frame.
+"""Classifies spoken words from frames of features, with a decision at every frame.
 
     python -m experiments.speech
     python -m experiments.speech --data=japanese_vowels.npz
     python -m experiments.speech --data=fsdd_mfcc.npz
 
-The figure is the share of test utterances whose last decision is right; beside it stand the
-decisions after a quarter, half and three quarters of each. Without --data it learns rising,
+The figure is the accuracy of the last decision on the test utterances; beside it stands the
+accuracy after a quarter, half and three quarters of each. Without --data it learns rising,
 falling and other contours that it makes itself. --data is a `.npz` file of frames one utterance
 after another, either with `train`, `train_len`, `train_y`, `test`, `test_len`, `test_y`, or with
 `mfcc`, `lengths`, `digit` and `index`, recordings of index 0 to 4 being the test part.
@@ -25,7 +25,7 @@ from tbptt.experiment import setting
 from tbptt.streams.arrays import Archive, check_lengths
 from tbptt.streams.files import DataError
 
-TEST_INDEX = 5  # of the free spoken digits, its authors' rule: below it is the test part
+TEST_INDEX = 5  # recordings with a smaller index are the test part: the rule of the data's authors
 PARTS = ("train", "test")
 EXPECTED = (
     "an .npz file of train, train_len, train_y, test, test_len and test_y, or of mfcc, lengths, "
@@ -39,29 +39,29 @@ Part = tuple[tbptt.Segments, np.ndarray]  # utterances, a label each
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.CommonSettings):
-    """Everything that decides what a run computes."""
+    """The settings of a speech experiment, which decide all numbers of a run."""
 
     data: str = setting("", "A .npz file; empty: contours.")
-    deltas: bool = setting(False, "Features too: the change since 1 and since 3 frames before.")
+    deltas: bool = setting(False, "Add the changes since 1 and 3 frames before as features.")
     valid_fraction: float = setting(
-        0.1, "Part of the training utterances: validation; 0: none, the last parameters count.",
+        0.1, "Part of the training utterances to validate on; 0: none, keep the last parameters.",
         least=0, below=1,
     )  # fmt: skip
     pooling: bool = setting(True, "Decide by the mean of all outputs so far, not by the last.")
-    score: str = setting("every", "Where the label is trained on", choices=("last", "every"))
+    score: str = setting("every", "Steps at which the label is trained", choices=("last", "every"))
     window_length: int = setting(
         32, "T: steps in a window; the gradient goes no further back.", least=1
     )
-    dropout: float = setting(0.3, "Rate, of the layers' outputs.", least=0, below=1)
-    input_dropout: float = setting(0.1, "Rate, of the inputs.", least=0, below=1)
+    dropout: float = setting(0.3, "Rate of dropout on the layers' outputs.", least=0, below=1)
+    input_dropout: float = setting(0.1, "Rate of dropout on the inputs.", least=0, below=1)
     max_epochs: int = setting(40, "Epochs to train.", least=1)
 
 
 def load(path: str) -> tuple[Part, Part]:
-    """Returns training and test part.
+    """Loads the training and the test part: utterances with a label each.
 
     Raises:
-      ValueError: no such file, or not one of these layouts (file, array and expected form).
+      ValueError: the file does not exist or has another layout; the message gives the expected one.
     """
     if not path:
         return contours(0, 300), contours(1, 100)
@@ -99,7 +99,7 @@ def _segments(archive: Archive, frames: str, lengths: str) -> tbptt.Segments:
 
 
 def _labels(archive: Archive, name: str, segments: tbptt.Segments) -> np.ndarray:
-    """One label for each utterance: numbers or texts."""
+    """Reads one label for each utterance, numbers or texts."""
     labels = archive[name]
     if labels.dtype.kind != "U":
         labels = archive.numbers(name, 1)
@@ -118,7 +118,7 @@ def _chosen(segments: tbptt.Segments, labels: np.ndarray, which: np.ndarray) -> 
 
 
 def split(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:
-    """Most of the utterances, and a fraction of them drawn by the seed."""
+    """Splits off a fraction of the utterances, drawn by the seed, for validation."""
     if not fraction:
         return part, None
     segments, labels = part
@@ -133,7 +133,7 @@ def split(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:
 
 
 def contours(seed: int, count: int) -> Part:
-    """Noisy lines that rise, fall, rise and fall, or stay, of 10 to 40 frames of 3 features."""
+    """Makes noisy lines that rise, fall, rise and fall, or stay: 10 to 40 frames of 3 features."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(4, size=count)
     segments = []
@@ -146,7 +146,7 @@ def contours(seed: int, count: int) -> Part:
 
 
 def begun(segments: tbptt.Segments, share: float) -> tbptt.Segments:
-    """The first `share` of each utterance, one frame at least."""
+    """Returns the first `share` of each utterance, one frame at least."""
     lengths = np.maximum(1, np.rint(segments.lengths * share)).astype(np.int64)
     return tbptt.Segments.of(
         [
@@ -157,7 +157,7 @@ def begun(segments: tbptt.Segments, share: float) -> tbptt.Segments:
 
 
 def with_deltas(segments: tbptt.Segments) -> tbptt.Segments:
-    """Frames `[N, D]` and their changes since some frames before: `[N, D * (1 + len(LAGS))]`."""
+    """Appends changes since earlier frames to frames `[N, D]`: `[N, D * (1 + len(LAGS))]`."""
     firsts = np.repeat(segments.begins, segments.lengths)
     at = np.arange(len(firsts))
     changes = [segments.values - segments.values[np.maximum(at - lag, firsts)] for lag in LAGS]
@@ -165,7 +165,7 @@ def with_deltas(segments: tbptt.Segments) -> tbptt.Segments:
 
 
 def running_mean(size: int) -> tbptt.Recurrent:
-    """The mean of all inputs `[B, size]` since the row last started anew."""
+    """Makes a core that returns the mean of all inputs `[B, size]` since the row's last reset."""
 
     def step(x: tf.Tensor, state: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         total, count = state["total"] + x, state["count"] + 1.0
@@ -179,7 +179,7 @@ def running_mean(size: int) -> tbptt.Recurrent:
 
 
 def build_model(settings: Settings, input_size: int, classes: int) -> tbptt.SequenceModel:
-    """Core, perhaps the mean of its outputs, and readout."""
+    """Builds recurrent layers, a running mean of their outputs if `pooling`, and a readout."""
     seeds = tbptt.split_seed(tbptt.make_seed(settings.seed), 2)
     core = common.build_core(settings, input_size, seeds[0])
     if settings.pooling:

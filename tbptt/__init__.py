@@ -1,4 +1,9 @@
-"""Truncated back-propagation through time, with the state in your hands."""
+"""Truncated back-propagation through time in TensorFlow, with an explicit recurrent state.
+
+For a script of one's own: `import tbptt` gives layers, models, streams, `Trainer`, `train` and
+`Evaluator`; `tbptt.experiment` adds flags, a run's folder, checkpoints and results around them. For
+a loop of one's own: `Trainer`, `open_feed`, and `tbptt.checkpoint.snapshot` to save and resume.
+"""
 
 from tbptt import quiet as quiet  # isort: skip  (first: it imports TensorFlow without its messages)
 

@@ -1,4 +1,4 @@
-"""Checks at the public door: they raise with names, values, and the way out."""
+"""Checks of arguments: raise errors that give the name, the value, the rule and a remedy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_shape(name: str, value: Any, shape: Sequence[int | None]) -> None:
-    """Raises ValueError unless `value` has `shape`; None there fits any size."""
+    """Raises ValueError unless `value` has `shape`, in which None fits any size."""
     given = tuple(value.shape)
     fits = len(given) == len(shape) and all(
         want is None or have is None or want == have
@@ -46,11 +46,11 @@ def check_dtype(name: str, value: Any, dtype: tf.DType) -> None:
 
 
 def check_compute_dtype(compute_dtype: tf.DType | None, dtype: tf.DType) -> tf.DType | None:
-    """Returns what matrix products are to be computed in; None: in `dtype`, that of the parameters.
+    """Returns the type of matrix products, or None if they are computed in `dtype`.
 
     Raises:
-      ValueError: not `dtype` itself, nor bfloat16 or float16 with float32 parameters; or float16
-        where TensorFlow sees no GPU.
+      ValueError: it is neither `dtype`, nor bfloat16 or float16 with float32 parameters; or it is
+        float16 and TensorFlow sees no GPU.
     """
     if compute_dtype is None or compute_dtype == dtype:
         return None

@@ -1,9 +1,10 @@
-"""Replicas: several devices, each with its own rows and their state, on TensorFlow's strategies.
+"""Data-parallel training: `Replicas` of a strategy, each with its own rows and their state.
 
-Rows are dealt out contiguously, and a row stays where it is: replica r of R has rows r * B / R to
-(r + 1) * B / R, their windows and their state. Parameters are a copy on every replica; what the
-replicas tell each other is the sum of their gradients, once a window. Every replica then makes
-the same update, so the copies stay alike to the bit.
+Rows are divided contiguously, and a row stays on its replica: replica r of R has rows r * B / R to
+(r + 1) * B / R, their windows and their state. Every replica has a copy of the parameters. Once a
+window the gradients are summed over replicas by one all-reduce, in
+`training.programs.make_replicated_program`. Every replica then makes the same update, so the copies
+stay equal to the bit.
 """
 
 import contextlib
@@ -26,21 +27,21 @@ STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
 def open_replicas(
     strategy: str = "auto", *, resolver: Any = None, reduce_dtype: tf.DType | None = None
 ) -> "Replicas":
-    """The replicas that this process is or is one of; of one device, one.
+    """Opens the replicas that a strategy trains on; a single replica on a single device.
 
-    A process has one strategy of a kind, whoever asks for it: collectives of two would meet.
+    A process opens one strategy of each kind, because the collectives of two would collide.
 
     Args:
       strategy: `one`: this device alone. `mirrored`: all GPUs of this machine, or all logical
-        CPU devices. `multi_worker`: this process is one of several, told by `TF_CONFIG` or by
-        Slurm; it must be asked for before TensorFlow does anything else. `tpu`: the TPU slice
-        that the environment names. `auto`: the one of these that the environment calls for.
+        CPU devices. `multi_worker`: this process is one of several, named by `TF_CONFIG` or by
+        Slurm; it must be opened before TensorFlow does anything else. `tpu`: the TPU slice
+        that the environment names. `auto`: chosen by the environment.
       resolver: for `multi_worker`, one of `tf.distribute.cluster_resolver`, with `task_type` and
-        `task_id` set: of Kubernetes, of GCE. None: what the environment says.
+        `task_id` set, as for Kubernetes or GCE. None: the environment names the workers.
       reduce_dtype: see `Replicas`.
 
     Raises:
-      ValueError: another name, or the environment does not say who the workers are, or the
+      ValueError: the strategy's name is unknown, the environment does not name the workers, or the
         resolver does not say which of them this process is.
     """
     checks.check_choice("strategy", strategy, STRATEGIES)
@@ -66,7 +67,7 @@ def _called_for() -> str:
 
 
 def _workers() -> list[str]:
-    """Addresses of the processes that `TF_CONFIG` names."""
+    """Returns the addresses of the processes that `TF_CONFIG` names."""
     text = os.environ.get("TF_CONFIG") or "{}"
     try:
         config = json.loads(text)
@@ -89,8 +90,8 @@ def _workers() -> list[str]:
 
 @functools.cache
 def _open(name: str, resolver: Any) -> tf.distribute.Strategy:
-    # Of a CPU's memory: what a window needs is kept for the next one, and not given back to the
-    # system, which would clear every page of it again. Heard until TensorFlow first allocates.
+    # On a CPU the caching allocator keeps a window's memory for the next window, instead of giving
+    # it back to the system, which clears every page. It must be set before TensorFlow allocates.
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
     if name == "tpu":
         if not any(os.environ.get(variable) for variable in TPU_VARIABLES):
@@ -118,15 +119,15 @@ def _open(name: str, resolver: Any) -> tf.distribute.Strategy:
 
 
 class Replicas:
-    """The replicas of a strategy, and what rows and their state need of it.
+    """Places rows and their state on the replicas of a strategy, and sums over processes.
 
     Attributes:
-      strategy: as given; None: this device alone, where every method is what it is of one.
-      count: R, of all processes together.
-      here: which of them are of this process.
-      is_chief: whether this process writes what only one may write.
+      strategy: the strategy that was given; None: this device alone, a single replica.
+      count: R, the number of replicas of all processes together.
+      here: the numbers of this process's replicas.
+      is_chief: whether this process writes the files that only one process may write.
 
-    Example: two devices where there is one, each with two of four rows.
+    Example: all logical devices of this machine share four rows.
       >>> replicas = open_replicas("mirrored")
       >>> options = dict(replicas=replicas, jit_compile=False)
       >>> with replicas.scope():
@@ -146,8 +147,8 @@ class Replicas:
         reduce_dtype: tf.DType | None = None,
     ) -> None:
         """Args:
-        strategy: mirrored, of many workers, or of a TPU. None: there is one replica.
-        reduce_dtype: what gradients are sent and added up in, as bfloat16; None: as they are.
+        strategy: a `tf.distribute` strategy: mirrored, multi-worker or TPU. None: one replica.
+        reduce_dtype: the type in which gradients are sent and summed, as bfloat16; None: their own.
         """
         self.strategy: Any = strategy
         self.reduce_dtype = reduce_dtype
@@ -170,9 +171,9 @@ class Replicas:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Variables that are made in it are a copy on every replica, which no other one touches.
+        """Makes variables inside the block as one independent copy on every replica.
 
-        Model, average, loss scale and trainer are built in it.
+        Model, average, loss scale and trainer must be built inside it.
         """
         if self.strategy is None:
             yield
@@ -180,7 +181,7 @@ class Replicas:
 
         def creator(make: Callable[..., tf.Variable], **options: Any) -> tf.Variable:
             if options.get("trainable") is None:
-                options["trainable"] = True  # which a variable that is read here alone is not
+                options["trainable"] = True  # ON_READ variables are not by default
             options["synchronization"] = tf.VariableSynchronization.ON_READ
             options["aggregation"] = tf.VariableAggregation.ONLY_FIRST_REPLICA
             return make(**options)
@@ -189,7 +190,7 @@ class Replicas:
             yield
 
     def check_copies(self, variables: Sequence[tf.Variable]) -> None:
-        """Raises ValueError: some of them were not made in `scope()`."""
+        """Raises ValueError if a variable was not made in `scope()`."""
         if self.strategy is None:
             return
         for variable in variables:
@@ -200,7 +201,7 @@ class Replicas:
                 )
 
     def rows_of_each(self, rows: int) -> int:
-        """Returns the rows of each replica, B / R.
+        """Returns the number of rows of each replica, B / R.
 
         Raises:
           ValueError: R does not divide B.
@@ -215,7 +216,7 @@ class Replicas:
         return rows // self.count
 
     def rows_here(self, rows: int) -> slice:
-        """Which of so many rows are this process's.
+        """Returns the slice of `rows` rows that this process's replicas have.
 
         Raises:
           ValueError: R does not divide B.
@@ -239,15 +240,15 @@ class Replicas:
         return tf.nest.map_structure(scatter, nest)
 
     def local(self, nest: Nest) -> Nest:
-        """Returns the rows of this process of what `scatter` made, as plain tensors."""
+        """Returns this process's rows of a nest that `scatter` made, as plain tensors."""
         return tf.nest.map_structure(lambda leaf: _joined(self._parts(leaf)), nest)
 
     def one(self, nest: Nest) -> Nest:
-        """The part of this process's first replica."""
+        """Returns the part that this process's first replica has."""
         return tf.nest.map_structure(lambda leaf: self._parts(leaf)[0], nest)
 
     def gather(self, nest: Nest) -> Nest:
-        """All rows, in their order, on every process: all of them must ask at the same time."""
+        """Returns all rows, in their order; all processes must call it at the same time."""
         if len(self.here) == self.count:
             return self.local(nest)
         flat = tf.nest.flatten(nest)
@@ -257,7 +258,7 @@ class Replicas:
         return tf.nest.pack_sequence_as(nest, gathered)
 
     def sum(self, *numbers: float) -> tuple[float, ...]:
-        """Sums over the processes, number by number: all of them must ask at the same time."""
+        """Sums each number over the processes; all must call it at the same time."""
         if len(self.here) == self.count:
             return numbers
         total = self.strategy.reduce(
@@ -266,25 +267,25 @@ class Replicas:
         return tuple(float(each) for each in total.numpy())
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether any process says so, flag by flag: all of them must ask at the same time."""
+        """Returns which flags are true in any process; all must call it at the same time."""
         return tuple(total > 0 for total in self.sum(*map(float, flags)))
 
     def differ(self, number: int) -> bool:
-        """Whether the processes have different ones: all of them must ask at the same time."""
+        """Returns whether `number` differs between processes; all must call it at the same time."""
         total, processes = self.sum(float(number), 1.0)
         return self.any(total != number * processes)[0]
 
     def _gather_scattered(self, scattered: list[Any]) -> list[Any]:
         if len(self.here) > 1:
             return [self.strategy.gather(leaf, axis=0) for leaf in scattered]
-        with tf.device(self._devices[self.here[0]]):  # a gather goes by where its parts are
+        with tf.device(self._devices[self.here[0]]):  # a gather runs on the device of its parts
             return [self.strategy.gather(tf.identity(leaf), axis=0) for leaf in scattered]
 
     def _parts(self, leaf: Any) -> tuple[tf.Tensor, ...]:
         return (leaf,) if self.strategy is None else self.strategy.experimental_local_results(leaf)
 
     def _put(self, leaf: Any, axis: int | None) -> Any:
-        """Puts the rows of this process on its replicas' devices; or the same on all of them."""
+        """Puts this process's rows on its replicas' devices; without an axis, a copy on each."""
         if leaf is None:
             return None
         if self.strategy is None:

@@ -1,4 +1,4 @@
-"""Losses give one number a step; sums and the weights they were taken over stay apart."""
+"""Losses, one number for each step of each row; and their sums, weights and reductions."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ REDUCTIONS = ("mean", "sum_over_window")
 
 
 def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """Negative log probability of each target, in nats.
+    """Computes the negative log probability of each target, in nats.
 
         loss = log(sum_v exp(logits_v)) - logits_target
 
@@ -23,7 +23,7 @@ def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     Returns:
       `[T, B]`, at least float32.
 
-    Example: a guess among four.
+    Example: four equally likely ids.
       >>> loss = cross_entropy(tf.zeros([1, 1, 4]), tf.zeros([1, 1], tf.int32))
       >>> loss.numpy().astype(float).round(4).tolist()
       [[1.3863]]
@@ -32,7 +32,7 @@ def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 
 
 def binary_cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """Negative log probability of what is on and what is off, summed over D switches, in nats.
+    """Computes the binary cross entropy, summed over D independent targets, in nats.
 
         loss = sum_d log(1 + exp(logits_d)) - targets_d logits_d
 
@@ -43,7 +43,7 @@ def binary_cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     Returns:
       `[T, B]`.
 
-    Example: two guesses.
+    Example: two targets, each equally likely on and off.
       >>> loss = binary_cross_entropy(tf.zeros([1, 1, 2]), tf.constant([[[0.0, 1.0]]]))
       >>> loss.numpy().astype(float).round(4).tolist()
       [[1.3863]]
@@ -55,7 +55,7 @@ def binary_cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 
 
 def squared_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """Mean over D values of `(outputs - targets)^2`: `[T, B, D]` twice `-> [T, B]`.
+    """Computes the mean of `(outputs - targets)^2` over D values: two `[T, B, D]` to `[T, B]`.
 
     Example:
       >>> squared_error(tf.zeros([1, 1, 2]), tf.constant([[[1.0, 3.0]]])).numpy().tolist()
@@ -66,7 +66,7 @@ def squared_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 
 
 def absolute_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """Mean over D values of `|outputs - targets|`: `[T, B, D]` twice `-> [T, B]`.
+    """Computes the mean of `|outputs - targets|` over D values: two `[T, B, D]` to `[T, B]`.
 
     Example:
       >>> absolute_error(tf.zeros([1, 1, 2]), tf.constant([[[1.0, -3.0]]])).numpy().tolist()
@@ -76,9 +76,9 @@ def absolute_error(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 
 
 def gaussian_nll(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """Negative log density of D values under normal distributions, in nats.
+    """Computes the negative log density of D values under normal distributions, in nats.
 
-        mean, s = split(outputs),  s the logarithm of the standard deviation
+        mean, s = split(outputs),  s is the logarithm of the standard deviation
         loss = sum_d ((targets_d - mean_d) / exp(s_d))^2 / 2 + s_d + log(2 pi) / 2
 
     Args:
@@ -100,10 +100,11 @@ def gaussian_nll(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 
 
 def counted_only(nest: Nest, weight: tf.Tensor | None) -> Nest:
-    """Returns the same values where `weight [T, B]` is above 0, and elsewhere 0 without a gradient.
+    """Replaces values by 0, without a gradient, at steps whose `weight [T, B]` is 0.
 
-    A selection before the loss: one after it leaves 0 times the derivative of the loss, which is
-    NaN where that is not finite. Leaves that are not floating, or not `[T, B, ...]`, stay.
+    It selects before the loss, because a selection after it has a gradient of 0 times the
+    derivative of the loss, which is NaN where that is not finite. Leaves that are not floating, or
+    not `[T, B, ...]`, stay.
     """
     if weight is None:
         return nest
@@ -127,9 +128,9 @@ def window_loss(
     """Computes loss and metrics of a model's outputs against the targets of a window.
 
     Args:
-      loss, metrics: `(outputs, targets) -> [T, B]`.
-      outputs: of all steps; those of weight 0 are left out before the loss, see `counted_only`.
-      window: its targets and weight.
+      loss, metrics: functions `(outputs, targets) -> [T, B]`.
+      outputs: the outputs of all steps; those of weight 0 are left out, see `counted_only`.
+      window: gives targets and weight.
     """
     outputs = counted_only(outputs, window.weight)
     measured = {name: metric(outputs, window.targets) for name, metric in metrics.items()}
@@ -137,11 +138,11 @@ def window_loss(
 
 
 def weighted_sum(loss: tf.Tensor, weight: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """The sum of `loss [T, B]`, and the weight it was taken over, two scalars.
+    """Returns the weighted sum of `loss [T, B]` and the sum of the weights, two scalars.
 
-    A step of weight 0 is left out by selection, so what stands there cannot matter. The derivative
-    of what stands there is 0 times that of the loss all the same: where it may not be finite,
-    select the outputs before the loss too, as training does.
+    A step of weight 0 is left out by selection, so its loss does not matter, even if it is NaN. Its
+    gradient is still 0 times the derivative of the loss: if that may not be finite, select the
+    outputs before the loss too, see `counted_only`.
     """
     loss = _wide(loss)
     if weight is None:
@@ -152,19 +153,19 @@ def weighted_sum(loss: tf.Tensor, weight: tf.Tensor | None) -> tuple[tf.Tensor, 
 
 
 def _wide(tensor: tf.Tensor) -> tf.Tensor:
-    """At least float32: squares and sums of many steps leave the range of smaller types."""
+    """Casts to float32 at least, because squares and sums of many steps overflow smaller types."""
     return tensor if tensor.dtype.size >= tf.float32.size else tf.cast(tensor, tf.float32)
 
 
 def reduce(reduction: str, loss_sum: tf.Tensor, weight_sum: tf.Tensor, rows: int) -> tf.Tensor:
-    """The scalar that is differentiated.
+    """Reduces a window's loss to the scalar that is differentiated.
 
     Args:
-      reduction: `mean`: over everything that counts; `sum_over_window`: the sum over the
+      reduction: `mean`: the weighted mean over all steps; `sum_over_window`: the sum over the
         steps, averaged over the rows, T times larger. Learning rate and clipping norm of
-        Zaremba et al. (2014) belong to the second.
-      loss_sum: of one window.
-      weight_sum: what the sum was taken over; 0 gives 0.
+        Zaremba et al. (2014) are for the second.
+      loss_sum: the weighted sum of the loss over one window.
+      weight_sum: the sum of the weights; 0 gives 0.
       rows: B.
     """
     checks.check_choice("reduction", reduction, REDUCTIONS)
@@ -174,10 +175,10 @@ def reduce(reduction: str, loss_sum: tf.Tensor, weight_sum: tf.Tensor, rows: int
 
 
 def perplexity(nats: float) -> float:
-    """exp(nats): between how many equally likely tokens the model hesitates."""
+    """Returns exp(nats): the number of equally likely tokens with the same loss."""
     return math.exp(nats) if nats < 700 else math.inf
 
 
 def bits(nats: float) -> float:
-    """Nats in bits: bits per character, when a token is a character."""
+    """Converts nats to bits: bits per character, if a token is a character."""
     return nats / math.log(2.0)

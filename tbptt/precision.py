@@ -1,17 +1,17 @@
-"""Matrix products in a smaller type than the one everything else is kept in."""
+"""Mixed precision: matrix products in bfloat16 or float16, everything else in float32."""
 
 import tensorflow as tf
 
 
 def product(a: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None = None) -> tf.Tensor:
-    """`a @ w`, both rounded to `compute_dtype` first; the result is in the type of `a`.
+    """Computes `a @ w` with both rounded to `compute_dtype`; the result has the type of `a`.
 
     Args:
       a: `[N, D]`.
       w: `[D, E]`.
-      compute_dtype: None: as they are. With `tf.bfloat16` the hardware multiplies in bfloat16
-        and adds up in float32, and the gradients' products do the same; parameters, states
-        and losses stay in the type that they have.
+      compute_dtype: the type of the product. None: that of `a` and `w`. With `tf.bfloat16` the
+        hardware multiplies in bfloat16 and sums in float32, also for the gradients; parameters,
+        states and losses keep their type.
 
     Returns:
       `[N, E]`.

@@ -1,7 +1,7 @@
-"""Imports TensorFlow without the lines that its C++ libraries write while they are loaded.
+"""Imports TensorFlow without the log lines that its C++ libraries write while they load.
 
-They speak of oneDNN and of missing GPUs, whatever the log level is. With `TF_CPP_MIN_LOG_LEVEL` set
-in the environment, to any level, or with TensorFlow imported before `tbptt`, nothing is done.
+These lines are about oneDNN and missing GPUs, whatever the log level is. If `TF_CPP_MIN_LOG_LEVEL`
+is set in the environment, or TensorFlow was imported before `tbptt`, this module does nothing.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def standard_error_closed() -> Iterator[None]:
-    """Keeps what C++ libraries write to standard error from the screen."""
+    """Closes standard error inside the block, so that C++ libraries cannot write to it."""
     try:
         kept = os.dup(2)
     except OSError:  # there is no standard error

@@ -1,4 +1,4 @@
-"""Keys of stateless random number generators: randomness is a function of them, never a state."""
+"""Seeds: keys of stateless random number generators, so that randomness has no hidden state."""
 
 import tensorflow as tf
 
@@ -6,7 +6,7 @@ from tbptt.types import Seed
 
 
 def make_seed(seed: int) -> Seed:
-    """An int32 `[2]` key from one integer.
+    """Makes an int32 `[2]` key of one integer.
 
     Example:
       >>> make_seed(7).numpy().tolist()
@@ -16,10 +16,10 @@ def make_seed(seed: int) -> Seed:
 
 
 def split_seed(seed: Seed, count: int) -> list[Seed]:
-    """`count` independent keys, the same ones compiled or not."""
+    """Splits a key into `count` independent keys, the same ones compiled by XLA or not."""
     return tf.unstack(tf.random.split(seed, count, alg="philox"))
 
 
 def fold_in(seed: Seed, number: tf.Tensor) -> Seed:
-    """A key for this seed and this number: of a step, say."""
+    """Derives a key from a key and a number, as that of a step."""
     return tf.random.fold_in(seed, number, alg="philox")

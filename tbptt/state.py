@@ -1,4 +1,8 @@
-"""Recurrent state: pure functions on nests whose every leaf is `[B, ...]`."""
+"""Recurrent state: pure functions on nests of `[B, ...]`; select (reset), detach, scale.
+
+The state itself is held by no module: it is an argument and a result of every call. `detach` is
+`tf.stop_gradient`, which training applies in `training.window.start_state`.
+"""
 
 from collections.abc import Callable
 
@@ -8,15 +12,15 @@ from tbptt.types import Nest, State
 
 
 def zeros_like(state: State) -> State:
-    """A state of the same structure that remembers nothing."""
+    """Returns a state of the same structure with all leaves zero."""
     return tf.nest.map_structure(tf.zeros_like, state)
 
 
 def select(rows: tf.Tensor, chosen: State, other: State) -> State:
-    """Row by row, `chosen` where `rows` is true and `other` elsewhere.
+    """Selects row by row: `chosen` where `rows` is true, as at a reset, and `other` elsewhere.
 
-    A selection, not a product with a mask: what is not chosen leaves no trace, NaN
-    included, and a chosen row gets exactly the gradient of its result.
+    It is a selection, not a product with a mask: a value that is not chosen has no effect, even if
+    it is NaN, and a chosen row gets exactly the gradient of its result.
 
     Args:
       rows: `[B]` bool.
@@ -36,14 +40,14 @@ def select(rows: tf.Tensor, chosen: State, other: State) -> State:
 
 
 def detach(state: State) -> State:
-    """The same numbers as constants: no gradient passes."""
+    """Applies stop_gradient to a state: the same numbers, through which no gradient flows."""
     return tf.nest.map_structure(tf.stop_gradient, state)
 
 
 def scale_gradient(scale: tf.Tensor, state: State) -> State:
-    """Returns the same state; the gradient that flows back through row b is scaled by `scale[b]`.
+    """Returns the same state, with the gradient that flows back through row b times `scale[b]`.
 
-    Where `scale` is 0 nothing goes back, infinity and NaN included.
+    If `scale` is 0 the gradient is 0, even if it was infinite or NaN.
 
     Example:
       >>> x = tf.constant([3.0, 3.0])
@@ -62,7 +66,7 @@ def scale_gradient(scale: tf.Tensor, state: State) -> State:
 
 
 def scale_rows(factor: tf.Tensor, state: State) -> State:
-    """Row b times `factor[b]`, `[B]` and not negative; 0 where that is 0, NaN included.
+    """Multiplies row b by `factor[b]` >= 0; a row with factor 0 becomes 0, even if it is NaN.
 
     Example:
       >>> scale_rows(tf.constant([0.0, 2.0]), tf.constant([[np.inf], [1.0]])).numpy().tolist()
@@ -77,7 +81,7 @@ def scale_rows(factor: tf.Tensor, state: State) -> State:
 
 
 def take_rows(state: State, rows: Nest) -> State:
-    """The rows with these indices, in this order.
+    """Returns the rows with these indices, in this order.
 
     Example:
       >>> take_rows(tf.constant([[1.], [2.], [3.]]), [2, 0]).numpy().tolist()
@@ -87,7 +91,7 @@ def take_rows(state: State, rows: Nest) -> State:
 
 
 def named_leaves(state: State, prefix: str = "") -> dict[str, tf.Tensor]:
-    """The parts of a state by their path.
+    """Returns the leaves of a state by their path.
 
     Example:
       >>> list(named_leaves(({"a": tf.zeros([1])}, tf.zeros([1]))))

@@ -1,4 +1,4 @@
-"""The nouns every other module speaks in.
+"""The shared types: `Window`, `Controls`, `Cursor`, and the protocols `Stream`, `Core`, `Model`.
 
 Axes, time-major everywhere: `T` step in the window, `B` row, `D` input features,
 `H` hidden units, `V` vocabulary, `K` windows in one call, `L` layer.
@@ -14,22 +14,22 @@ Nest = Any  # a tensor, or any nesting of tuples, named tuples, lists and dicts 
 State = Nest  # every leaf is [B, ...]: row b's memory is at index b
 
 Loss = Callable[[Nest, Nest], tf.Tensor]
-"""`(outputs, targets) -> loss [T, B]`: one number for each step of each row."""
+"""A loss or a metric, `(outputs, targets) -> [T, B]`: one number for each step of each row."""
 
 
 class WindowLoss(NamedTuple):
-    """Loss and metrics of the steps of a window, as `Model.loss` returns them.
+    """Loss and metrics of a window's steps; `Model.loss` returns it, own metrics included.
 
     Training minimises the weighted mean of `loss + penalty`; the loss is reported alone, so that
     training and validation can be compared. Every metric is reported by its name, in training and
-    evaluation, added up over windows and replicas.
+    evaluation, summed over windows and replicas.
 
     Attributes:
-      loss: `[T, B]`, what the model is judged by.
+      loss: `[T, B]`, the loss that is reported.
       metrics: by name, `[T, B]` for a mean over the steps, weighted as the loss; a scalar for
         a mean over windows; or a pair `(sum, weight)` of scalars for a mean of another weight.
-      penalty: `[T, B]`, what training minimises beside the loss. It is reported as the metric
-        `penalty`. None: nothing.
+      penalty: `[T, B]`, a penalty that training adds to the loss. It is reported as the metric
+        `penalty`. None: no penalty.
     """
 
     loss: tf.Tensor
@@ -43,22 +43,22 @@ Seed: TypeAlias = tf.Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Cursor:
-    """The next window of a stream: plain integers, so that a saved cursor is a run_state."""
+    """Names the next window of a stream by plain integers, so that it can be saved and resumed."""
 
     epoch: int = 0
     index: int = 0  # window within the epoch, 0 <= index < windows_per_epoch
 
 
 class Controls(NamedTuple):
-    """What a window says about its steps, beside their data; a model hands it to its core unread.
+    """Resets, gradient cuts and advance of a window's steps; a model hands them on to its core.
 
     Attributes:
       reset: `[T, B]` bool: row b starts anew at step t, that is, the initial state is
         selected before that step. None: no row starts anew inside the window.
       gradient_scale: `[T, B]` float32: factor on the gradient that flows back through the state
         from step t to step t - 1; 0 cuts it. None: 1.
-      advance: int32 scalar: the rows move on by this many steps, and the state that is carried on
-        is the one after them, 1 <= advance <= T; the rest of the window is read again. None: T.
+      advance: int32 scalar, 1 <= advance <= T: the rows move on by this many steps, and the state
+        after them is carried on; the other steps are read again by the next window. None: T.
     """
 
     reset: tf.Tensor | None = None
@@ -67,20 +67,20 @@ class Controls(NamedTuple):
 
 
 class Window(NamedTuple):
-    """`T` steps of all `B` rows; or `K` windows, every field with a leading axis `[K, ...]`.
+    """A window: `T` steps of all `B` rows; or `K` stacked windows, every field `[K, ...]`.
 
     Attributes:
       inputs: `[T, B]` ids or `[T, B, D]` features (or a nest of such).
       targets: `[T, B]` or `[T, B, D]` (or a nest of such).
-      weight: `[T, B]` float32: what a step counts for; 0 where there is nothing to
-        score (padding). None: every step counts 1.
+      weight: `[T, B]` float32: the weight of a step in loss and metrics; 0 for steps that are not
+        scored (padding). None: every step has weight 1.
       start: `[B]` bool: row b starts anew at the first step. The same as `controls.reset[0]`, but
         it costs one select a window where `reset` costs one a step. None: never.
-      offset: `[B]` int64: where in its own stream each row stands at the first step.
+      offset: `[B]` int64: the offset of each row in its own stream at the first step.
         None: unknown, and then continuity cannot be checked.
-      update_scale: float32 scalar: factor on the update; on the gradient, where an update is
+      update_scale: float32 scalar: factor on the update; on the gradient, if an update is
         made of several windows. None: 1.
-      controls: resets inside the window, factors on the gradient, how far the rows move on.
+      controls: resets inside the window, factors on the gradient, number of steps to advance.
     """
 
     inputs: Nest
@@ -92,19 +92,19 @@ class Window(NamedTuple):
     controls: Controls = Controls()
 
     def at(self, index: Any) -> "Window":
-        """Returns one window out of `[K, ...]` stacked ones; `index` may be a tensor.
+        """Returns one window of `[K, ...]` stacked windows; `index` may be a tensor.
 
-        By `tf.gather`: XLA wants to know the index of a slice when it compiles, and would
-        compile again for every other one.
+        It uses `tf.gather`, because XLA needs the index of a slice when it compiles, and would
+        compile again for every other index.
         """
         return tf.nest.map_structure(
             lambda field: None if field is None else tf.gather(field, index), self
         )
 
     def map_fields(self, change: Callable[[Any, int | None], Any]) -> "Window":
-        """Returns `K` stacked windows with `change(leaf, row_axis)` applied to every array.
+        """Applies `change(leaf, row_axis)` to every array of `K` stacked windows.
 
-        `row_axis` is the axis of the rows, or None where an array has no rows. Fields that are
+        `row_axis` is the axis of the rows, or None if an array has no rows. Fields that are
         None stay None.
         """
 
@@ -118,13 +118,13 @@ class Window(NamedTuple):
         return Window(*fields)._replace(controls=controls)
 
     def of_rows(self, rows: slice) -> "Window":
-        """Returns the same windows of some rows, out of `[K, ...]` stacked arrays."""
+        """Returns `K` stacked windows of the given rows only."""
         return self.map_fields(
             lambda leaf, axis: leaf if axis is None else leaf[(slice(None),) * axis + (rows,)]
         )
 
 
-# Where the rows are in `K` stacked windows; None: the field has no rows.
+# The axis of the rows in each field of `K` stacked windows; None: the field has no rows.
 ROW_AXES: Any = Window(
     inputs=2,
     targets=2,
@@ -137,7 +137,7 @@ ROW_AXES: Any = Window(
 
 
 class Stream(Protocol):
-    """Windows by random access. A stream is a pure function of the cursor."""
+    """Gives windows by cursor; the windows are a pure function of the cursor."""
 
     rows: int
     window_length: int
@@ -145,14 +145,14 @@ class Stream(Protocol):
     epochs_alike: bool  # True: window i is the same in every epoch
 
     def windows(self, cursor: Cursor, count: int) -> tuple[Window, Cursor]:
-        """`count` consecutive windows, stacked `[count, ...]` NumPy arrays, and the next cursor.
+        """Returns `count` stacked windows `[count, ...]`, NumPy arrays, and the cursor after them.
 
-        May run across the end of an epoch.
+        The windows may run across the end of an epoch.
         """
 
 
 class Core(Protocol):
-    """A recurrent layer, or several: a `tf.Module` with parameters only, built at construction."""
+    """One or more recurrent layers: a `tf.Module` that holds parameters, and never the state."""
 
     output_size: int
 
@@ -168,25 +168,25 @@ class Core(Protocol):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[Nest, State]:
-        """Runs a whole window: `inputs [T, B, D] -> outputs [T, B, H]`, and the final state.
+        """Runs a window: `inputs [T, B, D]` to `outputs [T, B, H]`, and the state after it.
 
-        With `controls.advance` it is the state after that many steps, and no gradient passes
+        With `controls.advance` it is the state after that many steps, and no gradient flows
         through it. A core hands the controls to `unroll`.
         """
 
 
 class Readout(Protocol):
-    """The map from hidden states to the distribution of the next token: a `tf.Module`."""
+    """Maps hidden states to the distribution of the next token; a `tf.Module`."""
 
     hidden_size: int
     vocabulary_size: int
 
     @property
     def trainable_variables(self) -> Sequence[tf.Variable]:
-        """The parameters, always in the same order."""
+        """The trainable parameters, always in the same order."""
 
     def logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        """Computes `[..., H] -> [..., V]`: their softmax is the distribution."""
+        """Computes logits `[..., V]` from `hidden [..., H]`; their softmax is the distribution."""
 
     def loss(
         self, hidden: tf.Tensor, targets: tf.Tensor, *, training: bool, seed: Seed | None
@@ -195,11 +195,11 @@ class Readout(Protocol):
 
 
 class Model(Protocol):
-    """What trainer, evaluator and sampler see, a `tf.Module`: no layer, no backend."""
+    """The interface of a model for trainer, evaluator and sampler; a `tf.Module`."""
 
     @property
     def trainable_variables(self) -> Sequence[tf.Variable]:
-        """The parameters, always in the same order."""
+        """The trainable parameters, always in the same order."""
 
     def initial_state(self, rows: int) -> State:
         """Returns the state of `rows` rows that have read nothing."""
@@ -220,12 +220,12 @@ class Model(Protocol):
     ) -> tuple[WindowLoss, State]:
         """Computes loss and metrics of every step of `window`, and the state after it.
 
-        With `training`, dropout and all else that only training has is on.
+        With `training`, dropout and everything else that only training has are on.
         """
 
 
 def advance(cursor: Cursor, count: int, windows_per_epoch: int) -> Cursor:
-    """The cursor `count` windows further on.
+    """Returns the cursor `count` windows after `cursor`.
 
     >>> advance(Cursor(epoch=0, index=8), 5, windows_per_epoch=10)
     Cursor(epoch=1, index=3)

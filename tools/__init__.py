@@ -1,1 +1,1 @@
-"""Commands that a user calls, one a file; those in `bench/` measure."""
+"""Command-line tools, one a file; those in `bench/` measure."""

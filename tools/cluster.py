@@ -1,4 +1,4 @@
-"""Who the workers are, as TensorFlow is told."""
+"""Builds `TF_CONFIG`, by which TensorFlow's workers find each other."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def free_addresses(count: int) -> list[str]:
-    """Of loopback, with ports that nobody uses now."""
+    """Returns loopback addresses with ports that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -16,7 +16,7 @@ def free_addresses(count: int) -> list[str]:
 
 
 def tf_config(addresses: Sequence[str], index: int) -> str:
-    """TF_CONFIG of a worker."""
+    """Returns the value of `TF_CONFIG` for worker `index`."""
     return json.dumps(
         {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}}
     )

@@ -1,4 +1,4 @@
-"""Where `tools.prepare` stands, and how it makes ids of text."""
+"""Encodes text as ids for `tools.prepare`, and holds the progress of a run."""
 
 import dataclasses
 import importlib
@@ -15,17 +15,17 @@ from tbptt.streams.files import DataError
 
 @dataclasses.dataclass
 class Place:
-    """Where a run stands: what to go on from.
+    """The progress of a run of `tools.prepare`, from which an interrupted run continues.
 
     Attributes:
-      source: number of the file.
-      offset: bytes of it that are done.
-      tokens, documents: written.
+      source: the number of the current file.
+      offset: the number of its bytes that are done.
+      tokens, documents: the numbers of tokens and documents written.
       vocabulary: tokens in the order of their ids.
-      fixed: the vocabulary is not to grow.
-      sources: what the run was given, to be compared.
-      ended: tokens up to the end of the last document.
-      renumbered: the vocabulary is in its last order.
+      fixed: whether the vocabulary must not grow.
+      sources: the arguments of the run, to compare with those of a later one.
+      ended: the number of tokens up to the end of the last document.
+      renumbered: whether the vocabulary is in its final order.
     """
 
     sources: list[Any]
@@ -40,7 +40,7 @@ class Place:
 
 
 class Encoder:
-    """Text to ids; gives new ids to what is new, unless the vocabulary is fixed."""
+    """Encodes text as ids; gives new tokens new ids, unless the vocabulary is fixed."""
 
     def __init__(self, kind: str, place: Place) -> None:
         self._kind, self._place = kind, place
@@ -62,7 +62,7 @@ class Encoder:
         )
 
     def __call__(self, texts: list[str | bytes], where: str) -> tuple[np.ndarray, list[int]]:
-        """Ids of texts, one behind the other, and how many each has."""
+        """Encodes texts; returns their ids, concatenated, and the number of ids of each."""
         if self._kind == "characters":  # all at once: a line of text is short
             joined = "".join(str(text) for text in texts)
             return self._characters(joined, where), [len(text) for text in texts]

@@ -1,12 +1,12 @@
-"""What is in a checkpoint, and whether it is intact.
+"""Shows the content of a checkpoint and whether it is intact; compares two with --diff.
 
     python -m tools.inspect_checkpoint runs/mine
     python -m tools.inspect_checkpoint runs/mine/checkpoints/step-000000001200
     python -m tools.inspect_checkpoint --diff runs/mine runs/other
 
-Of a run's folder: a line for every checkpoint in it, then the newest intact one in full: place in
-the stream, facts, and a table of its arrays. --diff compares two, array by array. The exit status
-is 1 if what was asked for is damaged, or if the two differ.
+For a run's folder it prints a line for every checkpoint in it, then the newest intact one in full:
+cursor, facts, and a table of its arrays. --diff compares two, array by array. The exit status is 1
+if a checkpoint is damaged, or if the two differ.
 """
 
 import json
@@ -21,11 +21,11 @@ from absl import app, flags
 from tbptt import checkpoint as ck
 from tbptt.checkpoint.snapshot import cursor_of
 
-DIFF = flags.DEFINE_bool("diff", False, "Compare two.")
+DIFF = flags.DEFINE_bool("diff", False, "Compare two checkpoints or runs.")
 
 
 def found_at(path: pathlib.Path) -> list[pathlib.Path]:
-    """The checkpoints of a run, oldest first; or the one that this is.
+    """Returns the checkpoints of a run, oldest first, or `path` itself if it is a checkpoint.
 
     Raises:
       ValueError: there is none.
@@ -40,10 +40,10 @@ def found_at(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_newest(path: pathlib.Path) -> tuple[pathlib.Path, ck.Checkpoint]:
-    """The newest that is intact, and where it is.
+    """Reads the newest intact checkpoint; returns its path and content.
 
     Raises:
-      CheckpointError: there is none (what is wrong with each).
+      CheckpointError: there is none; the message says what is wrong with each.
     """
     problems = []
     for each in reversed(found_at(path)):
@@ -55,7 +55,7 @@ def read_newest(path: pathlib.Path) -> tuple[pathlib.Path, ck.Checkpoint]:
 
 
 def line_of(path: pathlib.Path) -> tuple[str, bool]:
-    """A line about one checkpoint, and whether it is intact."""
+    """Returns a line about one checkpoint, and whether it is intact."""
     try:
         checkpoint = ck.read_checkpoint(path)
     except ck.CheckpointError as error:
@@ -90,7 +90,7 @@ def describe(checkpoint: ck.Checkpoint) -> str:
 
 
 def difference(a: ck.Checkpoint, b: ck.Checkpoint) -> list[str]:
-    """A line for everything that differs."""
+    """Compares two checkpoints; returns a line for everything that differs."""
     lines = [] if a.step == b.step else [f"step: {a.step} and {b.step}"]
     for name in sorted({*a.facts, *b.facts}):
         if a.facts.get(name) != b.facts.get(name):
@@ -114,7 +114,7 @@ def _short(value: Any) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Prints what was asked for."""
+    """Prints the checkpoints of a run, or the differences of two."""
     paths = [pathlib.Path(name) for name in argv[1:]]
     if len(paths) != (2 if DIFF.value else 1):
         sys.exit("error: give one run or checkpoint; two with --diff.")

@@ -1,12 +1,13 @@
-"""Starts the workers of a run on several processes of this machine, or says how on several hosts.
+"""Starts the workers of a run on this machine, or prints their commands for several hosts.
 
     python -m tools.launch --workers=2 -- python -m experiments.language_model --logdir=runs/two
     python -m tools.launch --hosts=alpha:2222,beta:2222 -- python -m experiments.language_model
 
-The first runs the command so many times over loopback, each with its own TF_CONFIG, and shows what
-they say behind their numbers. Signals go to all of them. If one dies, the others are stopped:
-a strategy cannot go on without a worker. --restart=3 then starts all of them again, up to three
-times; they go on from their last checkpoint. The second prints the command line of each host.
+The first command runs --workers processes over loopback, each with its own TF_CONFIG, and shows
+their output, each line with the worker's number. Signals go to all workers. If one dies, the others
+are stopped: a strategy cannot go on without a worker. --restart=3 then starts all of them again, up
+to three times; they go on from their last checkpoint. The second prints the command line of each
+host.
 
 The exit status is 0 if all workers end well, else that of the first one that did not. It is 75,
 which says that the run is saved, only if no worker had to be stopped.
@@ -33,19 +34,19 @@ from tools.cluster import free_addresses, tf_config
 WORKERS = flags.DEFINE_integer("workers", 2, "Processes on this machine.", lower_bound=1)
 HOSTS = flags.DEFINE_list("hosts", [], "host:port of each worker; prints commands, starts nothing.")
 RESTART = flags.DEFINE_integer(
-    "restart", 0, "How often all start again if one dies.", lower_bound=0
+    "restart", 0, "Number of times that all workers start again if one dies.", lower_bound=0
 )
 THREADS = flags.DEFINE_integer(
     "threads",
     0,
-    "Threads of each worker inside an operation; 0: the machine's, shared out.",
+    "Threads of each worker inside an operation; 0: the machine's cores, divided equally.",
     lower_bound=0,
 )
 GRACE = flags.DEFINE_float(
     "grace",
     60.0,
-    "Seconds for the others to end by themselves if one ends, a checkpoint that is being written "
-    "included; then they are stopped.",
+    "Seconds that the other workers have to end by themselves if one ends, and to finish writing "
+    "a checkpoint; then they are stopped.",
     lower_bound=0.0,
 )
 
@@ -60,7 +61,7 @@ LAUNCH = f"{socket.gethostname()} {os.getpid()} {time.time()}"
 def start(
     command: Sequence[str], addresses: Sequence[str], index: int
 ) -> tuple[subprocess.Popen, threading.Thread]:
-    """Starts a worker, and a thread that shows what it says line by line behind its number."""
+    """Starts a worker, and a thread that shows its output with its number before each line."""
     threads = THREADS.value or max(1, (os.cpu_count() or 1) // len(addresses))
     more = {"TF_CONFIG": tf_config(addresses, index), "TF_NUM_INTRAOP_THREADS": str(threads)}
     more["TBPTT_LAUNCH"] = LAUNCH
@@ -73,7 +74,7 @@ def start(
 
 
 def show(lines: IO[bytes], index: int) -> None:
-    """Line by line, each in one piece."""
+    """Writes lines to standard output, each with the worker's number, in one piece."""
     for line in lines:
         sys.stdout.write(f"[{index}] {line.decode('utf-8', 'replace').rstrip()}\n")
         sys.stdout.flush()
@@ -81,7 +82,7 @@ def show(lines: IO[bytes], index: int) -> None:
 
 @contextlib.contextmanager
 def forwarding(processes: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
-    """SIGTERM and SIGINT go to all of them; those received are in the list."""
+    """Forwards SIGTERM and SIGINT to all processes; yields the list of signals received."""
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -100,7 +101,7 @@ def forwarding(processes: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
 
 
 def stop(processes: Sequence[subprocess.Popen], grace: float) -> list[int]:
-    """Waits so long, asks, waits as long again, kills; returns the numbers of those it asked."""
+    """Ends processes: waits, terminates, waits, kills; returns which had to be told to end."""
     asked: list[int] = []
     for end in (None, subprocess.Popen.terminate, subprocess.Popen.kill):
         for index, process in enumerate(processes):
@@ -116,11 +117,11 @@ def stop(processes: Sequence[subprocess.Popen], grace: float) -> list[int]:
 
 
 def run_all(command: Sequence[str], workers: int, grace: float) -> tuple[int, bool]:
-    """Runs the command so many times at once.
+    """Runs the command in `workers` processes at once.
 
     Returns:
-      0, or the status of the first that did not end well; whether that is the end, because a
-      signal or the time of the run ended them.
+      0, or the status of the first worker that failed; and whether not to start again, because a
+      signal or the run's time limit ended them.
     """
     addresses = free_addresses(workers)
     started = [start(command, addresses, index) for index in range(workers)]
@@ -157,7 +158,7 @@ def watch(processes: Sequence[subprocess.Popen], grace: float) -> tuple[int, boo
 
 
 def check_hosts(hosts: Sequence[str]) -> None:
-    """Raises ValueError unless each host is another `host:port`."""
+    """Raises ValueError unless all hosts are different and each is `host:port`."""
     for host in hosts:
         name, _, port = host.rpartition(":")
         if not (name and port.isdecimal() and 0 < int(port) < 1 << 16):

@@ -1,20 +1,20 @@
-"""Text of any size into memory-mapped tokens, in one pass and in bounded memory.
+"""Converts text of any size to memory-mapped tokens, in one pass and in bounded memory.
 
     python -m tools.prepare --out=corpus --kind=characters a.txt b.txt
     python -m tools.prepare --out=corpus --kind=words --lines names.txt
     python -m tools.prepare --out=corpus --kind=mine.tokenizers:encode speeches.jsonl
     python -m experiments.language_model --prepared=corpus
 
-Every file is a document; with --lines every line of it is, blank ones left out; a `.jsonl` file
-has one in every line, its `text`. --kind is bytes (of any file), characters, words, or
-MODULE:FUNCTION, a function from a text to integers below 2**32. Characters get ids in the order in
-which they appear, words by falling frequency; with --vocabulary, a file that such a run has
-written, ids are those of the file, and what it lacks becomes <unk>, if it has that. Without it the
-vocabulary is of all that is read, a later test part too.
+Every file is a document; with --lines every line that is not blank is one; a `.jsonl` file has one
+in every line, its `text`. --kind is bytes (of any file), characters, words, or MODULE:FUNCTION, a
+function from a text to integers below 2**32. Characters get ids in the order in which they appear,
+words by falling frequency. With --vocabulary, a file that such a run has written, ids are those of
+the file, and unknown tokens become <unk>, if the file has it. Without --vocabulary the vocabulary
+holds all tokens of the files, those of a later test part too.
 
-The folder gets `tokens.bin`, little-endian integers; `ends.bin`, int64, where each document ends;
-`vocabulary.json`; and, when all is done, `corpus.json` with counts and digests. A run that was
-interrupted goes on where it was with the same command; one that fails leaves nothing behind.
+The folder gets `tokens.bin`, little-endian integers; `ends.bin`, int64, the end of each document;
+`vocabulary.json`; and at last `corpus.json` with counts and digests. The same command continues an
+interrupted run; a run that fails leaves no files.
 """
 
 import contextlib
@@ -41,17 +41,18 @@ LINES = flags.DEFINE_bool("lines", False, "Every line is a document.")
 KNOWN = flags.DEFINE_string("vocabulary", None, "vocabulary.json with ids to use.")
 
 BLOCK = 4 << 20  # bytes read at a time
-SAVE_EVERY = 64 << 20  # bytes between the places that an interrupted run goes on from
+SAVE_EVERY = 64 << 20  # bytes between saves, from which an interrupted run continues
 STATE, RENUMBERED = "unfinished.json", "renumbered.bin"
 
 
 def pieces_of(
     path: pathlib.Path, offset: int, lines: bool, binary: bool
 ) -> Iterator[tuple[str | bytes, int, bool]]:
-    """`(text, offset behind it, whether a document ends there)`, from a byte offset on.
+    """Yields `(text, offset after it, whether a document ends there)` from a byte offset on.
 
     Raises:
-      DataError: no UTF-8, unless `binary`, or a line that is no document (file and line).
+      DataError: the text is not UTF-8 and not `binary`, or a line is no document; the message
+        names file and line.
     """
     json_lines = files.is_json(path)
     with path.open("rb") as file:
@@ -78,7 +79,7 @@ def pieces_of(
 
 
 def _lines_before(path: pathlib.Path, offset: int) -> int:
-    """How many lines end before a byte offset: from here on messages count."""
+    """Counts the lines that end before a byte offset, for line numbers in messages."""
     count = 0
     with path.open("rb") as file:
         while offset > 0 and (block := file.read(min(BLOCK, offset))):
@@ -88,12 +89,12 @@ def _lines_before(path: pathlib.Path, offset: int) -> int:
 
 
 class Batch(NamedTuple):
-    """Texts that are encoded together, and where they came from.
+    """Texts that are encoded together, and their place in the file.
 
     Attributes:
-      texts: some, one behind the other.
-      ended: whether a document ends behind each.
-      offset: behind the last.
+      texts: consecutive texts.
+      ended: whether a document ends after each.
+      offset: the byte offset after the last.
     """
 
     texts: list[str | bytes]
@@ -102,7 +103,7 @@ class Batch(NamedTuple):
 
 
 def batches_of(path: pathlib.Path, offset: int, lines: bool, binary: bool) -> Iterator[Batch]:
-    """What `pieces_of` gives, in batches of about `BLOCK` bytes."""
+    """Groups what `pieces_of` yields in batches of about `BLOCK` bytes."""
     texts: list[str | bytes] = []
     ended: list[bool] = []
     behind = offset
@@ -119,11 +120,11 @@ def batches_of(path: pathlib.Path, offset: int, lines: bool, binary: bool) -> It
 def prepare(
     out: pathlib.Path, paths: list[pathlib.Path], kind: str, lines: bool, vocabulary: str | None
 ) -> dict[str, Any]:
-    """Writes the folder; returns what `corpus.json` says.
+    """Writes the folder and returns the content of `corpus.json`.
 
     Raises:
-      DataError: the folder is not for us, or a file cannot be used; then nothing is left behind.
-      OSError: a disk is full; then the same command goes on.
+      DataError: the folder is in other use, or a file cannot be used; then no files are left.
+      OSError: the disk is full; the same command then continues.
     """
     place = begin(out, paths, kind, lines, vocabulary)
     encoder = Encoder(kind, place)
@@ -146,7 +147,7 @@ def prepare(
 def begin(
     out: pathlib.Path, paths: list[pathlib.Path], kind: str, lines: bool, vocabulary: str | None
 ) -> Place:
-    """Returns the beginning, or where an interrupted run of the same command stands.
+    """Returns the progress of a new run, or of an interrupted run of the same command.
 
     Raises:
       DataError: the folder holds anything else.
@@ -181,10 +182,10 @@ def begin(
 
 
 def _interrupted(out: pathlib.Path, sources: list[Any]) -> Place:
-    """Where an interrupted run stands.
+    """Reads the progress of an interrupted run.
 
     Raises:
-      DataError: it was of other files or another kind, or the folder was changed since.
+      DataError: the run was on other files or of another kind, or the folder has changed since.
     """
     remove = f"Choose another --out, or remove {str(out)!r}."
     content = files.read_json(out / STATE, "what an interrupted run of tools.prepare has written")
@@ -204,7 +205,7 @@ def _interrupted(out: pathlib.Path, sources: list[Any]) -> Place:
 
 
 def save(out: pathlib.Path, place: Place) -> None:
-    """Writes where the run stands."""
+    """Saves the progress of the run."""
     files.write_whole(out / STATE, json.dumps(dataclasses.asdict(place)) + "\n")
 
 
@@ -217,7 +218,7 @@ def read(
     *,
     binary: bool,
 ) -> None:
-    """Writes the tokens of all files, and where documents end, from `place` on."""
+    """Writes the tokens of all files and the ends of documents, from `place` on."""
     itemsize = np.dtype(encoder.dtype).itemsize
     total = sum(path.stat().st_size for path in paths)
     done = sum(path.stat().st_size for path in paths[: place.source]) + place.offset
@@ -263,18 +264,18 @@ def append(file: Any, values: np.ndarray) -> None:
 
 
 def sync(*opened: Any) -> None:
-    """Makes what was written durable."""
+    """Flushes files to the disk."""
     for file in opened:
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def open_at(path: pathlib.Path, size: int) -> Iterator[Any]:
-    """A file to go on writing at `size`; what is behind it was not finished.
+    """Opens a file to continue writing at `size`; later content, which was not finished, is cut.
 
     Raises:
-      DataError: the file is shorter than that.
-      OSError: with the file's name, whatever fails.
+      DataError: the file is shorter than `size`.
+      OSError: an operation fails; the error has the file's name.
     """
     there = path.stat().st_size if path.exists() else 0
     if there < size:
@@ -289,10 +290,10 @@ def open_at(path: pathlib.Path, size: int) -> Iterator[Any]:
 
 
 def renumber(out: pathlib.Path, place: Place, dtype: type[np.unsignedinteger]) -> None:
-    """Numbers words by falling frequency, and then by the alphabet, as readouts expect.
+    """Renumbers words by falling frequency, and then alphabetically, as readouts expect.
 
-    The new file is whole before the state says that it counts, and replaces the old one after
-    that, so an interruption anywhere changes nothing.
+    The new file is complete before the saved progress refers to it, and replaces the old one after
+    that, so the run can be interrupted at any point.
     """
     if not place.renumbered:
         tokens = np.memmap(out / TOKENS, dtype, "r")
@@ -318,7 +319,7 @@ def renumber(out: pathlib.Path, place: Place, dtype: type[np.unsignedinteger]) -
 def finish(
     out: pathlib.Path, place: Place, kind: str, dtype: type[np.unsignedinteger]
 ) -> dict[str, Any]:
-    """Writes vocabulary and `corpus.json`, last of all."""
+    """Writes the vocabulary, and at last `corpus.json`."""
     about = {
         "version": 2,
         "kind": kind,
@@ -337,7 +338,7 @@ def finish(
 
 
 def main(argv: list[str]) -> None:
-    """Prepares, and prints what was made."""
+    """Prepares a corpus and prints the content of its `corpus.json`."""
     paths = [pathlib.Path(name) for name in argv[1:]]
     try:
         if not OUT.value:

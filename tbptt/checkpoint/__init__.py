@@ -1,4 +1,8 @@
-"""What a run is, on disk: parameters alone, or everything that going on needs."""
+"""Saving and resuming training runs, and parameter files; start at `snapshot`.
+
+To resume a run: `snapshot.resume` when it starts, `Checkpoints.save(snapshot(trainer, run_state))`
+between two calls, or the callback `save.Save`. For parameters alone: `parameters`, `from_torch`.
+"""
 
 from tbptt.checkpoint.from_torch import load_torch as load_torch
 from tbptt.checkpoint.parameters import assign_parameters as assign_parameters

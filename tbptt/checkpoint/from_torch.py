@@ -1,4 +1,4 @@
-"""Weights of `torch.nn.LSTM` and `torch.nn.GRU`, under our names and in our shapes."""
+"""Imports the weights of a `torch.nn.LSTM` or `torch.nn.GRU` into the layers of this library."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ GATES = {4: "LSTM", 3: "GRU"}
 
 
 def load_torch(core: tf.Module, weights: Mapping[str, Any], *, prefix: str = "") -> None:
-    """Gives an `LSTM`, a `GRU` or a `Stack` of them the weights of a PyTorch module.
+    """Loads the weights of a PyTorch module into an `LSTM`, a `GRU` or a `Stack` of them.
 
     Both have gates in the order i f g o (GRU: reset, update, candidate), and matrices transposed:
 
@@ -22,13 +22,13 @@ def load_torch(core: tf.Module, weights: Mapping[str, Any], *, prefix: str = "")
         GRU:  b = bias_ih + (bias_hh of reset and update, 0),  b_h = bias_hh of the candidate
 
     Args:
-      core: as many layers, of the same kind and sizes.
+      core: has the same number of layers, of the same kind and sizes.
       weights: a `state_dict()`, of tensors on the CPU or of arrays.
-      prefix: what the names of the module begin with, as `rnn.`; other names are passed over.
+      prefix: the prefix of the module's names, as `rnn.`; names without it are ignored.
 
     Raises:
-      ValueError: there are no such weights, they are of a network that reads both ways or of
-        other cells, or the core's are of other names and shapes. Then nothing has changed.
+      ValueError: there are no such weights, they belong to a bidirectional network or to other
+        cells, or the core's parameters have other names or shapes. Then nothing has changed.
 
     Example:
       >>> core = LSTM(2, 1, seed=make_seed(0))
@@ -46,7 +46,7 @@ def load_torch(core: tf.Module, weights: Mapping[str, Any], *, prefix: str = "")
 
 
 def from_torch(weights: Mapping[str, Any], *, prefix: str = "") -> dict[str, np.ndarray]:
-    """The parameters of a `Stack` by name; arguments as of `load_torch`."""
+    """Converts a PyTorch `state_dict()` to a `Stack`'s parameters by name; see `load_torch`."""
     given = {
         name.removeprefix(prefix): np.asarray(value)
         for name, value in weights.items()

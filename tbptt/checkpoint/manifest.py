@@ -1,7 +1,8 @@
-"""What a checkpoint says of itself: a file of strict JSON, verified when it is read.
+"""Reads and writes `manifest.json`, which describes a checkpoint and holds its checksums.
 
-From version 2 on, a fact that is an infinite float or NaN is written as `{"$float": "inf"}`,
-`"-inf"` or `"nan"`, because JSON has no such numbers. Every earlier version is read.
+The file is strict JSON and is verified when it is read. From version 2 on, a fact that is an
+infinite float or NaN is written as `{"$float": "inf"}`, `"-inf"` or `"nan"`, because JSON has no
+such numbers. Every earlier version can be read.
 """
 
 import hashlib
@@ -16,21 +17,21 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, of another version, or of another run."""
+    """Raised when a checkpoint is damaged, of another version, or of another run."""
 
 
 class LaterVersionError(CheckpointError):
-    """A checkpoint is of a version that this program does not know."""
+    """Raised when a checkpoint has a version that this program does not know."""
 
 
 def manifest_of(content: dict[str, Any]) -> str:
-    """Returns the manifest's text, for `step`, `facts`, `bytes`, `sha256` and `arrays`."""
+    """Returns the manifest's text, given `step`, `facts`, `bytes`, `sha256` and `arrays`."""
     content = {"version": VERSION, **content, "facts": _encoded(content["facts"])}
     return json.dumps({"content": content, "sha256": _digest(content)}, allow_nan=False)
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns what a checkpoint says of itself, without its arrays.
+    """Returns the content of a checkpoint's manifest, after verifying its checksum and its form.
 
     Raises:
       CheckpointError: it cannot be read, is damaged, of a later version, or something else.
@@ -81,7 +82,7 @@ def _is_arrays(value: Any) -> bool:
     )
 
 
-# What a manifest must hold, whoever wrote it.
+# The fields that every manifest must have, and a check of each one's form.
 FORM: dict[str, Callable[[Any], bool]] = {
     "version": lambda value: _is_count(value) and value > 0,
     "step": _is_count,
@@ -93,7 +94,7 @@ FORM: dict[str, Callable[[Any], bool]] = {
 
 
 def _encoded(fact: Any) -> Any:
-    """Returns a fact in strict JSON, which has no infinite floats and no NaN."""
+    """Encodes a fact as strict JSON, which has no infinite floats and no NaN."""
     if isinstance(fact, float) and not math.isfinite(fact):
         return {"$float": str(float(fact))}
     if isinstance(fact, dict):
@@ -104,7 +105,7 @@ def _encoded(fact: Any) -> Any:
 
 
 def _decoded(fact: Any) -> Any:
-    """Returns what `_encoded` was given."""
+    """Decodes what `_encoded` returned."""
     if isinstance(fact, dict):
         if list(fact) == ["$float"] and fact["$float"] in ("inf", "-inf", "nan"):
             return float(fact["$float"])

@@ -1,7 +1,7 @@
-"""Parameters on disk, under names that say where in the model they are.
+"""Saves and loads parameters by name, as `.npz` or `.safetensors` files.
 
-A name is the path in the module: `embedding.table`, `core.cores.0.w_x` (the lowest layer of a
-`Stack`), `readout.w`. Shapes and gate order are those that each layer's docstring gives.
+A name is the path of attributes in the module: `embedding.table`, `core.cores.0.w_x` (the lowest
+layer of a `Stack`), `readout.w`. Shapes and gate order are those that each layer's docstring gives.
 """
 
 import contextlib
@@ -19,21 +19,22 @@ SUFFIXES = (".npz", ".safetensors")
 
 
 def save_parameters(path: str | os.PathLike[str], module: tf.Module) -> None:
-    """Writes every parameter of a module under its name, as `write_parameters` does."""
+    """Writes every parameter of a module to a file, by name; see `write_parameters`."""
     parameters = named_parameters(module)
     write_parameters(path, {name: variable.numpy() for name, variable in parameters.items()})
 
 
 def write_parameters(path: str | os.PathLike[str], values: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays by name: beside first, then in their place.
+    """Writes arrays by name to a file: all of them, or the file stays as it was.
 
     Args:
       path: an `.npz`, or a `.safetensors` (`pip install 'tbptt[safetensors]'`).
-      values: by name.
+      values: the arrays by name.
 
     Raises:
-      ValueError: another suffix, or safetensors is not installed.
-      OSError: it cannot be written; what was there is still there, and nothing beside it.
+      ValueError: the suffix is another one, or safetensors is not installed.
+      OSError: the file cannot be written. An existing file is unchanged and no partial file is
+        left.
     """
     path = pathlib.Path(path)
     safetensors = _check_suffix(path)
@@ -54,7 +55,7 @@ def write_parameters(path: str | os.PathLike[str], values: Mapping[str, np.ndarr
 
 
 def load_parameters(path: str | os.PathLike[str], module: tf.Module) -> None:
-    """Gives `module` the parameters that `save_parameters` wrote, all of them or none.
+    """Loads the parameters that `save_parameters` wrote into `module`, all of them or none.
 
     Raises:
       ValueError: names, shapes or kinds of number differ (every one that does), or the file is
@@ -78,12 +79,13 @@ def load_parameters(path: str | os.PathLike[str], module: tf.Module) -> None:
 def assign_parameters(
     module: tf.Module, values: Mapping[str, np.ndarray], *, source: str = "This"
 ) -> None:
-    """Gives `module` all parameters by name, or none.
+    """Assigns `module` a value for each parameter, by name; all of them or none.
 
     Args:
-      module: whose parameters.
-      values: one for every parameter; float64 may become float32, but no number an integer.
-      source: what they are from, for the message.
+      module: its parameters are assigned.
+      values: one array for every parameter. float64 is cast to float32, but a float never to an
+        integer.
+      source: the origin of the values, as the subject of the error message.
 
     Raises:
       ValueError: names, shapes or kinds of number differ (every one that does).
@@ -102,7 +104,7 @@ def assign_parameters(
 
 
 def _check_suffix(path: pathlib.Path) -> types.ModuleType | None:
-    """None for an `.npz`; for a `.safetensors`, what reads and writes it."""
+    """Returns None for `.npz`, the module `safetensors.numpy` for `.safetensors`; else raises."""
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"Parameters are written to and read from {' and '.join(SUFFIXES)}, not {path.name!r}."

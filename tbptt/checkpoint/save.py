@@ -1,4 +1,4 @@
-"""An action that writes checkpoints while a run goes on."""
+"""`Save`: a callback that writes checkpoints during training, every few windows or minutes."""
 
 import time
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from tbptt.training.actions import Report
 
 
 class Save:
-    """An action for every call: writes a checkpoint when one is due, and at the end.
+    """Writes a checkpoint when one is due and at the end of the run; use it in `EveryCall(save)`.
 
-    What is taken is taken at once, between two calls; a thread writes it. Where it cannot be
-    written, as on a full disk, that is told after the next call and the run goes on.
+    The values are copied at once, between two calls; a thread writes them. If they cannot be
+    written, as on a full disk, the error is logged after the next call and the run goes on.
     """
 
     def __init__(
@@ -28,11 +28,12 @@ class Save:
         agree: Callable[[bool], tuple[bool, ...]] = lambda due: (due,),
     ) -> None:
         """Args:
-        checkpoints: where they go.
-        take: makes one of a `RunState`.
-        agree: whether any process of the run says that one is due, as `Replicas.any`.
-        windows: at the first call's end after every so many; 0: not by windows.
-        minutes: the same of minutes.
+        checkpoints: the folder to write to.
+        take: returns a checkpoint, given a `RunState`; usually it calls `snapshot`.
+        agree: returns whether a checkpoint is due in any process of the run, as `Replicas.any`.
+        windows: the number of windows between checkpoints; 0: no saving by windows. A checkpoint
+          is written at the end of a call.
+        minutes: the number of minutes between checkpoints; 0: no saving by time.
         """
         checks.check_at_least("windows between checkpoints", windows, 0)
         checks.check_at_least("minutes between checkpoints", minutes, 0.0)
@@ -45,7 +46,7 @@ class Save:
         self._last_time = time.monotonic()  # a wall clock may jump
 
     def __call__(self, report: Report) -> None:
-        """Saves if it is due."""
+        """Writes a checkpoint if one is due after the call of `report`."""
         self.tell()
         if self._last_step is None:
             self._last_step = report.step - report.metrics.windows
@@ -59,7 +60,7 @@ class Save:
             self.save(report.run_state)
 
     def save(self, run_state: Any) -> None:
-        """Begins to write, due or not."""
+        """Copies the run and starts writing a checkpoint of it, whether one is due or not."""
         checkpoint = self._take(run_state)
         self._last_step, self._last_time = checkpoint.step, time.monotonic()
         self._checkpoints.wait()
@@ -67,12 +68,12 @@ class Save:
         self._checkpoints.save(checkpoint)
 
     def close(self) -> OSError | None:
-        """Waits for what is being written; returns why the last save failed, None if it did not."""
+        """Waits until the checkpoint is written; returns the error of the last save, or None."""
         self._checkpoints.wait()
         return self.tell()
 
     def tell(self) -> OSError | None:
-        """Logs what went wrong with the disk and returns it; raises whatever else went wrong."""
+        """Logs and returns an error of the disk since the last call; raises any other error."""
         error = self._checkpoints.error()
         if error is None:
             return None

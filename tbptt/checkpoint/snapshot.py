@@ -1,4 +1,9 @@
-"""Saving and resuming a training run: `snapshot` to a checkpoint, `restore` from one, `resume`."""
+"""Saves and resumes training runs: `snapshot` makes a checkpoint, `resume` and `restore` read it.
+
+A loop of one's own calls `run_state = resume(checkpoints, trainer, run_state)` once, and
+`checkpoints.save(snapshot(trainer, run_state))` whenever it likes. The state of all rows, the
+cursor, parameters, optimizer state, averages and step are restored to the bit.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -17,13 +22,13 @@ from tbptt.variables import named_parameters, named_variables
 
 
 class Part(Protocol):
-    """What goes into a checkpoint beside trainer and run_state, as `KeepBest`."""
+    """An object with values of its own that belong in a checkpoint, as `KeepBest`; for `parts=`."""
 
     def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays and facts, by name; facts are what JSON holds."""
+        """Returns arrays and facts by name; facts are what JSON can hold."""
 
     def restore(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Takes them back; raises ValueError where they do not fit."""
+        """Restores the values that `snapshot` returned; raises ValueError if they do not fit."""
 
 
 def snapshot(
@@ -33,14 +38,14 @@ def snapshot(
     parts: Mapping[str, Part] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Copies everything that a training run needs to resume to the host.
+    """Copies everything that a training run needs to resume to the host, and returns it.
 
     Args:
-      trainer: parameters, optimizer state, averages, loss scale and step.
-      run_state: state, run_state and cursor.
-      parts: more, by name.
-      facts: what the run must be for `restore` to take it: the stream's fingerprint, say. What the
-        trainer is, `Trainer.description`, goes along in any case.
+      trainer: gives parameters, optimizer state, averages, loss scale and step.
+      run_state: gives the recurrent state of all rows and the cursor.
+      parts: more objects to save, by name.
+      facts: values that must be the same when the run is restored, as the stream's fingerprint.
+        The trainer's own description, `Trainer.description`, is always saved.
 
     Example: saved, and restored into another trainer.
       >>> def build():
@@ -80,23 +85,24 @@ def restore(
     facts: Mapping[str, Any] | None = None,
     changed: Sequence[str] = (),
 ) -> RunState:
-    """Gives a run what `snapshot` took: all of it, or nothing changes.
+    """Restores a checkpoint into a trainer and its parts: all of it, or nothing changes.
 
     Args:
-      checkpoint: what was taken.
-      trainer, parts: of the same kind as then; their values are replaced.
-      run_state: of a run that begins: it says what the state looks like.
-      facts: as then.
-      changed: what is meant to be another than then, as `seed`, `optimizer` or
+      checkpoint: what `snapshot` returned.
+      trainer, parts: built as for `snapshot`; their values are replaced.
+      run_state: the state of a new run, which gives the structure of the state.
+      facts: as for `snapshot`.
+      changed: names of what is changed on purpose, as `seed`, `optimizer` or
         `optimizer.1.scale_by_adam.b1`: parts of the trainer's description, as the error names them.
 
     Returns:
-      where the run stands.
+      The state to train from.
 
     Raises:
       CheckpointError: names, shapes or types are of another model, the trainer would go on
         differently (another seed, loss, reduction, dropout rate, learning rate, ...), or facts
-        differ: all that do. A checkpoint that an earlier version wrote says nothing of the trainer.
+        differ; the message names all differences. A checkpoint that an earlier version wrote does
+        not describe the trainer.
     """
     wrong = [
         f"{name}: {checkpoint.facts.get(name)!r} in the checkpoint, {value!r} here"
@@ -145,10 +151,10 @@ def resume(
     facts: Mapping[str, Any] | None = None,
     changed: Sequence[str] = (),
 ) -> RunState:
-    """Resumes a training run from its newest checkpoint, to the bit; or begins it.
+    """Resumes a training run from its newest checkpoint, to the bit; without one, starts it anew.
 
     Args:
-      checkpoints: of the run's folder.
+      checkpoints: the checkpoints in the run's folder.
       trainer, run_state, parts, facts, changed: see `restore`.
 
     Returns:
@@ -173,10 +179,10 @@ def resume(
 
 
 def cursor_of(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Returns epoch and index of a checkpoint's cursor.
+    """Returns epoch and index of a checkpoint's cursor: the next window of the stream.
 
     Raises:
-      CheckpointError: it has none, or something else in its place.
+      CheckpointError: it has no valid cursor.
     """
     cursor: Any = checkpoint.facts.get("cursor")
     fine = isinstance(cursor, list) and len(cursor) == 2
@@ -189,7 +195,7 @@ def cursor_of(checkpoint: Checkpoint) -> tuple[int, int]:
 
 
 def _stored_part(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
-    """Returns what a checkpoint holds of a part, or None."""
+    """Returns the facts that a checkpoint holds of a part, or None if it lacks the part."""
     part = checkpoint.facts.get(name)
     if not isinstance(part, dict) or not isinstance(part.get("facts"), dict):
         return None
@@ -200,10 +206,10 @@ def _stored_part(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
 
 
 def _restore_parts(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
-    """All of them, or none.
+    """Restores all parts from a checkpoint, or leaves all of them unchanged.
 
     Raises:
-      CheckpointError: what one of them says to what it is given.
+      CheckpointError: a part refuses its values.
     """
     before = {name: part.snapshot() for name, part in parts.items()}
     try:
@@ -222,8 +228,8 @@ def _restore_parts(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> None:
 def variables_of(trainer: Trainer) -> dict[str, tf.Variable]:
     """Returns every variable of a trainer by its name in a checkpoint.
 
-    `model.` and the path in the model; `opt_state.` and the path in the optimizer's state;
-    `average.` and the name of the parameter; `loss_scale.`; `step`.
+    Names are `model.` and the path in the model, `opt_state.` and the path in the optimizer's
+    state, `average.` and the name of the parameter, `loss_scale.` and a name, and `step`.
     """
     found = {f"model.{name}": v for name, v in named_variables(trainer.model).items()}
     opt_state = named_leaves(trainer.opt_state)
@@ -249,5 +255,5 @@ def _loop_state_arrays(loop_state: LoopState) -> dict[str, tf.Tensor]:
 
 
 def _kind(value: Any) -> str:
-    """As `float32 [3, 4]`."""
+    """Returns dtype and shape of a value as text, as `float32 [3, 4]`."""
     return f"{tf.as_dtype(value.dtype).name} {list(value.shape)}"

@@ -1,10 +1,10 @@
-"""Checkpoints in a folder: written whole or not at all, verified when they are read.
+"""Stores checkpoints in a folder: written completely or not at all, verified when they are read.
 
     checkpoints/step-000000001200/arrays.npz       all arrays, by name
                                   manifest.json    version, facts, sizes, checksums
 
-One is written beside its place under a name that no reader looks at, made durable, and renamed. So
-whatever happens while it is written, what was there before is still there, and whole.
+A checkpoint is written under another name, which no reader looks at, flushed to the disk, and
+renamed. So whatever happens meanwhile, the checkpoints that were there before stay intact.
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ from tbptt.checkpoint.manifest import CheckpointError as CheckpointError
 from tbptt.checkpoint.manifest import LaterVersionError, manifest_of, read_manifest
 
 ARRAYS = "arrays.npz"
-PARTIAL = ".partial"  # ends the name of what is not whole
-DAMAGED = ".damaged"  # ends the name of what was found not to be whole
+PARTIAL = ".partial"  # the suffix of a checkpoint that is not completely written
+DAMAGED = ".damaged"  # the suffix of a checkpoint that was found to be damaged
 BLOCK = 1 << 20  # bytes that are hashed at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Everything that going on needs.
+    """Everything that a run needs to resume, as named arrays and facts; `snapshot` makes one.
 
     Attributes:
-      step: windows seen.
-      arrays: by name.
-      facts: by name, what JSON holds.
+      step: the number of windows trained.
+      arrays: arrays by name.
+      facts: values by name, of the types that JSON can hold.
     """
 
     step: int
@@ -47,11 +47,11 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint: whole and durable in `folder`, or nothing is there.
+    """Writes a checkpoint to `folder`, complete and flushed to the disk, or leaves nothing there.
 
     Raises:
-      OSError: it cannot be written. What was begun is removed.
-      FileExistsError: there is something at `folder`.
+      OSError: it cannot be written. The partial files are removed.
+      FileExistsError: `folder` exists already.
     """
     folder = pathlib.Path(folder)
     if folder.exists():
@@ -85,10 +85,10 @@ def write_checkpoint(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> 
 
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a checkpoint, once it is verified.
+    """Reads a checkpoint after verifying its checksums.
 
     Raises:
-      CheckpointError: it is damaged, or of a later version: what is wrong with it.
+      CheckpointError: it is damaged, or of a later version; the message says what is wrong.
     """
     folder = pathlib.Path(folder)
     content = read_manifest(folder)
@@ -120,17 +120,17 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _dtype(content: dict[str, Any], name: str) -> Any:
-    """Returns the NumPy type that a manifest gives an array."""
+    """Returns the NumPy type of an array, as the manifest gives it."""
     if name not in content["arrays"]:
         raise CheckpointError(f"{MANIFEST} says nothing of the array {name!r}.")
     return tf.as_dtype(content["arrays"][name][0]).as_numpy_dtype
 
 
 class Checkpoints:
-    """The checkpoints of one run: a thread writes them, the newest few are kept.
+    """Manages the checkpoints of one run: a thread writes them, and the newest few are kept.
 
     Attributes:
-      folder: where they are.
+      folder: the folder that holds them.
 
     Example:
       >>> import tempfile
@@ -146,9 +146,9 @@ class Checkpoints:
         self, folder: str | os.PathLike[str], *, keep: int = 3, read_only: bool = False
     ) -> None:
         """Args:
-        folder: where they are, or will be. One process at a time writes to it.
-        keep: how many are kept.
-        read_only: leaves everything as it is: another process writes.
+        folder: the folder that holds them. Only one process at a time may write to it.
+        keep: the number of checkpoints to keep.
+        read_only: whether to leave all files as they are, because another process writes.
         """
         checks.check_at_least("keep", keep, 1)
         self.folder = pathlib.Path(folder)
@@ -161,16 +161,19 @@ class Checkpoints:
             shutil.rmtree(left, ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """Of those that are there, damaged or not."""
+        """Returns the steps of the checkpoints in the folder, damaged ones included, in order."""
         names = (path.name.partition("-") for path in self.folder.glob("step-*"))
         return sorted(int(number) for _, _, number in names if number.isdecimal())
 
     def path(self, step: int) -> pathlib.Path:
-        """Of the checkpoint of a step."""
+        """Returns the folder of the checkpoint of a step."""
         return self.folder / f"step-{step:012}"
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Begins to write; waits for the one before, so that there is one copy at a time.
+        """Starts writing a checkpoint in a thread, after waiting for the one before it.
+
+        Only one copy of the run is in memory at a time. The arrays belong to the writer from now
+        on. `error` returns an error of the writer. With `read_only` nothing is written.
 
         The arrays are the writer's from now on. An error is told by the next `error`. Read-only, it
         does nothing.
@@ -183,22 +186,24 @@ class Checkpoints:
 
     @property
     def writing(self) -> bool:
-        """Whether one is being written."""
+        """Whether a checkpoint is being written now."""
         return self._writer is not None and self._writer.is_alive()
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Waits until no checkpoint is being written."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
 
     def error(self) -> Exception | None:
-        """What went wrong since this was last asked for."""
+        """Returns the error that occurred since the last call of `error`, or None."""
         error, self._error = self._error, None
         return error
 
     def newest(self) -> Checkpoint | None:
-        """The newest that is intact. Damaged ones before it are warned of and moved aside.
+        """Reads the newest intact checkpoint, or returns None if there is no checkpoint.
+
+        Newer ones that are damaged are logged and renamed.
 
         Raises:
           CheckpointError: there are some, and all are damaged, or one is of a later version.
@@ -241,7 +246,7 @@ class Checkpoints:
 
 
 def _write_arrays(file: Any, arrays: dict[str, np.ndarray]) -> None:
-    """An `.npz`, as `np.savez` writes it, without a copy of any array or of a part of it.
+    """Writes arrays as `np.savez` does, but without copying any array or a part of one.
 
     Types that NumPy does not know by itself are written as integers: bfloat16 as its bits.
     """
@@ -269,7 +274,7 @@ def _make_durable(file: Any) -> None:
 
 
 def _make_names_durable(folder: pathlib.Path) -> None:
-    """A rename is on the disk when the folder is."""
+    """Makes renames in a folder durable, by flushing the folder itself to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

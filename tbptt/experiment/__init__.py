@@ -1,8 +1,9 @@
-"""What a research script needs around its training: flags, a run's folder, resume, seeds.
+"""For scripts of one's own: flags, a run's folder, checkpoints, resume, seeds and results.
 
-A script defines a frozen dataclass `Settings` and a function `main(settings, options)`, and ends
-with `launch(main, Settings)`. `main` builds streams, model and trainer, and calls
-`train_and_test`; or, where that is not enough, `Claim`, `fit` and `finish` one by one.
+A script imports this package, `from tbptt import experiment`, defines a frozen dataclass `Settings`
+and a function `main(settings, options)`, and ends with `launch(main, Settings)`. `main` builds
+streams, model and trainer, and calls `train_and_test`; or, if that is not enough, `Claim`, `fit`
+and `finish` one by one.
 """
 
 from tbptt.experiment.devices import replicas_of as replicas_of

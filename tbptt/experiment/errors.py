@@ -31,7 +31,7 @@ class Output:
     """Writes to standard output, and survives its being closed or full.
 
     Attributes:
-      error: the first failure, after which nothing more is written; None: there was none.
+      error: the first failure, after which nothing more is written; None if there was none.
     """
 
     def __init__(self) -> None:

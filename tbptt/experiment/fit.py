@@ -1,4 +1,4 @@
-"""Training with validation, best parameters, checkpoints and summaries; and the result."""
+"""`fit`: training with validation, best or averaged parameters, checkpoints and summaries."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""The folder of a run: locking it, its settings and its result, and refusing other runs."""
+"""The folder of a run: locks it, reads and writes settings and result, refuses other runs."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ from tbptt.streams.files import write_whole
 
 SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
-RESTARTED_FILE = "restarted"  # the run that is here was begun by --restart
-PARTIAL = ".partial"  # ends the name of what is not whole
+RESTARTED_FILE = "restarted"  # the run in the folder was begun by --restart
+PARTIAL = ".partial"  # the suffix of a file that is not completely written
 
 Result = dict[str, Any]
 
@@ -45,7 +45,7 @@ class Claim:
 
     Attributes:
       folder: the folder, with its settings.json and the files of earlier processes of this run.
-      options, replicas, data: as given.
+      options, replicas, data: the arguments of the constructor.
       writes: whether this process writes to the folder.
     """
 

@@ -1,4 +1,4 @@
-"""Runs a script: flags, the function that trains, and one line for a user's mistake."""
+"""`launch`: runs a script from the command line; turns users' mistakes into one line."""
 
 import dataclasses
 import signal

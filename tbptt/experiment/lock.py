@@ -1,4 +1,4 @@
-"""A lock file that reserves a folder for one process."""
+"""`Lock`: a lock file that reserves a run's folder for one process."""
 
 import fcntl
 import os

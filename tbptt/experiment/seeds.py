@@ -1,4 +1,4 @@
-"""Several seeds in one run: a folder each, then mean and spread of their results."""
+"""Runs several seeds, each in a folder of its own, and reports mean and spread of the results."""
 
 import dataclasses
 import json
@@ -42,9 +42,9 @@ def run_seeds(
 
     Args:
       main: trains with one seed and returns its result.
-      settings: of the first seed.
-      options: of all seeds together.
-      count: how many seeds.
+      settings: the settings of the first seed.
+      options: the options of all seeds together.
+      count: the number of seeds.
 
     Raises:
       UsageError: the folder holds a run of one seed, or the last seed is too large.

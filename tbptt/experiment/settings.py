@@ -1,4 +1,4 @@
-"""Settings, which decide the numbers that a run computes, and options, which do not."""
+"""`Settings`, which decide the numbers that a run computes, and `Options`, which do not."""
 
 import dataclasses
 import hashlib
@@ -200,7 +200,7 @@ class Options:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Returns the run's folder, `logdir` as a path."""
+        """The run's folder, `logdir` as a path."""
         return pathlib.Path(self.logdir)
 
     def seconds_left(self) -> float:

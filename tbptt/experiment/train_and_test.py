@@ -1,4 +1,4 @@
-"""A whole run in one call: from a trainer and its streams to `result.json`."""
+"""`train_and_test`: a whole run in one call, from a trainer and its streams to `result.json`."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from tbptt.types import Stream
 
 
 def loss_of(evaluation: tbptt.Evaluation) -> float:
-    """Returns the mean loss of an evaluation, in nats a target."""
+    """Returns the mean loss of an evaluation, in nats per target."""
     return evaluation.loss
 
 
@@ -52,7 +52,7 @@ def train_and_test(
       training: the stream that is trained on.
       validation: a stream that is evaluated from time to time. None: the last parameters are kept.
       test: a stream that is evaluated at the end. With `tail="pad"` every target is scored.
-      windows: how many windows to train, from the beginning of the run.
+      windows: the number of windows to train, from the beginning of the run.
       metric: the figure's name.
       figure: reads the figure from an evaluation; lower is better.
       schedule: the learning rate by window, to be shown in TensorBoard; None: it is not shown.

@@ -1,1 +1,5 @@
-"""Parameters and the mathematics of one layer, one layer a file."""
+"""Layers: parameters and equations of LSTM, GRU and others, one layer a file.
+
+A cell of one's own needs no file here: `recurrent.Recurrent` makes a layer of any function
+`(inputs_t, state) -> (output_t, state)`. A new built-in layer is a new file in this folder.
+"""

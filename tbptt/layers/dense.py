@@ -1,4 +1,4 @@
-"""A matrix product over the last axis."""
+"""`Dense`: an affine map of the last axis."""
 
 import tensorflow as tf
 
@@ -9,9 +9,9 @@ from tbptt.types import Seed
 
 
 def linear(inputs: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None = None) -> tf.Tensor:
-    """`[..., D] x [D, E] -> [..., E]`, as one matrix product whatever the leading axes.
+    """Multiplies the last axis of `inputs [..., D]` by `w [D, E]`, in one matrix product.
 
-    `compute_dtype`: of the product, see `precision.product`.
+    `compute_dtype` is the type of the product, see `precision.product`.
     """
     if inputs.shape.rank == 2:
         return product(inputs, w, compute_dtype)
@@ -20,11 +20,11 @@ def linear(inputs: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None = Non
 
 
 class Dense(tf.Module):
-    """`outputs = inputs @ w + b`.
+    """An affine layer, `outputs = inputs @ w + b`, over the last axis.
 
     Attributes:
       w: `[input_size, output_size]`.
-      b: `[output_size]`, zero at first.
+      b: `[output_size]`, initially zero.
     """
 
     def __init__(
@@ -45,5 +45,5 @@ class Dense(tf.Module):
         self.b = tf.Variable(tf.zeros([output_size], dtype), name="b")
 
     def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
-        """`[..., input_size] -> [..., output_size]`."""
+        """Maps inputs `[..., input_size]` to outputs `[..., output_size]`."""
         return linear(inputs, self.w, self._compute_dtype) + self.b

@@ -1,4 +1,4 @@
-"""Dropout with stateless seeds: the same seed drops the same units, compiled or not."""
+"""Dropout with stateless seeds: the same seed drops the same units, compiled by XLA or not."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,18 @@ PER = ("step", "window")
 
 
 def check_dropout(rate: float, per: str) -> None:
-    """Raises ValueError unless `dropout` takes these."""
+    """Raises ValueError unless `rate` and `per` are valid arguments of `dropout`."""
     checks.check_between("dropout rate", rate, 0.0, 1.0)
     checks.check_choice("per", per, PER)
 
 
 def dropout(inputs: tf.Tensor, rate: float, seed: Seed | None, *, per: str = "step") -> tf.Tensor:
-    """Sets units to zero with probability `rate` and scales the rest by 1 / (1 - rate).
+    """Sets units to zero with probability `rate` and scales the others by 1 / (1 - rate).
 
     Args:
       inputs: `[T, B, D]`.
       rate: probability of dropping, 0 <= rate < 1; 0 costs nothing.
-      seed: int32 `[2]`; None only where rate is 0.
+      seed: int32 `[2]`; may be None only if `rate` is 0.
       per: `step`: every step has a mask of its own (Zaremba et al.); `window`: one mask
         for all steps of a window (Gal & Ghahramani's variational dropout).
 
@@ -39,7 +39,7 @@ def dropout(inputs: tf.Tensor, rate: float, seed: Seed | None, *, per: str = "st
 
 
 def keep_mask(shape: Sequence[int], rate: float, seed: Seed | None) -> tf.Tensor:
-    """Bools that are false with probability `rate`, the same compiled or not."""
+    """Draws bools that are false with probability `rate`, the same compiled by XLA or not."""
     if seed is None:
         raise ValueError(f"dropout at rate {rate} needs a seed. Pass seed=, or rate 0.")
     # Bits and not floats: TensorFlow and XLA draw the same bits and make other floats of them.
@@ -50,6 +50,6 @@ def keep_mask(shape: Sequence[int], rate: float, seed: Seed | None) -> tf.Tensor
 
 
 def drop(values: tf.Tensor, rate: float, seed: Seed | None) -> tf.Tensor:
-    """`values` of any shape, each set to zero with probability `rate`, the rest scaled up."""
+    """Sets `values`, of any shape, to zero with probability `rate` and scales the others."""
     keep = keep_mask(values.shape, rate, seed)
     return tf.where(keep, values / (1.0 - rate), tf.zeros([], values.dtype))

@@ -1,4 +1,4 @@
-"""A vector for every id."""
+"""`Embedding`: a table with one trainable vector for every token id."""
 
 import tensorflow as tf
 
@@ -7,10 +7,10 @@ from tbptt.types import Seed
 
 
 class Embedding(tf.Module):
-    """Looks ids up in a table.
+    """Looks up token ids in a trainable table.
 
     Attributes:
-      table: `[vocabulary_size, embedding_size]`.
+      table: `[vocabulary_size, embedding_size]`; give it to a readout for weight tying.
     """
 
     def __init__(
@@ -30,5 +30,5 @@ class Embedding(tf.Module):
         )
 
     def __call__(self, ids: tf.Tensor) -> tf.Tensor:
-        """`[...] ids -> [..., embedding_size]`. Ids must be in range: see `streams`."""
+        """Maps ids `[...]` to their vectors `[..., embedding_size]`; ids must be in range."""
         return tf.gather(self.table, ids)

@@ -1,4 +1,4 @@
-"""The gated recurrent unit."""
+"""The gated recurrent unit (GRU): the equations of a cell and a layer of them."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, recomp
 
 
 class GRUState(NamedTuple):
-    """The state of a GRU layer.
+    """The recurrent state of a GRU layer.
 
     Attributes:
       hidden: `[B, H]`, also the output of the last step.
@@ -27,7 +27,7 @@ class GRUState(NamedTuple):
 def gru_step(
     z_x: tf.Tensor, state: GRUState, z_h: tf.Tensor, b_h: tf.Tensor
 ) -> tuple[tf.Tensor, GRUState]:
-    """One step, in the form of cuDNN and PyTorch: the reset gate acts after the product.
+    """Runs a GRU cell for one step; the reset gate acts after the product, as in cuDNN and PyTorch.
 
         r, u, n = split(z_h),  r <- sigmoid(x_r + r),  u <- sigmoid(x_u + u)
         n <- tanh(x_n + r * (n + b_h))
@@ -37,10 +37,10 @@ def gru_step(
       z_x: `[B, 3H]`, the input's part of the gates, `x @ w_x + b`.
       state: `[B, H]`.
       z_h: `[B, 3H]`, the hidden state's part, `h @ w_h`.
-      b_h: `[H]`, inside the reset gate's product.
+      b_h: `[H]`, the candidate's bias inside the product with the reset gate.
 
     Returns:
-      the output `h`, and the new state.
+      The output `h`, and the new state.
     """
     x_r, x_u, x_n = tf.split(z_x, 3, axis=-1)
     h_r, h_u, h_n = tf.split(z_h, 3, axis=-1)
@@ -52,14 +52,14 @@ def gru_step(
 
 
 class GRU(tf.Module):
-    """A layer of GRU cells, a `Core`.
+    """A layer of gated recurrent units (GRU); it implements `Core`.
 
     Attributes:
       w_x: `[input_size, 3 * hidden_size]`, blocks reset, update, candidate.
       w_h: `[hidden_size, 3 * hidden_size]`.
-      b: `[3 * hidden_size]`, zero at first.
-      b_h: `[hidden_size]`, zero at first.
-      initial_hidden: `[hidden_size]`, zero at first; only with `learn_initial_state`.
+      b: `[3 * hidden_size]`, initially zero.
+      b_h: `[hidden_size]`, initially zero.
+      initial_hidden: `[hidden_size]`, initially zero; trained only with `learn_initial_state`.
 
     Example:
       >>> gru = GRU(3, 5, seed=make_seed(0))
@@ -87,7 +87,7 @@ class GRU(tf.Module):
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
-        """Arguments as of `LSTM`."""
+        """Creates the parameters; the arguments are those of `LSTM`."""
         super().__init__(name=name)
         seed_x, seed_h = split_seed(seed, 2)
         checks.check_at_least("input_size", input_size, 1)
@@ -115,7 +115,7 @@ class GRU(tf.Module):
         self.initial_hidden = make(tf.zeros([hidden_size], dtype), name="initial_hidden")
 
     def initial_state(self, rows: int) -> GRUState:
-        """The state of rows that have read nothing, `[rows, H]`."""
+        """Returns the state of rows that have read nothing, `[rows, H]`."""
         return GRUState(tf.broadcast_to(self.initial_hidden, [rows, self.output_size]))
 
     def __call__(
@@ -127,13 +127,13 @@ class GRU(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, GRUState]:
-        """Runs a whole window: `inputs [T, B, D] -> outputs [T, B, H]`, and the state after it.
+        """Runs the layer over a window: `inputs [T, B, D]` to `outputs [T, B, H]` and a new state.
 
-        `controls` are as of `unroll`.
+        `controls` holds the resets and cuts inside the window, as in `unroll`.
 
         Raises:
-          ValueError: something is random in training, and there is no seed; or the backend or
-            `keep` cannot do what is asked for.
+          ValueError: dropout needs a seed, and there is none; or the backend or `keep` does not
+            support the controls.
         """
         if self._backend == "cudnn":
             cudnn.check_controls(controls)
@@ -160,7 +160,7 @@ class GRU(tf.Module):
     def _run(
         self, given: Nest, state: GRUState, weights: Nest, advance: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, GRUState]:
-        """A window or a segment of one: a pure function of its arguments."""
+        """Runs a window or a segment of one; a pure function of its arguments."""
         if self._backend == "cudnn":
             w_x, w_h, b, b_h = (weights[name] for name in ("w_x", "w_h", "b", "b_h"))
             outputs, final = cudnn.gru(given["x"], w_x, w_h, b, b_h, tuple(state))

@@ -1,4 +1,4 @@
-"""First values of parameters: pure functions of (shape, seed, dtype)."""
+"""Initializers of parameters: pure functions of (shape, seed, dtype)."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,19 +10,19 @@ Initializer = Callable[[Sequence[int], Seed, tf.DType], tf.Tensor]
 
 
 def zeros() -> Initializer:
-    """All zeros."""
+    """Makes an initializer that returns zeros."""
     return lambda shape, seed, dtype: tf.zeros(shape, dtype)
 
 
 def uniform(scale: float) -> Initializer:
-    """Uniform in [-scale, scale)."""
+    """Makes an initializer that draws from the uniform distribution on [-scale, scale)."""
     return lambda shape, seed, dtype: tf.random.stateless_uniform(
         shape, seed, -scale, scale, dtype, alg="philox"
     )
 
 
 def glorot_uniform() -> Initializer:
-    """Uniform in [-s, s) with s = sqrt(6 / (inputs + outputs)), for a matrix `[inputs, outputs]`.
+    """Makes an initializer of matrices `[n, m]`: uniform on [-s, s) with s = sqrt(6 / (n + m)).
 
     Reference: Glorot & Bengio (2010), Understanding the difficulty of training deep
       feedforward neural networks.
@@ -31,9 +31,9 @@ def glorot_uniform() -> Initializer:
 
 
 def orthogonal() -> Initializer:
-    """Orthonormal square blocks, side by side: `[H, G*H]` holds G orthogonal matrices.
+    """Makes an initializer of orthonormal blocks: `[H, G*H]` holds G orthogonal matrices.
 
-    For recurrent weights: every gate starts with a map that keeps lengths.
+    It is for recurrent weights: every gate starts with a map that preserves norms.
 
     Reference: Saxe, McClelland & Ganguli (2014), Exact solutions to the nonlinear
       dynamics of learning in deep linear neural networks.

@@ -1,4 +1,4 @@
-"""The long short-term memory."""
+"""The long short-term memory (LSTM): the equations of a cell and a layer of them."""
 
 import functools
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ GATE_ORDER = "ifgo"  # input, forget, candidate, output: the blocks of w_x, w_h 
 
 
 class LSTMState(NamedTuple):
-    """The state of an LSTM layer.
+    """The recurrent state of an LSTM layer.
 
     Attributes:
       hidden: `[B, H]`, also the output of the last step; `[B, P]` with a projection.
@@ -45,7 +45,7 @@ def lstm_step(
         c <- sigmoid(f) * c + sigmoid(i) * tanh(g)
         h <- sigmoid(o) * tanh(c)
 
-    and with what `vectors` holds, `[H]` each unless said otherwise,
+    and, for each option that `vectors` holds (`[H]` unless another shape is given),
 
         mask [B, H]       (h * mask) @ w_h
         gain_h [4H]       normalise(h @ w_h) * gain_h
@@ -54,16 +54,16 @@ def lstm_step(
 
     Args:
       inputs: `z_x` `[B, 4H]`, the input's part of the gates, `x @ w_x + b`; with zoneout in
-        training also `keep_hidden` and `keep_cell`, bools: units that take the new value.
+        training also `keep_hidden` and `keep_cell`, bools, true for units that take the new value.
       state: `[B, H]` twice.
-      vectors: see above.
+      vectors: the vectors of the options, see above.
       matmul: `(a, name) -> a @ w`, for `w_h` `[H, 4H]` and `w_p` `[H, P]`.
-      projected: `h <- h @ w_p` in the end.
-      zoneout: rates of hidden state and cell: where there are no bools, that much of the old
-        value is mixed in.
+      projected: whether to project the output, `h <- h @ w_p`.
+      zoneout: rates of hidden state and cell. Without bools, the new value is the mean of the
+        old one, weighted by the rate, and the new one.
 
     Returns:
-      the output `h`, and the new state.
+      The output `h`, and the new state.
     """
     hidden, cell = state
     if "mask" in vectors:
@@ -96,7 +96,7 @@ def _zone(keep: tf.Tensor | None, rate: float, old: tf.Tensor, new: tf.Tensor) -
 
 
 def normalise(x: tf.Tensor, epsilon: float = 1e-5) -> tf.Tensor:
-    """`(x - mean) / sqrt(variance + epsilon)` over the last axis.
+    """Normalises the last axis, `(x - mean) / sqrt(variance + epsilon)`, as layer norm does.
 
     Reference: Ba, Kiros & Hinton (2016), Layer normalization.
     """
@@ -106,16 +106,16 @@ def normalise(x: tf.Tensor, epsilon: float = 1e-5) -> tf.Tensor:
 
 
 class LSTM(tf.Module):
-    """A layer of LSTM cells, a `Core`.
+    """A layer of long short-term memory (LSTM) cells; it implements `Core`.
 
     Attributes:
       w_x: `[input_size, 4 * hidden_size]`, blocks in `GATE_ORDER`.
       w_h: `[output_size, 4 * hidden_size]`.
       b: `[4 * hidden_size]`; the forget gate's block starts at `forget_bias`, the rest at 0.
       output_size: H, or P with a projection.
-      initial_hidden, initial_cell: `[output_size]`, `[hidden_size]`, zero at first; only with
-        `learn_initial_state`.
-      peepholes: `[3, hidden_size]`, of i, f and o, zero at first; only with `peepholes`.
+      initial_hidden, initial_cell: `[output_size]`, `[hidden_size]`, initially zero; trained only
+        with `learn_initial_state`.
+      peepholes: `[3, hidden_size]`, for i, f and o, initially zero; only with `peepholes`.
       gain_x, gain_h, gain_c, shift_c: `[4 * hidden_size]` twice, `[hidden_size]` twice; only
         with `layer_norm`.
       w_p: `[hidden_size, projection_size]`; only with `projection_size`.
@@ -154,13 +154,13 @@ class LSTM(tf.Module):
         """Args:
         input_size: D.
         hidden_size: H.
-        seed: int32 `[2]`, of the first weights.
-        initializer: of all matrices. None: Glorot for w_x and w_p, orthogonal blocks for w_h
+        seed: int32 `[2]`, the seed of the initial weights.
+        initializer: initializer of all matrices. None: Glorot for w_x and w_p, orthogonal for w_h
             where it is square, else Glorot.
-        forget_bias: first value of the forget gate's bias.
-        learn_initial_state: rows that reset start from a learned state instead of zeros.
-        peepholes: the gates see the cell (Gers, Schraudolph & Schmidhuber, 2002).
-        layer_norm: of both products and of the cell (Ba, Kiros & Hinton, 2016).
+        forget_bias: initial value of the forget gate's bias.
+        learn_initial_state: whether rows that reset start from a learned state instead of zeros.
+        peepholes: whether the gates see the cell (Gers, Schraudolph & Schmidhuber, 2002).
+        layer_norm: whether to normalise both products and the cell (Ba, Kiros & Hinton, 2016).
         projection_size: P: the output and the hidden state are a projection of H units to P
             (Sak, Senior & Beaufays, 2014).
         recurrent_dropout: rate at which the hidden state is dropped before w_h, in training, by
@@ -237,7 +237,7 @@ class LSTM(tf.Module):
         self.initial_cell = make(tf.zeros([hidden_size], dtype), name="initial_cell")
 
     def initial_state(self, rows: int) -> LSTMState:
-        """The state of rows that have read nothing, `[rows, H]` twice."""
+        """Returns the state of rows that have read nothing, `[rows, H]` twice."""
         return _initial_state(rows, self.initial_hidden, self.initial_cell)
 
     def __call__(
@@ -249,13 +249,13 @@ class LSTM(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, LSTMState]:
-        """Runs a whole window: `inputs [T, B, D] -> outputs [T, B, H]`, and the state after it.
+        """Runs the layer over a window: `inputs [T, B, D]` to `outputs [T, B, H]` and a new state.
 
-        `controls` are as of `unroll`.
+        `controls` holds the resets and cuts inside the window, as in `unroll`.
 
         Raises:
-          ValueError: something is random in training, and there is no seed; or the backend or
-            `keep` cannot do what is asked for.
+          ValueError: dropout or zoneout needs a seed, and there is none; or the backend or `keep`
+            does not support the controls.
         """
         if self._backend == "cudnn":
             cudnn.check_controls(controls)
@@ -275,7 +275,7 @@ class LSTM(tf.Module):
         return self._run(given, state, weights, controls.advance)
 
     def _add_masks(self, given: Nest, weights: Nest, seed: Seed | None) -> None:
-        """Draws what is random in this window."""
+        """Adds the masks of dropout and zoneout for this window to `given` and `weights`."""
         steps, rows = given["x"].shape[:2]
         seeds = [None] * 4 if seed is None else split_seed(seed, 4)
         if self._recurrent_dropout:
@@ -291,7 +291,7 @@ class LSTM(tf.Module):
     def _run(
         self, given: Nest, state: LSTMState, weights: Nest, advance: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, LSTMState]:
-        """A window or a segment of one: a pure function of its arguments."""
+        """Runs a window or a segment of one; a pure function of its arguments."""
         if self._backend == "cudnn":
             w_x, w_h, b = (weights[name] for name in ("w_x", "w_h", "b"))
             outputs, final = cudnn.lstm(given["x"], w_x, w_h, b, tuple(state))
@@ -299,7 +299,7 @@ class LSTM(tf.Module):
         z_x = linear(given["x"], weights["w_x"], self._compute_dtype)
         if "gain_x" in weights:
             z_x = normalise(z_x) * weights["gain_x"]
-        z_x = z_x + weights["b"]  # [T, B, 4H], no step needs another
+        z_x = z_x + weights["b"]  # [T, B, 4H], all steps at once
         controls = Controls(given.get("reset"), given.get("gradient_scale"), advance)
         initial = None  # zeros, which need no gradient at every reset
         if isinstance(self.initial_hidden, tf.Variable):

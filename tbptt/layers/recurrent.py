@@ -1,4 +1,4 @@
-"""A core made of a cell of one's own."""
+"""`Recurrent`: makes a layer of a cell of one's own, with resets, backends and training."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from tbptt.unroll import Cell, check_backend, unroll
 
 
 class Recurrent(tf.Module):
-    """Any cell as a `Core`: it gets resets, backends and the trainer without another line.
+    """Makes a `Core` of any cell `(inputs_t, state) -> (output_t, state)`, ready for training.
 
     Example: leaky integration with one learned rate.
       >>> class Leaky(tf.Module):
@@ -36,11 +36,11 @@ class Recurrent(tf.Module):
     ) -> None:
         """Args:
         cell: `(inputs_t, state) -> (output_t, state)`. A `tf.Module`, if it has
-            parameters: those of a bare function are not found, so not trained.
-        initial_state: `rows -> state`, leaves `[rows, ...]`.
-        output_size: last axis of the outputs.
+            parameters: the parameters of a bare function are not found, and so not trained.
+        initial_state: returns the initial state, leaves `[rows, ...]`, given the number of rows.
+        output_size: the size of the last axis of the outputs.
         backend: see `unroll`.
-        name: of the module.
+        name: the name of the module.
         """
         super().__init__(name=name)
         self._cell = cell
@@ -50,7 +50,7 @@ class Recurrent(tf.Module):
         self._backend = backend
 
     def initial_state(self, rows: int) -> State:
-        """The state of rows that have read nothing."""
+        """Returns the state of rows that have read nothing."""
         return self._initial_state(rows)
 
     def __call__(
@@ -62,7 +62,7 @@ class Recurrent(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[Nest, State]:
-        """Runs a whole window: `inputs [T, B, ...] -> outputs [T, B, ...]`, and the final state."""
+        """Runs the cell over a window, `inputs [T, B, ...]`; returns outputs and the new state."""
         del training, seed  # a cell sees its inputs and its state
         rows = tf.nest.flatten(inputs)[0].shape[1]
         return unroll(

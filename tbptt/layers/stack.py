@@ -1,4 +1,4 @@
-"""Cores on top of each other."""
+"""`Stack`: several recurrent layers on top of each other."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from tbptt.types import Controls, Core, Nest, Seed
 
 
 class Stack(tf.Module):
-    """Layer l reads what layer l - 1 puts out; the state is a tuple, one entry a layer.
+    """Runs recurrent layers on top of each other; the state is a tuple, one entry a layer.
 
     Args:
-      cores: from the input up; each one's input size is the output size of the one below.
-      dropout_rate: of what passes from layer to layer, never of what passes from step to
-        step; only in training.
+      cores: the layers from the input up; the input size of each is the output size of the one
+        below.
+      dropout_rate: rate of dropout between layers, never between steps; only in training.
       dropout_per: `step` or `window`, see `dropout`.
 
     Example:
@@ -42,7 +42,7 @@ class Stack(tf.Module):
         self._dropout_per = dropout_per
 
     def initial_state(self, rows: int) -> tuple[Nest, ...]:
-        """The states of the layers, from the input up."""
+        """Returns the initial states of the layers, from the input up."""
         return tuple(core.initial_state(rows) for core in self.cores)
 
     def __call__(
@@ -54,7 +54,7 @@ class Stack(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[Nest, tuple[Nest, ...]]:
-        """`inputs [T, B, D] -> outputs [T, B, H]` of the top layer, and the final states."""
+        """Runs the layers over a window `[T, B, D]`; returns the top's outputs and new states."""
         rate = self._dropout_rate if training else 0.0
         seeds = [None] * len(self.cores) if seed is None else split_seed(seed, len(self.cores))
         new_state = []

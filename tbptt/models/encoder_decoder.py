@@ -1,4 +1,4 @@
-"""Several steps ahead: one core reads, another goes on from what the first one knows."""
+"""`EncoderDecoder`: forecasts several steps ahead (sequence to sequence), with teacher forcing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,14 +23,14 @@ class EncoderDecoder(tf.Module):
         d_j, s_j = decoder(y_{j-1}, s_{j-1})          j = 1 ... steps,  y_0 = 0
         y_j = x_{j-1} + d_j @ w + b                   x_j = y_j, or the truth
 
-    The encoder's state is carried from window to window as in any model; a decoder begins at each
-    step t from what the encoder knows there, and its state ends with its forecast. All values y
-    are differences from `inputs[t, :, :D]`, the values as they are at step t.
+    The encoder's state is carried from window to window as in any model. A decoder starts at each
+    step t from the encoder's output there, and its state is dropped after its forecast. All values
+    y are differences from `inputs[t, :, :D]`, the values at step t.
 
     Attributes:
-      encoder, decoder: the cores.
+      encoder, decoder: the recurrent layers.
       bridges: a `Dense` for every part of the decoder's state.
-      readout: `Dense`, `[H, D]` and `[D]`.
+      readout: a `Dense`, `[H, D]` and `[D]`.
 
     Example: two columns, three steps ahead.
       >>> seeds = split_seed(make_seed(0), 3)
@@ -67,25 +67,24 @@ class EncoderDecoder(tf.Module):
         """Args:
         encoder: `[T, B, D_in - bypass] -> [T, B, H_e]`.
         decoder: `[1, N, D] -> [1, N, H]`, its state's leaves `[N, n]`. It is called once a step of
-          the forecast, each time with another seed: its masks are of one step, those of recurrent
-          and weight dropout too.
+          the forecast, each time with another seed: all its dropout masks hold for one step only.
         output_size: D.
         loss: `(outputs, targets) -> [T, B]`, as `squared_error`.
-        steps: how many values are forecast from each step.
-        seed: int32 `[2]`, of the bridges' and the readout's first weights.
-        metrics: by name, what else is measured of outputs and targets, in the same way.
-        teacher_forcing: in training, the probability that the decoder goes on from the true value
-          before, `window.targets`, and not from its own. 0: free-running, as in use; 1: always
+        steps: the number of values to forecast from each step.
+        seed: int32 `[2]`, the seed of the initial weights of bridges and readout.
+        metrics: further metrics by name, functions like `loss`.
+        teacher_forcing: in training, the probability that the decoder reads the true value before,
+          from `window.targets`, instead of its own output. 0: free-running, as in use; 1: always
           forced; between them: scheduled sampling.
-        dropout_rate: of the encoder's outputs, in training.
+        dropout_rate: rate of dropout on the encoder's outputs, in training.
         dropout_per: `step` or `window`, see `dropout`.
-        input_dropout_rate: of the encoder's inputs, in training.
-        bypass: so many first inputs are not for the encoder, see `SequenceModel`.
-        initializer, dtype: of bridges and readout, see `Dense`.
-        name: of the module.
+        input_dropout_rate: rate of dropout on the encoder's inputs, in training.
+        bypass: the number of first inputs that the encoder does not read, see `SequenceModel`.
+        initializer, dtype: for bridges and readout, see `Dense`.
+        name: the name of the module.
 
         Raises:
-          ValueError: a rate is not one; a part of the decoder's state is not `[N, n]`.
+          ValueError: a rate is out of range, or a part of the decoder's state is not `[N, n]`.
         """
         super().__init__(name=name)
         check_dropout(dropout_rate, dropout_per)
@@ -117,7 +116,7 @@ class EncoderDecoder(tf.Module):
         self.readout = Dense(decoder.output_size, output_size, seed=seeds[-1], **shared)
 
     def initial_state(self, rows: int) -> State:
-        """The encoder's state of `rows` rows that have read nothing."""
+        """Returns the encoder's state of `rows` rows that have read nothing."""
         checks.check_at_least("rows", rows, 1)
         return self.encoder.initial_state(rows)
 
@@ -130,16 +129,16 @@ class EncoderDecoder(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, State]:
-        """Forecasts `[T, B, steps * D]`, all values of the next step first; and the state.
+        """Forecasts `[T, B, steps * D]`, all values of the next step first; returns the state too.
 
-        The decoder goes on from its own values, also in training; `loss` has teacher forcing.
+        The decoder reads its own outputs, also in training; only `loss` has teacher forcing.
 
         Args:
-          inputs: `[T, B, D_in]`, whose first D are what is forecast, as it is now.
-          state: of the encoder.
-          controls: of the encoder's steps.
-          training: with dropout.
-          seed: int32 `[2]`, of what is random in training.
+          inputs: `[T, B, D_in]`, whose first D are the current values of the forecast columns.
+          state: the encoder's state.
+          controls: controls of the encoder's steps.
+          training: whether to apply dropout.
+          seed: int32 `[2]`, the seed of dropout.
         """
         return self._forecast(inputs, state, controls, None, training, seed)
 
@@ -165,7 +164,7 @@ class EncoderDecoder(tf.Module):
         training: bool,
         seed: Seed | None,
     ) -> tuple[tf.Tensor, State]:
-        """Forecasts as `__call__`; the decoder is forced to `truth [T, B, steps * D]`, if given."""
+        """Forecasts as `__call__`; the decoder reads `truth [T, B, steps * D]`, if given."""
         before, after = self._rates if training else (0.0, 0.0)
         seeds = [None] * 4 if seed is None else split_seed(seed, 4)
         x = dropout(inputs[..., self._bypass :], before, seeds[0], per=self._dropout_per)
@@ -182,7 +181,7 @@ class EncoderDecoder(tf.Module):
     def _decode(
         self, h: tf.Tensor, truth: tf.Tensor | None, training: bool, seed: Seed | None
     ) -> tf.Tensor:
-        """From `h [N, H_e]` to differences from now, `[N, steps, D]`; `truth` like the result."""
+        """Decodes `h [N, H_e]` to differences from the current values, `[N, steps, D]`."""
         begun = tf.nest.pack_sequence_as(
             self.decoder.initial_state(1), [tf.tanh(bridge(h)) for bridge in self.bridges]
         )

@@ -1,4 +1,4 @@
-"""A model of token ids."""
+"""`LanguageModel`: predicts the next token; embedding, recurrent layers, readout, weight tying."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,16 +15,16 @@ from tbptt.types import Controls, Core, Readout, Seed, State, Window, WindowLoss
 
 
 class LanguageModel(tf.Module):
-    """Scores every next token: embedding, core, readout.
+    """Predicts the next token at every step: embedding, recurrent layers and readout.
 
         x = dropout(embedding(ids))
         h, state = core(x, state)
         logits = dropout(h) @ w + b
 
     Attributes:
-      embedding: `[V, D]`.
+      embedding: an `Embedding`, `[V, D]`.
       core: the recurrent layers.
-      readout: the one that was given, or a `FullSoftmax`, whose `w` is the transpose of the
+      readout: the readout that was given, or a `FullSoftmax`, whose `w` is the transpose of the
         embedding's table with `tied`.
 
     Example:
@@ -62,11 +62,11 @@ class LanguageModel(tf.Module):
         vocabulary_size: V.
         embedding_size: D, the core's input size.
         core: `[T, B, D] -> [T, B, H]`.
-        seed: int32 `[2]`, of the first weights.
-        tied: readout and embedding share one table; needs D = H.
+        seed: int32 `[2]`, the seed of the initial weights.
+        tied: whether readout and embedding share one table (weight tying); needs D = H.
         readout: a `Readout`, as one for a large vocabulary; with `tied`, a function that makes
           it of the embedding's table `[V, D]`. None: `FullSoftmax`.
-        dropout_rate: of the embedded inputs and of the core's outputs, in training.
+        dropout_rate: rate of dropout on embedded inputs and the core's outputs, in training.
         dropout_per: `step` or `window`, see `dropout`.
         embedding_dropout: rate at which whole ids are dropped from the inputs of a window, in
           training (Gal & Ghahramani, 2016).
@@ -74,11 +74,11 @@ class LanguageModel(tf.Module):
           square over units of what the readout reads, and of the change of the core's output
           from the step before (AR and TAR; Merity, McCann & Socher, 2017, Revisiting activation
           regularization for language RNNs).
-        initializer: of embedding and readout. None: those of the layers.
-        compute_dtype: of the readout's product, see `precision.product`, unless `readout` is
-          given. None: `dtype`.
-        dtype: of the parameters and the logits.
-        name: of the module.
+        initializer: the initializer of embedding and readout. None: those of the layers.
+        compute_dtype: the type of the readout's product, see `precision.product`, unless `readout`
+          is given. None: `dtype`.
+        dtype: the type of the parameters and the logits.
+        name: the name of the module.
         """
         super().__init__(name=name)
         check_dropout(dropout_rate, dropout_per)
@@ -119,7 +119,7 @@ class LanguageModel(tf.Module):
         self.readout = self._fitting(readout)
 
     def initial_state(self, rows: int) -> State:
-        """The core's state of `rows` rows that have read nothing."""
+        """Returns the core's state of `rows` rows that have read nothing."""
         checks.check_at_least("rows", rows, 1)
         return self.core.initial_state(rows)
 
@@ -132,7 +132,7 @@ class LanguageModel(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, State]:
-        """Computes logits `[T, B, V]` of the token after each of `inputs [T, B]`, and the state."""
+        """Computes logits `[T, B, V]` of the next tokens after `inputs [T, B]`, and the state."""
         _, h, state = self._hidden(inputs, state, controls, training, seed)
         return self.readout.logits(h), state
 
@@ -144,10 +144,10 @@ class LanguageModel(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[WindowLoss, State]:
-        """Computes the negative log probability of each of `window.targets [T, B]`, and the state.
+        """Computes the negative log probability of `window.targets [T, B]`, and the state.
 
-        It is the cross entropy of the logits, but a readout for a large vocabulary does not make
-        them all. In training a `SampledSoftmax` estimates it, and the penalties come with it.
+        It is the cross entropy of the logits, though a readout for a large vocabulary does not
+        store them all. In training a `SampledSoftmax` estimates it, and penalties are returned too.
         """
         raw, h, state = self._hidden(window.inputs, state, window.controls, training, seed)
         seed = None if seed is None else fold_in(seed, tf.constant(3))  # 0 to 2, 4: _hidden
@@ -158,14 +158,14 @@ class LanguageModel(tf.Module):
         return WindowLoss(loss, penalty=penalty), state
 
     def _penalty(self, raw: tf.Tensor, h: tf.Tensor, reset: tf.Tensor | None) -> tf.Tensor:
-        """Of every step, `[T, B]`; a step that starts anew did not change."""
+        """Computes the penalties of every step, `[T, B]`; a step after a reset has no change."""
         activation, slowness = self._penalties
         penalty = tf.zeros([], h.dtype)
         if activation:
             penalty += activation * tf.reduce_mean(h * h, axis=-1)
         if slowness:
             before = raw[:-1]
-            if reset is not None:  # before the difference, whose derivative would see what was
+            if reset is not None:  # selects first, so that no gradient flows through a reset
                 before = tf.where(reset[1:, :, None], raw[1:], before)
             change = tf.reduce_mean(tf.math.squared_difference(raw[1:], before), axis=-1)
             penalty += slowness * tf.pad(change, [[1, 0], [0, 0]])
@@ -179,7 +179,7 @@ class LanguageModel(tf.Module):
         training: bool,
         seed: Seed | None,
     ) -> tuple[tf.Tensor, tf.Tensor, State]:
-        """The core's outputs and what the readout reads, `[T, B, H]` each, and the state."""
+        """Computes the core's outputs, the same after dropout, `[T, B, H]` each, and the state."""
         rate = self._dropout_rate if training else 0.0
         seeds = [None] * 3 if seed is None else split_seed(seed, 3)
         x = self.embedding(inputs)
@@ -193,7 +193,7 @@ class LanguageModel(tf.Module):
         return raw, dropout(raw, rate, seeds[2], per=self._dropout_per), state
 
     def _tied(self, make: Readout | Callable[[tf.Variable], Readout]) -> Readout:
-        """Makes the readout of the embedding's table; raises ValueError unless it uses that."""
+        """Makes a readout of the embedding's table; raises ValueError unless it uses that table."""
         table = self.embedding.table
         if hasattr(make, "loss") or not callable(make):
             raise ValueError(
@@ -210,7 +210,7 @@ class LanguageModel(tf.Module):
         return made
 
     def _fitting(self, readout: Any) -> Readout:
-        """Returns the readout; raises TypeError or ValueError unless it fits core and ids."""
+        """Returns the readout; raises an error unless it fits the core and the vocabulary."""
         if not hasattr(readout, "loss"):
             raise TypeError(
                 f"readout is {type(readout).__name__}, which has no logits and loss. Pass a "

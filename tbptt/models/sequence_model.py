@@ -1,4 +1,4 @@
-"""A model of feature vectors."""
+"""`SequenceModel`: maps feature vectors to outputs, for any loss and metrics of one's own."""
 
 from collections.abc import Mapping
 
@@ -14,14 +14,14 @@ from tbptt.types import Controls, Core, Loss, Seed, State, Window, WindowLoss
 
 
 class SequenceModel(tf.Module):
-    """Maps feature vectors to whatever its loss takes: core and readout.
+    """Maps sequences of feature vectors to the outputs that its loss takes: core and readout.
 
         h, state = core(dropout(inputs), state)
         outputs = dropout(h) @ w + b
 
     Attributes:
       core: the recurrent layers.
-      readout: `Dense`, `[H, output_size]` and `[output_size]`.
+      readout: a `Dense`, `[H, output_size]` and `[output_size]`.
 
     Example:
       >>> seeds = split_seed(make_seed(0), 2)
@@ -50,18 +50,18 @@ class SequenceModel(tf.Module):
     ) -> None:
         """Args:
         core: `[T, B, D] -> [T, B, H]`.
-        output_size: last axis of the outputs.
+        output_size: the size of the last axis of the outputs.
         loss: `(outputs, targets) -> [T, B]`, as `squared_error`.
-        seed: int32 `[2]`, of the readout's first weights.
-        metrics: by name, what else is measured of outputs and targets, in the same way.
-        dropout_rate: of the core's outputs, in training.
+        seed: int32 `[2]`, the seed of the readout's initial weights.
+        metrics: further metrics by name, functions like `loss`.
+        dropout_rate: rate of dropout on the core's outputs, in training.
         dropout_per: `step` or `window`, see `dropout`.
-        input_dropout_rate: of the inputs, in training.
-        bypass: so many first inputs are not for the core, whose input size is D - bypass: as many
-          of them as there are outputs are added to these. So a forecast starts from "as it is
-          now", and the core reads what has changed.
-        initializer, compute_dtype, dtype: of the readout, see `Dense`.
-        name: of the module.
+        input_dropout_rate: rate of dropout on the inputs, in training.
+        bypass: the number of first inputs that the core, whose input size is D - bypass, does not
+          read; the first output_size of them are added to the outputs. So a forecast starts from
+          the current values, and the core reads the other inputs, as their changes.
+        initializer, compute_dtype, dtype: for the readout, see `Dense`.
+        name: the name of the module.
         """
         super().__init__(name=name)
         check_dropout(dropout_rate, dropout_per)
@@ -86,7 +86,7 @@ class SequenceModel(tf.Module):
         )
 
     def initial_state(self, rows: int) -> State:
-        """The core's state of `rows` rows that have read nothing."""
+        """Returns the core's state of `rows` rows that have read nothing."""
         checks.check_at_least("rows", rows, 1)
         return self.core.initial_state(rows)
 
@@ -99,7 +99,7 @@ class SequenceModel(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tuple[tf.Tensor, State]:
-        """Computes outputs `[T, B, output_size]` for `inputs [T, B, D]`, and the state."""
+        """Computes outputs `[T, B, output_size]` for `inputs [T, B, D]`, and the new state."""
         before, after = self._rates if training else (0.0, 0.0)
         seeds = [None] * 3 if seed is None else split_seed(seed, 3)
         x = dropout(inputs[..., self._bypass :], before, seeds[0], per=self._dropout_per)
@@ -112,6 +112,6 @@ class SequenceModel(tf.Module):
     def loss(
         self, window: Window, state: State, *, training: bool = False, seed: Seed | None = None
     ) -> tuple[WindowLoss, State]:
-        """Computes loss and metrics of the outputs against `window.targets`, and the state."""
+        """Computes loss and metrics of the outputs against `window.targets`, and the new state."""
         outputs, state = self(window.inputs, state, window.controls, training=training, seed=seed)
         return window_loss(self._loss, self._metrics, outputs, window), state

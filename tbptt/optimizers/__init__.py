@@ -1,4 +1,7 @@
-"""Optimizers as chains of pure functions over nests."""
+"""Optimizers, gradient clipping and schedules, as chains of pure functions (as in Optax).
+
+Averaging of parameters (ASGD, NT-ASGD) is in `tbptt.training.average`.
+"""
 
 from tbptt.optimizers.accumulation import accumulate as accumulate
 from tbptt.optimizers.adam import adam as adam

@@ -1,4 +1,4 @@
-"""One update for the gradients of several windows."""
+"""Gradient accumulation: one update for the gradients of several windows."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,12 @@ from tbptt.types import Nest
 
 
 class AccumulationState(NamedTuple):
-    """What `accumulate` keeps between windows.
+    """The state of `accumulate` between windows: the gradients added up so far.
 
     Attributes:
-      count: int64, windows added up since the last update.
-      total: sum of their gradients, like the parameters.
-      inner: the optimizer's state.
+      count: int64, the number of windows added up since the last update.
+      total: the sum of their gradients, like the parameters.
+      inner: the state of the optimizer inside.
     """
 
     count: tf.Tensor
@@ -24,17 +24,17 @@ class AccumulationState(NamedTuple):
 
 
 def accumulate(windows: int, optimizer: GradientTransform) -> GradientTransform:
-    """Updates by the mean gradient of so many windows, and in between not at all.
+    """Accumulates gradients: updates once in `windows` windows, by their mean gradient.
 
         G <- G + r g;   every `windows` windows:  u <- optimizer(G / windows),  G <- 0
 
-    So more rows than fit into memory count for an update, at the price of windows in which the
-    state is computed with older parameters. Each window counts by its own rate r, `Window.rate`,
-    which is 1 without jitter. A window that is skipped is not counted.
+    So an update can use more rows than fit into memory, but all windows between two updates are
+    computed with the same parameters. The gradient of each window is multiplied by its own
+    r, `Window.update_scale`, which is 1 without jitter. A window that is skipped is not counted.
 
     Args:
-      windows: >= 1.
-      optimizer: what makes an update of a gradient, clipping included.
+      windows: the number of windows for one update, >= 1.
+      optimizer: the optimizer that makes the update, clipping included.
 
     Example:
       >>> optimizer = accumulate(2, sgd(1.0))

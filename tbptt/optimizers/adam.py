@@ -1,4 +1,4 @@
-"""Adam, and Adam with decoupled weight decay."""
+"""Adam, and AdamW: Adam with decoupled weight decay."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ class AdamState(NamedTuple):
     """The running means that Adam keeps of every parameter's gradient.
 
     Attributes:
-      count: int64, updates made; a skipped window is none.
+      count: int64, the number of updates made; a skipped window makes none.
       mu: running mean of gradients, like the parameters, at least float32.
       nu: running mean of squared gradients, likewise.
     """
@@ -25,7 +25,7 @@ class AdamState(NamedTuple):
 
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8) -> GradientTransform:
-    """Gradients over the root of their mean square, both running means, bias corrected.
+    """Divides the running mean of gradients by the root of their mean square, as Adam does.
 
         mu <- b1 * mu + (1 - b1) * g,       nu <- b2 * nu + (1 - b2) * g^2
         u  <- (mu / (1 - b1^n)) / (sqrt(nu / (1 - b2^n)) + epsilon)
@@ -33,7 +33,7 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8) -> 
     Args:
       b1: 0 <= b1 < 1.
       b2: 0 <= b2 < 1.
-      epsilon: outside the root.
+      epsilon: added outside the root.
 
     Reference: Kingma & Ba (2015), Adam: a method for stochastic optimization, algorithm 1.
     """
@@ -69,10 +69,10 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8) -> 
 
 
 def add_weight_decay(rate: float) -> GradientTransform:
-    """`u <- u + rate * p` for matrices; biases and other vectors are left alone.
+    """Adds decoupled weight decay, `u <- u + rate * p`, for matrices; vectors are left alone.
 
     Args:
-      rate: >= 0.
+      rate: the factor of the parameters, >= 0.
     """
     checks.check_at_least("weight decay", rate, 0.0)
 
@@ -92,7 +92,7 @@ def adam(
     b2: float = 0.999,
     epsilon: float = 1e-8,
 ) -> GradientTransform:
-    """Adam: `scale_by_adam`, then the learning rate.
+    """Makes the Adam optimizer: `scale_by_adam`, then the learning rate.
 
     Example: the first step has the size of the learning rate.
       >>> optimizer = adam(0.1)
@@ -113,7 +113,7 @@ def adamw(
     b2: float = 0.999,
     epsilon: float = 1e-8,
 ) -> GradientTransform:
-    """Adam, plus `rate * weight_decay * p` off every matrix: see `add_weight_decay`.
+    """Makes the AdamW optimizer: Adam, minus `rate * weight_decay * p` for every matrix.
 
     Reference: Loshchilov & Hutter (2019), Decoupled weight decay regularization.
     """

@@ -1,4 +1,4 @@
-"""Bounds on gradients."""
+"""Gradient clipping, by the global norm and by value."""
 
 import numpy as np
 import tensorflow as tf
@@ -10,9 +10,9 @@ from tbptt.types import Nest
 def global_norm(nest: Nest) -> tf.Tensor:
     """Returns the joint L2 norm of all tensors, `sqrt(sum_i |u_i|^2)`.
 
-    It is right for all finite values: where the squares leave the range of their type, and only
-    there, they are taken again of all values times a power of two. NaN and infinity among the
-    values give a norm that is not finite.
+    It is right for all finite values: if the squares leave the range of their type, they are
+    computed again of all values times a power of two. NaN and infinity among the values give a
+    norm that is not finite.
 
     Args:
       nest: floating tensors of any shapes.
@@ -41,7 +41,7 @@ def global_norm(nest: Nest) -> tf.Tensor:
 
 
 def sums_of_squares(nest: Nest) -> list[tf.Tensor]:
-    """Returns the sum of the squares of each tensor, in float64 if one of them is, else float32."""
+    """Returns each tensor's sum of squares, in float64 if one of them is float64, else float32."""
     return [tf.reduce_sum(part * part) for part in _alike(nest)]
 
 
@@ -79,7 +79,7 @@ def clip_by_global_norm(max_norm: float) -> GradientTransform:
 
 
 def clip_by_value(max_value: float) -> GradientTransform:
-    """`u <- min(max(u, -max_value), max_value)`, element by element.
+    """Clips every element to `[-max_value, max_value]`.
 
     Args:
       max_value: the largest magnitude allowed, > 0.

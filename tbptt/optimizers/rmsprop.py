@@ -1,4 +1,4 @@
-"""Gradients over the root of their recent mean square."""
+"""RMSProp: gradients divided by the root of their running mean square."""
 
 from typing import NamedTuple
 
@@ -23,14 +23,14 @@ class RMSPropState(NamedTuple):
 def rmsprop(
     learning_rate: float | Schedule, *, decay: float = 0.99, epsilon: float = 1e-8
 ) -> GradientTransform:
-    """`p <- p - rate * g / (sqrt(nu) + epsilon)`, the mean square `nu` starting from 0.
+    """Makes the RMSProp optimizer, `p <- p - rate * g / (sqrt(nu) + epsilon)`, `nu` starting at 0.
 
         nu <- decay * nu + (1 - decay) * g^2
 
     Args:
       learning_rate: a number, or a schedule.
       decay: 0 <= decay < 1.
-      epsilon: outside the root, as in PyTorch.
+      epsilon: added outside the root, as in PyTorch.
 
     Reference: Tieleman & Hinton (2012), Lecture 6.5, Neural networks for machine learning.
     """

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step: how many windows were seen before."""
+"""Learning rate schedules: functions of the step, the number of windows trained before."""
 
 import math
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from tbptt.types import Nest
 Schedule = Callable[[tf.Tensor], tf.Tensor]
 """`step int64 scalar -> float32 scalar`.
 
-An attribute `description` of such a function, as JSON holds it, goes into checkpoints; without one
-a schedule is known there by its name.
+If such a function has an attribute `description`, of values that JSON can hold, checkpoints save
+it; else they save the function's name.
 """
 
 
 def constant(value: float) -> Schedule:
-    """A schedule that has the same value at every step."""
+    """Makes a schedule that has the same value at every step."""
     return _described(
         lambda step: tf.constant(value, tf.float32), {"name": "constant", "value": value}
     )
 
 
 def warmup_cosine(peak: float, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Schedule:
-    """A straight line up from 0, then half a cosine down.
+    """Makes a schedule that rises linearly from 0 and then falls by half a cosine.
 
         step < warmup:  peak * (step + 1) / warmup
         afterwards:     floor + (peak - floor) * (1 + cos(pi * done)) / 2
@@ -61,7 +61,7 @@ def warmup_cosine(peak: float, warmup_steps: int, total_steps: int, floor: float
 def epoch_decay(
     initial: float, factor: float, constant_epochs: int, windows_per_epoch: int
 ) -> Schedule:
-    """Constant for some epochs, then multiplied by `factor` once an epoch.
+    """Makes a schedule that is constant for some epochs, then multiplied by `factor` each epoch.
 
         rate = initial * factor ** max(0, epoch + 1 - constant_epochs),  epoch = 0, 1, ...
 
@@ -87,7 +87,7 @@ def epoch_decay(
 
 
 def scale_by_learning_rate(learning_rate: float | Schedule) -> GradientTransform:
-    """`u <- -rate * u`: the last link of a chain, which goes downhill."""
+    """Multiplies updates by minus the learning rate; the last transform of a chain."""
     schedule = learning_rate if callable(learning_rate) else constant(learning_rate)
 
     def scale(updates: Nest, parameters: Nest, step: tf.Tensor) -> Nest:

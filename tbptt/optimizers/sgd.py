@@ -1,4 +1,4 @@
-"""Gradient descent, plain and with momentum."""
+"""Stochastic gradient descent, plain and with momentum."""
 
 import tensorflow as tf
 
@@ -11,11 +11,11 @@ from tbptt.types import Nest
 def sgd(
     learning_rate: float | Schedule, *, momentum: float = 0.0, nesterov: bool = False
 ) -> GradientTransform:
-    """`p <- p - rate * g`; with momentum, `p <- p - rate * trace(g)`.
+    """Makes stochastic gradient descent, `p <- p - rate * g`, or `p <- p - rate * trace(g)`.
 
     Args:
       learning_rate: a number, or a schedule.
-      momentum: see `trace`; 0 keeps no slot.
+      momentum: the decay of `trace`; with 0 there is no momentum and no state.
       nesterov: see `trace`.
     """
     if nesterov and momentum == 0.0:
@@ -28,14 +28,14 @@ def sgd(
 
 
 def trace(decay: float, *, nesterov: bool = False) -> GradientTransform:
-    """Momentum: a sum of past gradients that fades.
+    """Adds momentum: a sum of past gradients that decays exponentially.
 
         m <- decay * m + g
         u <- m,   or g + decay * m  (nesterov)
 
     Args:
       decay: 0 <= decay < 1.
-      nesterov: look one step ahead.
+      nesterov: whether to use Nesterov's momentum, which looks one step ahead.
 
     Reference: Sutskever et al. (2013), On the importance of initialization and momentum
       in deep learning.

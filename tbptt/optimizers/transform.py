@@ -1,6 +1,6 @@
-"""An optimizer is a pair of pure functions, and chains of them are optimizers too.
+"""`GradientTransform`: an optimizer as a pair of pure functions; `chain` combines several.
 
-The shape is optax's: a transform turns gradients into updates, which are then added to
+The interface is that of Optax: a transform turns gradients into updates, which are then added to
 the parameters. Updates, parameters and states are nests of tensors; nothing is assigned.
 """
 
@@ -16,14 +16,14 @@ class GradientTransform(NamedTuple):
     """An optimizer, or a part of one, as a pair of pure functions.
 
     Attributes:
-      init: `parameters -> state`, of the optimizer.
+      init: `parameters -> state`, the initial optimizer state.
       update: `(updates, state, parameters, step) -> (updates, state)`. `step` is an int64
-        scalar, the number of windows seen before this one: what schedules go by.
+        scalar, the number of windows seen before this one, the argument of schedules.
       description: name and hyperparameters, as JSON holds them; of a chain, a list of those of its
         transforms. A checkpoint records it, so that a run does not go on with others. None:
         unknown.
-      scale_first: a window's `rate` multiplies its gradient, before `update`, and not the update
-        that comes out: where an update is made of several windows, each at its own rate.
+      scale_first: whether a window's `update_scale` multiplies its gradient before `update`,
+        instead of the update: for optimizers that make one update of several windows.
     """
 
     init: Callable[[Nest], Nest]
@@ -33,7 +33,7 @@ class GradientTransform(NamedTuple):
 
 
 def widened(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns the tensor in float32 if its type is smaller: squares would leave its range.
+    """Casts a tensor to float32 if its type is smaller, in which squares would overflow.
 
     Example:
       >>> widened(tf.constant(300.0, tf.float16)).dtype.name
@@ -43,10 +43,10 @@ def widened(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def bounded(gradient: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient, `widened`, with values of infinite square cut to some of finite square.
+    """Casts a gradient as `widened`, and clips values whose square would be infinite.
 
-    One such value would leave a running mean of squares infinite, and its parameter would stand
-    still for ever.
+    One such value would make a running mean of squares infinite, and its parameter would never
+    change again.
 
     Example:
       >>> float(bounded(tf.constant(1e20))) < 1e19, float(bounded(tf.constant(-1e10)))
@@ -58,7 +58,7 @@ def bounded(gradient: tf.Tensor) -> tf.Tensor:
 
 
 def chain(*transforms: GradientTransform) -> GradientTransform:
-    """Applies transforms one after the other; the state is the tuple of theirs.
+    """Applies transforms one after the other; the state is the tuple of their states.
 
     Example:
       >>> optimizer = chain(clip_by_global_norm(1.0), sgd(0.1))
@@ -88,7 +88,7 @@ def chain(*transforms: GradientTransform) -> GradientTransform:
 def stateless(
     function: Callable[[Nest, Nest, tf.Tensor], Nest], description: Any = None
 ) -> GradientTransform:
-    """Makes a transform without a state, from `(updates, parameters, step) -> updates`."""
+    """Makes a transform without a state of a function `(updates, parameters, step) -> updates`."""
     return GradientTransform(
         lambda parameters: (),
         lambda updates, state, parameters, step: (

@@ -1,1 +1,1 @@
-"""From hidden states to the distribution of the next token, one readout a file."""
+"""Readouts: from hidden states to the next token's distribution, one kind of softmax a file."""

@@ -1,4 +1,4 @@
-"""The adaptive softmax: frequent ids at full width, rare ones in narrow clusters of their own."""
+"""`AdaptiveSoftmax`: frequent ids at full width, rare ids in narrower clusters."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -14,20 +14,21 @@ from tbptt.types import Seed
 
 
 class AdaptiveSoftmax(tf.Module):
-    """An exact distribution over ids that are sorted by frequency: id 0 is the most frequent.
+    """Computes an exact distribution over ids sorted by frequency, id 0 being the most frequent.
 
         p(v) = head(v)                                       for v < cutoffs[0]
         p(v) = head(cluster i) * tail_i(v),                  for cutoffs[i] <= v < cutoffs[i+1]
         tail_i = softmax((hidden @ down_i) @ w_i^T + b_i),   down_i: H -> H / factor^(i+1)
 
     A tail scores only the positions whose target is in it: they are sorted to the front, and
-    the loop ends after the last of them. So a window costs by what is in it, though every shape
-    is static. Ids in another order are right too, but cost more and are told apart worse.
+    the loop ends after the last of them. So the cost of a window depends on its targets, though
+    every shape is static. Ids in another order give a valid distribution too, but at a higher cost
+    and a higher loss.
 
     Attributes:
-      head: `w [cutoffs[0] + tails, H]` and `b`; the tails come after the ids.
-      down: a projection a tail, `[H, h_i]`, without bias.
-      tails: `w [members, h_i]` and `b` each.
+      head: the first ids and then one entry a tail, `w [cutoffs[0] + tails, H]` and `b`.
+      down: a projection for each tail, `[H, h_i]`, without bias.
+      tails: a readout for each tail, `w [members, h_i]` and `b`.
 
     Example:
       >>> readout = AdaptiveSoftmax(8, 100, cutoffs=[10, 40], seed=make_seed(0))
@@ -54,13 +55,13 @@ class AdaptiveSoftmax(tf.Module):
         """Args:
         hidden_size: H.
         vocabulary_size: V.
-        cutoffs: ids that the tails begin with, increasing, in (0, V).
-        seed: int32 `[2]`, of the first weights.
-        factor: each tail is so many times narrower than what is before it, at least 1.
-        chunk: ids scored at a time.
-        initializer: of all but the biases. None: Glorot's.
-        dtype: of the parameters.
-        name: of the module.
+        cutoffs: the first id of each tail, increasing, in (0, V).
+        seed: int32 `[2]`, the seed of the initial weights.
+        factor: each tail is narrower than the cluster before it by this factor, at least 1.
+        chunk: the number of ids scored at a time.
+        initializer: the initializer of all weights but the biases. None: Glorot's.
+        dtype: the type of the parameters.
+        name: the name of the module.
         """
         super().__init__(name=name)
         check_sizes(hidden_size, vocabulary_size, chunk)
@@ -92,7 +93,7 @@ class AdaptiveSoftmax(tf.Module):
         ]
 
     def logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        """Log probabilities, `[..., H] -> [..., V]`: the sum of their exp is 1."""
+        """Computes log probabilities `[..., V]` of all ids after `hidden [..., H]`."""
         first = self._edges[0]
         head = _log_probabilities(self.head, hidden)
         parts = [head[..., :first]]
@@ -109,7 +110,7 @@ class AdaptiveSoftmax(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tf.Tensor:
-        """Negative log probability of `targets [T, B]` after `hidden [T, B, H]`: `[T, B]`."""
+        """Computes the negative log probability of `targets [T, B]` after `hidden [T, B, H]`."""
         del training, seed  # the same in both, and nothing here is random
         h, t = flat(hidden, targets)
         in_head, tail_losses = t, []
@@ -137,7 +138,7 @@ def _log_probabilities(cluster: ChunkedSoftmax, hidden: tf.Tensor) -> tf.Tensor:
 
 
 def _permute(x: tf.Tensor, order: tf.Tensor, back: tf.Tensor) -> tf.Tensor:
-    """`x[order]`. The gradient is `d[back]`: told so, it needs no scattering."""
+    """Permutes rows, `x[order]`, with the gradient `d[back]`, a gather instead of a scatter."""
 
     @tf.custom_gradient
     def run(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:

@@ -1,4 +1,4 @@
-"""The exact softmax over a large vocabulary, a chunk of ids at a time."""
+"""`ChunkedSoftmax`: the exact softmax over a large vocabulary, a chunk of ids at a time."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from tbptt.types import Seed
 
 Parts = tuple[tf.Tensor, ...]
 
-POSITIONS = 32  # rows in a turn of `softmax_loss` with a count
+POSITIONS = 32  # rows in one iteration of `softmax_loss` with a count
 
 
 def softmax_loss(
@@ -24,27 +24,27 @@ def softmax_loss(
     chunk: int,
     count: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Cross entropy of `hidden @ w^T + b`, whose `[N, V]` never exists whole.
+    """Computes the cross entropy of logits `hidden @ w^T + b` without storing all of them.
 
         norm_n = log(sum_v exp(logits_nv)),   loss_n = norm_n - logits_n,targets_n
 
-    The forward loop over chunks of the vocabulary keeps `norm` and nothing else; the backward
-    loop computes each chunk's logits again. That is a fourth product beside three, and in
-    return nothing of the size `[N, V]` is written to memory and read from it.
+    The forward loop over chunks of the vocabulary keeps only `norm`; the backward loop recomputes
+    each chunk's logits. That is a fourth product beside three, but nothing of the size `[N, V]` is
+    written to memory.
 
     Args:
       hidden: `[N, H]`, N static.
-      w: `[V, H]`, a row an id, as in an embedding's table: so the gradient of a chunk is a
-        piece of the whole one, and written once.
+      w: `[V, H]`, one row for each id, as in an embedding's table, so that a chunk's gradient is a
+        slice of the whole gradient and is written once.
       b: `[V]`.
       targets: `[N]` ids in `[0, V)`.
-      chunk: ids at a time; fewer, if so many do not divide V and a few less do.
+      chunk: the number of ids at a time; a little fewer if that divides V and `chunk` does not.
       count: int scalar: only the first `count` rows are computed, `POSITIONS` at a time, so
-        that fewer cost less. The others get loss 0 and gradient 0. None: all.
+        that fewer cost less. The others get loss 0 and gradient 0. None: all rows.
 
     Returns:
-      `[N]`, at least float32. A row whose loss gets no gradient cannot spoil the others',
-      though there be NaN in it.
+      `[N]`, at least float32. A NaN in a row whose loss gets no gradient does not reach the
+      gradients of other rows.
 
     Reference: Wijmans et al. (2025), Cut your losses in large-vocabulary language models.
     """
@@ -54,7 +54,7 @@ def softmax_loss(
     trips = None if count is None else (count + POSITIONS - 1) // POSITIONS
 
     def cut(x: tf.Tensor) -> tf.Tensor:
-        """`[N, ...]` to `[turns, POSITIONS, ...]`, the last one filled up with zeros."""
+        """Cuts `[N, ...]` into `[turns, POSITIONS, ...]`, the last part padded with zeros."""
         x = tf.pad(x, [[0, turns * POSITIONS - rows]] + [[0, 0]] * (x.shape.rank - 1))
         return tf.reshape(x, [turns, POSITIONS, *x.shape[1:]])
 
@@ -97,13 +97,13 @@ def softmax_loss(
 
 
 class ChunkedSoftmax(tf.Module):
-    """The exact softmax, in the memory of a chunk of it.
+    """Computes the exact softmax a chunk of ids at a time, in the memory of one chunk.
 
         logits = hidden @ w^T + b,   loss = -log softmax(logits)[target]
 
     Attributes:
       w: `[V, H]`, unless a table was given.
-      b: `[V]`, zero at first.
+      b: `[V]`, initially zero.
 
     Example:
       >>> readout = ChunkedSoftmax(3, 1000, seed=make_seed(0), chunk=100)
@@ -129,12 +129,12 @@ class ChunkedSoftmax(tf.Module):
         """Args:
         hidden_size: H.
         vocabulary_size: V.
-        seed: int32 `[2]`, of the first weights.
-        chunk: ids scored at a time: `T * B * chunk` numbers are in memory at once.
-        table: `[V, H]` variable that serves as `w`, an embedding's: tied weights.
-        initializer: of `w`. None: Glorot's.
-        dtype: of the parameters.
-        name: of the module.
+        seed: int32 `[2]`, the seed of the initial weights.
+        chunk: the number of ids scored at a time: `T * B * chunk` numbers are in memory at once.
+        table: `[V, H]` variable to use as `w`, an embedding's table, for weight tying.
+        initializer: the initializer of `w`. None: Glorot's.
+        dtype: the type of the parameters.
+        name: the name of the module.
         """
         super().__init__(name=name)
         check_sizes(hidden_size, vocabulary_size, chunk)
@@ -152,11 +152,11 @@ class ChunkedSoftmax(tf.Module):
 
     @property
     def table(self) -> tf.Variable:
-        """`w`, or the table that was given."""
+        """The weight matrix: `w`, or the embedding's table that was given (weight tying)."""
         return self._table()
 
     def logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        """`[..., H] -> [..., V]`."""
+        """Computes logits `[..., V]` from `hidden [..., H]`."""
         return linear(hidden, tf.transpose(self.table)) + self.b
 
     def loss(
@@ -167,14 +167,14 @@ class ChunkedSoftmax(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tf.Tensor:
-        """Negative log probability of `targets [T, B]` after `hidden [T, B, H]`: `[T, B]`."""
+        """Computes the negative log probability of `targets [T, B]` after `hidden [T, B, H]`."""
         del training, seed  # the same in both, and nothing here is random
         h, t = flat(hidden, targets)
         return tf.reshape(softmax_loss(h, self.table, self.b, t, chunk=self._chunk), targets.shape)
 
 
 def check_sizes(hidden_size: int, vocabulary_size: int, chunk: int) -> None:
-    """Raises ValueError unless a readout can be of these sizes."""
+    """Raises ValueError unless the sizes of a readout are valid."""
     checks.check_at_least("hidden_size", hidden_size, 1)
     checks.check_at_least("vocabulary_size", vocabulary_size, 1)
     if chunk < 1:
@@ -185,20 +185,20 @@ def check_sizes(hidden_size: int, vocabulary_size: int, chunk: int) -> None:
 
 
 def flat(hidden: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """`[T, B, H]` and `[T, B]` as `[T * B, H]` and `[T * B]`, int32."""
+    """Flattens `hidden [T, B, H]` and `targets [T, B]` to `[T * B, H]` and `[T * B]`, int32."""
     targets = tf.cast(targets, tf.int32)
     return tf.reshape(hidden, [-1, hidden.shape[-1]]), tf.reshape(targets, [-1])
 
 
 def wide(dtype: tf.DType) -> tf.DType:
-    """What sums over the vocabulary are taken in."""
+    """Returns the type for sums over the vocabulary: float32 or wider."""
     return tf.float32 if dtype.size < tf.float32.size else dtype
 
 
 def _forward(
     hidden: tf.Tensor, w: tf.Tensor, b: tf.Tensor, targets: tf.Tensor, chunk: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Loss and norm, `[N]` each, of all rows."""
+    """Computes loss and log normaliser of all rows, `[N]` each."""
     chunks = _Chunks(w, b, chunk)
     dtype = wide(hidden.dtype)
 
@@ -224,7 +224,10 @@ def _backward(
     norm: tf.Tensor,
     d_loss: tf.Tensor,
 ) -> Parts:
-    """The gradients of `hidden`, `w` and `b`: of the logits, `d_loss * (softmax - onehot)`."""
+    """Computes the gradients of `hidden`, `w` and `b`.
+
+    The gradient of the logits is `d_loss * (softmax - onehot)`.
+    """
     chunks = _Chunks(w, b, chunk)
     counts = tf.not_equal(d_loss, 0)[:, None]
     hidden = tf.where(counts, hidden, tf.zeros_like(hidden))  # 0 * NaN would be NaN
@@ -247,10 +250,10 @@ def _backward(
 
 
 class _Chunks:
-    """The vocabulary in `count` pieces of `size` ids.
+    """Divides the vocabulary into `count` chunks of `size` ids.
 
-    Where they do not come out even, the last piece begins earlier, inside the one before, and
-    the ids that were there already are left out of it.
+    If `size` does not divide V, the last chunk overlaps the one before, and the ids that both have
+    are left out of the last.
     """
 
     def __init__(self, w: tf.Tensor, b: tf.Tensor, chunk: int) -> None:
@@ -263,7 +266,7 @@ class _Chunks:
         self._twice = self.count * self.size - self._all
 
     def ids(self, k: tf.Tensor) -> tf.Tensor:
-        """Returns the ids of chunk k, `[size]`, -1 where one is left out."""
+        """Returns the ids of chunk k, `[size]`, with -1 for ids that are left out."""
         ids = self._start(k) + tf.range(self.size)
         return tf.where(ids >= k * self.size, ids, -1) if self._twice else ids
 
@@ -272,7 +275,7 @@ class _Chunks:
         return tf.slice(self._w, [self._start(k), 0], [self.size, self._w.shape[1]])
 
     def logits(self, k: tf.Tensor, hidden: tf.Tensor) -> tf.Tensor:
-        """`[N, size]`, -inf where an id is left out."""
+        """Computes the logits of chunk k, `[N, size]`, -inf for ids that are left out."""
         products = tf.matmul(hidden, self.weights(k), transpose_b=True)
         logits = products + tf.slice(self._b, [self._start(k)], [self.size])
         logits = tf.cast(logits, wide(logits.dtype))
@@ -281,7 +284,7 @@ class _Chunks:
         return tf.where(self.ids(k) >= 0, logits, tf.cast(-np.inf, logits.dtype))
 
     def join(self, pieces: tf.Tensor) -> tf.Tensor:
-        """`[count, size, ...] -> [V, ...]`."""
+        """Joins values of all chunks, `[count, size, ...]`, to `[V, ...]`."""
         if not self._twice:
             return tf.reshape(pieces, [self._all, *pieces.shape[2:]])
         even = tf.reshape(pieces[:-1], [-1, *pieces.shape[2:]])
@@ -298,11 +301,11 @@ def _loop(
     carried: Parts,
     kept: Sequence[tuple[Sequence[int], tf.DType]],
 ) -> tuple[Parts, Parts]:
-    """`step(k, carried) -> (carried, kept)` for k below `trips`, in one `tf.while_loop`.
+    """Runs `step(k, carried) -> (carried, kept)` for k below `trips`, in one `tf.while_loop`.
 
     Returns:
-      the last `carried`, and all that was kept, `[most, ...]`: of step k at index k, and 0
-      where there was none. `kept` says shapes and dtypes.
+      The last `carried`, and the kept values of all steps, `[most, ...]`: those of step k at index
+      k, and 0 from `trips` on. `kept` gives their shapes and dtypes.
     """
     arrays = tuple(tf.TensorArray(dtype, size=most, element_shape=shape) for shape, dtype in kept)
 

@@ -1,4 +1,4 @@
-"""The softmax over a whole vocabulary: one matrix product, tied to an embedding or not."""
+"""`FullSoftmax`: the softmax over a whole vocabulary in one product, with weight tying or not."""
 
 import tensorflow as tf
 
@@ -16,7 +16,7 @@ class FullSoftmax(tf.Module):
 
     Attributes:
       w: `[H, V]`, unless a table was given.
-      b: `[V]`, zero at first.
+      b: `[V]`, initially zero.
 
     Example:
       >>> readout = FullSoftmax(3, 10, seed=make_seed(0))
@@ -42,12 +42,13 @@ class FullSoftmax(tf.Module):
         """Args:
         hidden_size: H.
         vocabulary_size: V.
-        seed: int32 `[2]`, of the first weights.
-        table: `[V, H]` variable whose transpose serves as `w`, an embedding's: tied weights.
-        initializer: of `w`. None: Glorot's.
-        compute_dtype: of the product, see `precision.product`. None: `dtype`.
-        dtype: of the parameters and the logits.
-        name: of the module.
+        seed: int32 `[2]`, the seed of the initial weights.
+        table: `[V, H]` variable whose transpose is used as `w`, an embedding's table, for weight
+          tying.
+        initializer: the initializer of `w`. None: Glorot's.
+        compute_dtype: the type of the product, see `precision.product`. None: `dtype`.
+        dtype: the type of the parameters and the logits.
+        name: the name of the module.
         """
         super().__init__(name=name)
         checks.check_at_least("hidden_size", hidden_size, 1)
@@ -65,11 +66,11 @@ class FullSoftmax(tf.Module):
 
     @property
     def table(self) -> tf.Variable | None:
-        """The table that was given, or None."""
+        """The embedding's table that was given (weight tying), or None."""
         return self._table()
 
     def logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        """Computes `[..., H] -> [..., V]`."""
+        """Computes logits `[..., V]` from `hidden [..., H]`."""
         w = self.w if self.table is None else tf.transpose(self.table)
         return linear(hidden, w, self._compute_dtype) + self.b
 

@@ -1,4 +1,4 @@
-"""The sampled softmax: in training, the target against a few ids drawn by rank."""
+"""`SampledSoftmax`: trains on the target and a few ids that are drawn by rank."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,19 +9,19 @@ from tbptt.types import Seed
 
 
 class SampledSoftmax(tf.Module):
-    """Trains on an estimate of the softmax from S ids; scores by the exact one otherwise.
+    """Estimates the softmax from S drawn ids in training, and computes it exactly in evaluation.
 
         q(v) = log((v + 2) / (v + 1)) / log(V + 1)
         z    = exp(l_target) + sum_{s of S ids, s != target} exp(l_s) / (S q(s))
         loss = log(z) - l_target,   l = hidden @ w^T + b
 
-    E[z] is the softmax's own sum, and so the loss, a little low on average, goes to the exact
-    one as S grows. The ids are drawn with replacement and shared by the window. Ids have to be
-    sorted by frequency, id 0 the most frequent: q is Zipf's law. In another order the estimate
-    is as unbiased, but so noisy that it is of no use.
+    E[z] is the softmax's own sum, and so the loss, a little low on average, converges to the exact
+    one as S grows. The ids are drawn with replacement and shared by the window. Ids must be
+    sorted by frequency, id 0 being the most frequent: q is Zipf's law. In another order z is
+    unbiased too, but too noisy to be useful.
 
     Attributes:
-      exact: the `ChunkedSoftmax` that is estimated: its `w [V, H]` and `b [V]`.
+      exact: the `ChunkedSoftmax` that is estimated, with `w [V, H]` and `b [V]`.
 
     Example:
       >>> readout = SampledSoftmax(3, 1000, samples=20, seed=make_seed(0))
@@ -50,12 +50,12 @@ class SampledSoftmax(tf.Module):
         """Args:
         hidden_size: H.
         vocabulary_size: V.
-        samples: S, ids drawn a window, at most V.
-        seed: int32 `[2]`, of the first weights.
-        chunk: ids scored at a time where the loss is exact.
-        initializer: of `w`. None: Glorot's.
-        dtype: of the parameters.
-        name: of the module.
+        samples: S, the number of ids drawn a window, at most V.
+        seed: int32 `[2]`, the seed of the initial weights.
+        chunk: the number of ids scored at a time by the exact loss.
+        initializer: the initializer of `w`. None: Glorot's.
+        dtype: the type of the parameters.
+        name: the name of the module.
         """
         super().__init__(name=name)
         self.exact = ChunkedSoftmax(
@@ -77,10 +77,12 @@ class SampledSoftmax(tf.Module):
         edges = log_uniform_edges(vocabulary_size)
         self._edges = tf.constant(edges)
         expected = samples * np.diff(edges, prepend=0) / 2.0**32
-        self._log_expected = tf.constant(np.log(expected), dtype)  # how often an id is drawn
+        self._log_expected = tf.constant(
+            np.log(expected), dtype
+        )  # expected number of draws of an id
 
     def logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        """`[..., H] -> [..., V]`."""
+        """Computes exact logits `[..., V]` from `hidden [..., H]`."""
         return self.exact.logits(hidden)
 
     def loss(
@@ -91,9 +93,9 @@ class SampledSoftmax(tf.Module):
         training: bool = False,
         seed: Seed | None = None,
     ) -> tf.Tensor:
-        """`[T, B]` of `targets [T, B]` after `hidden [T, B, H]`.
+        """Computes the negative log probability of `targets [T, B]` after `hidden [T, B, H]`.
 
-        The negative log probability; in training its estimate, from the ids that `seed` draws.
+        In training it is an estimate, from the ids that `seed` draws.
         """
         if not training:
             return self.exact.loss(hidden, targets)
@@ -115,7 +117,7 @@ class SampledSoftmax(tf.Module):
         return tf.reshape(loss, targets.shape)
 
     def draw(self, seed: Seed) -> tf.Tensor:
-        """`[samples]` ids, independent, each v with probability q(v)."""
+        """Draws `[samples]` independent ids, each id v with probability q(v)."""
         # Bits and integers: TensorFlow and XLA would make different floats, and other ids.
         bits = tf.random.stateless_uniform(
             [self._samples], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
@@ -130,7 +132,7 @@ class SampledSoftmax(tf.Module):
 
 
 def log_uniform_edges(vocabulary_size: int) -> np.ndarray:
-    """Where each id ends among 2^32 equally likely numbers: `[V]` int64, the last 2^32."""
+    """Divides 2^32 equally likely numbers among ids by q; returns each id's end, `[V]` int64."""
     ids = np.arange(vocabulary_size)
     share = np.log(ids + 2.0) / np.log(vocabulary_size + 1.0)
     return np.rint(share * 2.0**32).astype(np.int64)

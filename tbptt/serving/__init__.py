@@ -1,1 +1,1 @@
-"""Using what was trained."""
+"""Serving: uses a trained model, as to generate text."""

@@ -1,4 +1,4 @@
-"""Text out of a language model: every token it draws is its next input."""
+"""`generate`: samples text from a language model, token by token."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tbptt.types import Model, Seed, State
 
 
 def check_sampling(length: int, temperature: float) -> None:
-    """Raises ValueError unless `generate` takes these."""
+    """Raises ValueError unless `length` and `temperature` are valid arguments of `generate`."""
     checks.check_at_least("length", length, 1)
     if not temperature > 0:
         raise ValueError(f"temperature ({temperature}) must be above 0; 0.01 is nearly greedy.")
@@ -25,14 +25,14 @@ def generate(
     seed: Seed,
     temperature: float = 1.0,
 ) -> np.ndarray:
-    """Draws `length` tokens that follow `prompt`.
+    """Samples `length` tokens that follow `prompt`, each drawn token being the next input.
 
         p(next) = softmax(logits / temperature)
 
     Args:
-      model: outputs are logits `[T, B, V]`.
+      model: a model whose outputs are logits `[T, B, V]`.
       prompt: ids, one-dimensional, at least one.
-      length: how many to draw, >= 1.
+      length: the number of tokens to draw, >= 1.
       seed: int32 `[2]`; the same seed draws the same tokens.
       temperature: > 0; below 1 bolder, above 1 wilder.
 
@@ -59,7 +59,7 @@ def generate(
 def _generate(
     model: Any, prompt: tf.Tensor, length: tf.Tensor, seed: Seed, temperature: tf.Tensor
 ) -> tf.Tensor:
-    """Reads the prompt `[N]`, then draws; one trace a model, whatever N, length, temperature."""
+    """Reads the prompt `[N]`, then samples; traced once a model, for all lengths and prompts."""
 
     def read(token: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         ids = tf.reshape(token, [1, 1])

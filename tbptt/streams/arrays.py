@@ -1,4 +1,4 @@
-"""NumPy files: `.npz` archives and `.npy` arrays, checked before anything is allocated."""
+"""Reads NumPy files, `.npz` archives and `.npy` arrays, with checks before memory is allocated."""
 
 import math
 import os
@@ -21,11 +21,11 @@ NUMBERS = "biuf"  # kinds of NumPy types: bool, signed, unsigned and floating
 
 
 class Archive(Mapping[str, np.ndarray]):
-    """The arrays of an `.npz` file, read when they are asked for; no pickle is ever opened.
+    """Reads the arrays of an `.npz` file on demand; pickled objects are never loaded.
 
     Args:
-      path: of the file.
-      expected: what it should hold, for messages.
+      path: the path of the file.
+      expected: a description of what the file should hold, for messages.
 
     Raises:
       DataError: there is no such file, or it is no `.npz` file.
@@ -54,7 +54,7 @@ class Archive(Mapping[str, np.ndarray]):
         return len(self._members)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Raises DataError: the array is damaged, or of Python objects."""
+        """Reads an array; raises DataError if it is damaged, or of Python objects."""
         member = self._members[name]  # KeyError, as of any mapping
         try:
             with zipfile.ZipFile(self.path) as archive:
@@ -69,7 +69,7 @@ class Archive(Mapping[str, np.ndarray]):
             ) from None
 
     def require(self, names: Sequence[str]) -> None:
-        """Raises DataError unless all these arrays are there (which are not)."""
+        """Raises DataError, naming the missing arrays, unless the archive holds all of `names`."""
         missing = sorted(set(names) - set(self))
         if missing:
             there = ", ".join(sorted(self)) or "nothing"
@@ -79,10 +79,11 @@ class Archive(Mapping[str, np.ndarray]):
             )
 
     def numbers(self, name: str, dimensions: int, *, integers: bool = False) -> np.ndarray:
-        """Returns an array of finite numbers.
+        """Reads an array and checks that it holds finite numbers.
 
         Raises:
-          DataError: it has other dimensions, or holds something else than finite numbers (where).
+          DataError: it has other dimensions, or holds something other than finite numbers; the
+            message says where.
         """
         return check_numbers(f"{self.path}: {name}", self[name], dimensions, integers=integers)
 
@@ -90,16 +91,16 @@ class Archive(Mapping[str, np.ndarray]):
 def check_numbers(
     name: str, array: np.ndarray, dimensions: int, *, integers: bool = False
 ) -> np.ndarray:
-    """Returns the array if it holds finite numbers.
+    """Returns an array after checking its dimensions and that it holds finite numbers.
 
     Args:
-      name: of the array, for the message.
-      array: to be checked.
-      dimensions: how many it must have.
-      integers: whether only integers will do.
+      name: the name of the array, for the message.
+      array: the array to check.
+      dimensions: the number of dimensions that it must have.
+      integers: whether it must hold integers.
 
     Raises:
-      DataError: what is wrong, and where.
+      DataError: a check fails; the message says what is wrong, and where.
     """
     if array.dtype.kind not in ("iu" if integers else NUMBERS):
         raise DataError(
@@ -128,11 +129,11 @@ def check_numbers(
 
 
 def check_lengths(name: str, lengths: np.ndarray, total: int, least: int = 1) -> np.ndarray:
-    """Returns where the segments end that have these lengths, `[P]` int64.
+    """Returns the ends of segments with these lengths, `[P]` int64, after checking the lengths.
 
     Raises:
-      DataError: no segments, one shorter than `least` frames, or lengths that do not sum to
-        `total`.
+      DataError: there are no segments, one is shorter than `least` frames, or the lengths do not
+        sum to `total`.
     """
     lengths = check_numbers(name, lengths, 1, integers=True).astype(np.int64)
     if len(lengths) == 0:
@@ -151,7 +152,7 @@ def check_lengths(name: str, lengths: np.ndarray, total: int, least: int = 1) ->
 
 
 def open_array(path: str | os.PathLike[str], expected: str) -> np.ndarray:
-    """Returns an array of an `.npy` file, memory-mapped.
+    """Memory-maps the array of an `.npy` file.
 
     Raises:
       DataError: there is no such file, or it does not hold one array of numbers.
@@ -168,7 +169,7 @@ def open_array(path: str | os.PathLike[str], expected: str) -> np.ndarray:
 
 
 def _check_header(file: IO[bytes], size: int) -> None:
-    """Raises ValueError unless so many bytes are what the header of an array asks for."""
+    """Raises ValueError unless an array's header asks for exactly `size` bytes."""
     version = np.lib.format.read_magic(file)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,

@@ -1,4 +1,4 @@
-"""B read heads, far apart in one long sequence of tokens."""
+"""`ContiguousStream`: cuts one long token sequence into B rows that are read in parallel."""
 
 import numpy as np
 
@@ -13,9 +13,9 @@ SHUFFLES = ("none", "offset", "rotate")
 class ContiguousStream(RowStream):
     """Cuts one sequence into `rows` equal stretches, which are read side by side.
 
-    Row b reads `tokens[b * L : (b + 1) * L]`, T at a time, and predicts what follows each
-    token; its last target is the next row's first token. All rows start anew where an epoch
-    starts, and nowhere else, unless they rotate.
+    Row b reads `tokens[b * L : (b + 1) * L]`, T at a time, and its targets are the tokens that
+    follow; the last target is the next row's first token. All rows start anew at the start of an
+    epoch, and nowhere else, unless `shuffle` is `rotate`.
 
     Attributes: see `RowStream`.
 
@@ -45,13 +45,13 @@ class ContiguousStream(RowStream):
         vocabulary_size: every token must be below it.
         window_length: T, of windows one after another.
         truncation: other windows; instead of `window_length`.
-        tail: `drop`: what does not fill whole windows is left out, less than T a row and B
-            in all; `pad`: every target is there exactly once, what is made up has weight 0.
-        shuffle: what is another in every epoch. `none`; `offset`: the first token, by less than
-            T, so that windows end elsewhere; `rotate`: where in its stretch each row begins, and
-            it starts anew where the stretch does (Press, 2019, Partially shuffling the training
-            data to improve language models).
-        seed: of all that is random.
+        tail: `drop`: tokens that do not fill whole windows are left out, less than T a row and B
+            in all; `pad`: every target occurs exactly once, and padding has weight 0.
+        shuffle: what changes from epoch to epoch. `none`: nothing; `offset`: the first token, by
+            less than T, so that windows end elsewhere; `rotate`: the place in its stretch at which
+            each row begins; the row starts anew where the stretch begins (Press, 2019, Partially
+            shuffling the training data to improve language models).
+        seed: the seed of all randomness.
 
         Raises:
           ValueError: B or T below 1, or more rows than the tokens can fill.
@@ -83,13 +83,13 @@ class ContiguousStream(RowStream):
         self._starts = np.arange(rows, dtype=np.int64) * self.row_length
 
     def row_starts(self, epoch: int) -> np.ndarray:
-        """The index of each row's first token."""
+        """Returns the index of each row's first token."""
         if self._shuffle != "offset":
             return self._starts
         return self._starts + self.random(2, epoch).integers(self.window_length)
 
     def read(self, epoch: int, first: int, count: int, rows: slice) -> Span:
-        """See `RowStream`. Raises ValueError if a token is out of range."""
+        """Reads steps of rows, see `RowStream`; raises DataError if a token is out of range."""
         starts, tokens = self.row_starts(epoch)[rows], fresh(self._tokens)
         if self._shuffle == "rotate":
             return self._read_rotated(tokens, epoch, first, count, rows)
@@ -136,7 +136,7 @@ class ContiguousStream(RowStream):
 
 
 def check_ids(ids: np.ndarray, places: np.ndarray, vocabulary_size: int) -> None:
-    """Raises DataError, with the first place, unless all ids are in `[0, vocabulary_size)`."""
+    """Raises DataError, naming the first place, unless all ids are in `[0, vocabulary_size)`."""
     wrong = (ids < 0) | (ids >= vocabulary_size)
     if wrong.any():
         raise DataError(
@@ -146,10 +146,10 @@ def check_ids(ids: np.ndarray, places: np.ndarray, vocabulary_size: int) -> None
 
 
 def fresh(tokens: np.ndarray) -> np.ndarray:
-    """A memory map opened anew: pages that a map has touched count as resident while it lives."""
+    """Reopens a memory map, so that pages read through an earlier map do not count as resident."""
     if not (isinstance(tokens, np.memmap) and tokens.filename and tokens.flags.c_contiguous):
         return tokens
-    root = tokens  # a slice says its whole map's offset, not its own
+    root = tokens  # a slice has the offset of the whole map, not its own
     while isinstance(root.base, np.memmap):
         root = root.base
     offset = root.offset + tokens.ctypes.data - root.ctypes.data

@@ -1,4 +1,4 @@
-"""From text to ids: reading, vocabularies, splits."""
+"""Text corpora: tokens, vocabularies, and the split into training, validation and test part."""
 
 import collections
 import dataclasses
@@ -19,18 +19,18 @@ from tbptt.streams.files import DataError, read_json, write_whole
 KINDS = ("characters", "bytes", "words")
 EOS = "<eos>"
 UNK = "<unk>"
-UNKNOWN = {"characters": "\ufffd", "words": UNK}  # what stands for tokens without an id, by kind
+UNKNOWN = {"characters": "\ufffd", "words": UNK}  # the token that replaces unknown ones, by kind
 BOUNDARY = {"characters": "\0", "bytes": "\0", "words": EOS}  # between documents, by kind
 
 
 def python_docs() -> str:
-    """Python's own documentation, the topics of `help()`, sorted by name: on every machine."""
+    """Returns Python's own documentation, the topics of `help()`: text that every machine has."""
     topics = pydoc_data.topics.topics
     return "\n".join(topics[name] for name in sorted(topics))
 
 
 def python_source() -> str:
-    """The standard library's `.py` files, tests left out, sorted by path."""
+    """Returns the text of the standard library's `.py` files, without tests, sorted by path."""
     library = pathlib.Path(sysconfig.get_path("stdlib"))
     left_out = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
     paths = sorted(
@@ -47,13 +47,13 @@ BYTES = tuple(chr(byte) for byte in range(256))
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """The tokens a model knows; a token's id is its place.
+    """Maps tokens to ids and back; a token's id is its index in `tokens`.
 
     Attributes:
-      kind: `characters`; `bytes`, the 256 of them; or `words`, what stands between blanks, with
-        `<eos>` at the end of every line.
-      tokens: all different. Where `<unk>` is among words, or U+FFFD among characters, it stands for
-        all that are not in the vocabulary.
+      kind: `characters`; `bytes`, the 256 of them; or `words`, separated by blanks, with `<eos>` at
+        the end of every line.
+      tokens: the tokens, all different. `<unk>` among words, or U+FFFD among characters, stands for
+        all tokens that are not in the vocabulary.
     """
 
     kind: str
@@ -77,20 +77,20 @@ class Vocabulary:
 
     @property
     def dtype(self) -> type[np.integer]:
-        """The narrowest integer that holds every id."""
+        """The narrowest integer type that holds every id."""
         return np.uint16 if len(self) <= 1 << 16 else np.int32
 
     @classmethod
     def of(
         cls, text: str, kind: str, max_size: int | None = None, *, boundary: bool = False
     ) -> "Vocabulary":
-        """The vocabulary of a text: characters in code order, words by falling frequency.
+        """Builds the vocabulary of a text: characters in code order, words by falling frequency.
 
         Args:
           text: not empty.
           kind: `characters`, `bytes` or `words`.
-          max_size: of words, the most frequent ones, `<unk>` among them for the others.
-          boundary: there is to be a token that stands between documents, see `boundary`.
+          max_size: the largest number of words: the most frequent ones, and `<unk>` for the others.
+          boundary: whether to add a token that stands between documents, see `boundary`.
 
         Example:
           >>> Vocabulary.of("b a b", "words").tokens
@@ -118,10 +118,10 @@ class Vocabulary:
 
     @property
     def boundary(self) -> int:
-        """The id of what stands between documents: character or byte 0, or `<eos>`.
+        """The id of the token between documents: character or byte 0, or `<eos>`.
 
         Raises:
-          ValueError: the vocabulary has none.
+          ValueError: the vocabulary has no such token.
         """
         token = BOUNDARY[self.kind]
         if token not in self.tokens:
@@ -133,21 +133,21 @@ class Vocabulary:
 
     @property
     def unknown(self) -> int | None:
-        """The id of what stands for tokens that have none, or None if there is no such token."""
+        """The id of the token that replaces unknown ones, or None if there is no such token."""
         return self._ids.get(UNKNOWN.get(self.kind, ""))
 
     def with_unknown(self) -> "Vocabulary":
-        """Returns the vocabulary with a token for what it lacks, at the end if it is a new one."""
+        """Returns the vocabulary with a token for unknown ones, added at the end if need be."""
         if self.kind == "bytes" or self.unknown is not None:
             return self
         return Vocabulary(self.kind, (*self.tokens, UNKNOWN[self.kind]))
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Returns the ids of a text, one-dimensional; of bytes any, of other kinds a text.
+        """Encodes a text, or bytes if the kind is `bytes`, as a one-dimensional array of ids.
 
         Raises:
-          ValueError: a token is not in the vocabulary, and nothing stands for such (which token
-            and on which line).
+          ValueError: a token is not in the vocabulary, which has no token for unknown ones; the
+            message names token and line.
         """
         if self.kind == "bytes":
             data = text.encode("utf-8") if isinstance(text, str) else text
@@ -167,7 +167,7 @@ class Vocabulary:
         return ids.astype(self.dtype)
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of ids: what `encode` was given, for characters and for bytes of UTF-8."""
+        """Decodes ids to text; inverts `encode` for characters and for bytes of UTF-8."""
         if self.kind == "bytes":
             return bytes(int(i) for i in ids).decode("utf-8", errors="replace")
         if self.kind == "characters":
@@ -175,11 +175,11 @@ class Vocabulary:
         return " ".join(self.tokens[i] for i in ids).replace(f" {EOS} ", "\n").replace(EOS, "\n")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_json` to a file, whole or not at all."""
+        """Writes the vocabulary to a JSON file, completely or not at all."""
         write_whole(path, self.to_json() + "\n")
 
     def to_json(self) -> str:
-        """Returns `{"kind": ..., "tokens": [...]}`."""
+        """Returns the vocabulary as JSON, `{"kind": ..., "tokens": [...]}`."""
         return json.dumps({"kind": self.kind, "tokens": list(self.tokens)}, ensure_ascii=True)
 
     @classmethod
@@ -203,12 +203,12 @@ class Vocabulary:
 
     @property
     def sha256(self) -> str:
-        """A digest of kind and tokens, in order: another vocabulary, another digest."""
+        """The SHA-256 of kind and tokens, in order, to recognise a vocabulary by."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @functools.cached_property
     def _known(self) -> tuple[np.ndarray, np.ndarray]:
-        """The codes of characters, and their order."""
+        """The codes of all characters, and the order that sorts them."""
         known = np.array([ord(token) for token in self.tokens], np.uint32)
         return known, np.argsort(known)
 
@@ -242,7 +242,7 @@ class Vocabulary:
 
 
 def split_words(text: str) -> list[str]:
-    """Words between blanks; every end of a line is the word `<eos>`."""
+    """Splits a text into words at blanks; every end of a line becomes the word `<eos>`."""
     return text.replace("\n", f" {EOS} ").split()
 
 
@@ -252,7 +252,7 @@ Tokens = TypeVar("Tokens", np.ndarray, str, list[str])
 def split(
     tokens: Tokens, valid_fraction: float, test_fraction: float
 ) -> tuple[Tokens, Tokens, Tokens]:
-    """Returns training, validation and test part, in this order: the test part is the end.
+    """Splits tokens into training, validation and test part, in this order: test is the end.
 
     Example:
       >>> [len(part) for part in split(np.arange(100), 0.2, 0.1)]
@@ -274,7 +274,7 @@ def split(
 
 
 def split_text(text: str, kind: str, valid_fraction: float, test_fraction: float) -> list[str]:
-    """Returns the parts of a text, divided between two tokens: see `split`.
+    """Splits a text into training, validation and test part between two tokens; see `split`.
 
     Example:
       >>> split_text("a b c d e f", "words", 0.2, 0.2)

@@ -1,4 +1,4 @@
-"""Documents of tokens: state starts anew at each, wherever in a window that is."""
+"""`DocumentStream`: documents of tokens; a row is reset at each, also inside a window."""
 
 from collections.abc import Iterable
 
@@ -13,14 +13,15 @@ from tbptt.streams.truncation import Truncation, truncation_of
 
 
 class DocumentStream(SegmentStream):
-    """Documents dealt onto rows, see `SegmentStream`.
+    """Reads documents on B rows, one after another, with a reset at the start of each.
 
-    With a `boundary` token every token of a document of n is predicted, and its end:
+    See `SegmentStream` for the distribution over rows. With a `boundary` token, the targets of a
+    document of n tokens are all its tokens, and its end:
 
         inputs   boundary  d_0  ...  d_{n-1}
         targets  d_0       d_1  ...  boundary
 
-    Without one, what follows each of its first n - 1 tokens.
+    Without one, the targets are its last n - 1 tokens.
 
     Example:
       >>> documents = Segments.of([np.array([1, 2, 3]), np.array([4, 5])])
@@ -47,18 +48,20 @@ class DocumentStream(SegmentStream):
         seed: int = 0,
     ) -> None:
         """Args:
-        documents: tokens `[N]`; memory maps stay on disk.
+        documents: the tokens `[N]` of all documents; memory maps stay on disk.
         rows: B.
         vocabulary_size: every token must be below it.
         window_length: T, of windows one after another.
         truncation: other windows; instead of `window_length`.
         boundary: a token that is read before each document and predicted after it.
-        shuffle: another order in every epoch.
-        whole: no document is cut, see `SegmentStream`: for evaluation, with `shuffle=False`.
-        seed: of all that is random.
+        shuffle: whether the order changes from epoch to epoch.
+        whole: whether to keep each document on one row, see `SegmentStream`: for evaluation, with
+          `shuffle=False`.
+        seed: the seed of all randomness.
 
         Raises:
-          ValueError: a document of one token without `boundary`; more rows than can be filled.
+          ValueError: a document has one token and there is no `boundary`; or there are more rows
+            than can be filled.
         """
         tokens = documents.values
         checks.check_shape("the documents' tokens", tokens, [None])
@@ -87,7 +90,7 @@ class DocumentStream(SegmentStream):
     def take(
         self, segment: np.ndarray, step: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """See `SegmentStream`. Raises ValueError if a token is out of range."""
+        """Reads tokens, see `SegmentStream`; raises DataError if one is out of range."""
         tokens = fresh(self.documents.values)
         at = self.documents.begins[segment] + step
         last = len(tokens) - 1
@@ -108,14 +111,14 @@ class DocumentStream(SegmentStream):
 def encode_documents(
     documents: Iterable[tuple[str, Document]], vocabulary: Vocabulary | None = None
 ) -> Segments:
-    """What `read_documents` gives, as tokens.
+    """Encodes documents, as `read_documents` yields them, as tokens.
 
     Args:
-      documents: names and contents.
-      vocabulary: for texts; tokens stay as they are.
+      documents: pairs of name and content.
+      vocabulary: encodes texts; documents of tokens stay as they are.
 
     Raises:
-      ValueError: a text without a vocabulary, or with a token that is not in it (and where).
+      ValueError: a text has no vocabulary, or a token that is not in it; the message says where.
     """
     arrays = []
     for name, content in documents:

@@ -1,4 +1,4 @@
-"""How windows reach the device: all of them once, or K at a time while others are computed."""
+"""Feeds move windows to the device: a whole epoch at once, or K windows ahead by a thread."""
 
 import concurrent.futures
 from typing import Any, NamedTuple, Protocol
@@ -14,13 +14,13 @@ RESIDENT_BYTES = 256 << 20
 
 
 class Chunk(NamedTuple):
-    """The windows of one call, on the device. Window k of the call is `(first + k) % M`.
+    """The windows of one call, on the device: window k of the call is number `(first + k) % M`.
 
     Attributes:
-      windows: M windows, every field `[M, ...]`.
-      first: int64 scalar.
-      count: int64 scalar: how many windows the call takes, at most K. A tensor, so that a
-        shorter call is the same program.
+      windows: M stacked windows, every field `[M, ...]`.
+      first: int64 scalar, the index of the call's first window.
+      count: int64 scalar, the number of windows in the call, at most K. It is a tensor, so that a
+        shorter call runs the same program.
     """
 
     windows: Window
@@ -28,33 +28,36 @@ class Chunk(NamedTuple):
     count: tf.Tensor
 
     def place(self, k: tf.Tensor) -> tf.Tensor:
-        """Where window k of the call is among the M. int32: a TPU divides int64 bit by bit."""
+        """Returns the index of window k of the call among the M windows.
+
+        It is int32, because a TPU divides int64 bit by bit.
+        """
         held = tf.nest.flatten(self.windows.inputs)[0].shape[0]  # M
         return tf.cast(self.first + k, tf.int32) % held
 
 
 class Feed(Protocol):
-    """Chunks of a stream, by cursor."""
+    """Gives the windows of a stream by cursor, as chunks on the device."""
 
     stream: Stream
     windows_per_call: int
 
     def take(self, cursor: Cursor, count: int) -> tuple[Chunk, Cursor]:
-        """`count <= windows_per_call` windows from the cursor on, and the cursor after them."""
+        """Returns `count` windows, at most `windows_per_call`, and the cursor after them."""
 
 
 class Placement(Protocol):
-    """Which rows are read here, and where they go: `distribution.Replicas`."""
+    """Decides which rows this process reads and where they go, as `distribution.Replicas` does."""
 
     def rows_here(self, rows: int) -> slice:
-        """Which of so many rows are this process's."""
+        """Returns the slice of `rows` rows that this process reads."""
 
     def put(self, windows: Window) -> Window:
-        """Its rows of stacked windows, NumPy's, on its devices."""
+        """Puts stacked NumPy windows of this process's rows on its devices."""
 
 
 class _Here:
-    """All rows, on the device of this process."""
+    """Places all rows on the device of this process."""
 
     def rows_here(self, rows: int) -> slice:
         return slice(0, rows)
@@ -66,7 +69,7 @@ class _Here:
 
 
 class ResidentFeed:
-    """Keeps a whole epoch on the device: a call moves two integers."""
+    """Keeps a whole epoch on the device, so that a call moves only two integers."""
 
     def __init__(
         self, stream: Stream, windows_per_call: int, *, replicas: Placement | None = None
@@ -89,10 +92,10 @@ class ResidentFeed:
 
 
 class PrefetchFeed:
-    """Reads the next K windows in a thread, while the device works on these.
+    """Prefetches the next K windows in a thread, while the device works on the current ones.
 
-    Every window is read from the stream once: what a call of fewer than K windows leaves over is
-    kept for the next call, if that goes on where this one ends.
+    Every window is read from the stream once: windows that a call of fewer than K leaves over are
+    kept for the next call, if that continues where this one ends.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class PrefetchFeed:
         self._ahead: tuple[Cursor, concurrent.futures.Future[_Block]] | None = None
 
     def take(self, cursor: Cursor, count: int) -> tuple[Chunk, Cursor]:
-        """See `Feed`. Fast where the call before ended at `cursor`: the windows are there then."""
+        """Returns the next windows, see `Feed`; ready if the last call ended at `cursor`."""
         checks.check_between("count", count, 1, self.windows_per_call + 1)
         ahead = self._ahead
         if ahead is None or ahead[0] != cursor:
@@ -119,7 +122,7 @@ class PrefetchFeed:
         return _chunk(block.placed, 0, count), following
 
     def _read(self, cursor: Cursor, left_over: Window | None = None) -> "_Block":
-        """The K windows from `cursor` on, of which `left_over` holds the first ones."""
+        """Reads the K windows from `cursor` on; `left_over` holds the first of them."""
         held = 0 if left_over is None else len(tf.nest.flatten(left_over.inputs)[0])
         first_new = advance(cursor, held, self.stream.windows_per_epoch)
         read = _read(self.stream, first_new, self.windows_per_call - held, self._where)
@@ -131,14 +134,14 @@ class PrefetchFeed:
 
 
 class _Block(NamedTuple):
-    """K windows: as NumPy arrays, and on the device."""
+    """K windows twice: as NumPy arrays, and on the device."""
 
     read: Window
     placed: Window
 
 
 def _cut(windows: Window, count: int) -> Window | None:
-    """The stacked windows without the first `count`; None if nothing is left."""
+    """Removes the first `count` of stacked windows; returns None if none is left."""
     if count == len(tf.nest.flatten(windows.inputs)[0]):
         return None
     return tf.nest.map_structure(lambda f: None if f is None else f[count:], windows)
@@ -151,16 +154,16 @@ def open_feed(
     resident_bytes: int = RESIDENT_BYTES,
     replicas: Placement | None = None,
 ) -> Feed:
-    """A feed of `windows_per_call` windows at most: resident where an epoch is small.
+    """Opens a feed: a `ResidentFeed` if an epoch is small, else a `PrefetchFeed`.
 
     Args:
-      stream: what to read.
-      windows_per_call: K.
-      resident_bytes: the largest epoch, as int32 inputs and targets, that stays on the device.
-      replicas: who trains; each process reads its own rows of them. None: this device alone.
+      stream: the stream to read.
+      windows_per_call: K, the largest number of windows in a call.
+      resident_bytes: the size of the largest epoch that stays on the device.
+      replicas: the devices that train; each process reads its own rows. None: this device alone.
 
     Raises:
-      ValueError: the rows cannot be dealt to so many replicas.
+      ValueError: the rows cannot be divided equally among the replicas.
     """
     checks.check_at_least("windows_per_call", windows_per_call, 1)
     one, _ = stream.windows(Cursor(), 1)
@@ -171,7 +174,7 @@ def open_feed(
 
 
 def _read(stream: Stream, cursor: Cursor, count: int, where: Placement) -> Window:
-    """`count` stacked windows from `cursor` on, NumPy arrays of the rows of this process."""
+    """Reads `count` stacked windows from `cursor` on, only the rows of this process."""
     rows = where.rows_here(stream.rows)
     if isinstance(stream, RowStream):
         return stream.windows(cursor, count, rows)[0]

@@ -1,4 +1,4 @@
-"""Text files and JSON lines: read once, and refused with file, line and the expected form."""
+"""Reads text files and JSON lines; an error names file, line and the expected form."""
 
 import contextlib
 import json
@@ -13,15 +13,15 @@ Document = str | bytes | np.ndarray  # a text, any bytes, or tokens
 
 
 class DataError(ValueError):
-    """The data cannot be used: the message says where, why, and what to do."""
+    """Raised when data cannot be used; the message says where, why, and what to do."""
 
 
 def regular_file(path: str | os.PathLike[str], expected: str) -> pathlib.Path:
-    """Returns the path of a file that is there, can be read and is not empty.
+    """Returns the path of a file after checking that it exists, can be read and is not empty.
 
     Args:
-      path: of the file.
-      expected: what it should be, as `a UTF-8 text file`, for the message.
+      path: the path of the file.
+      expected: a description of the expected file, as `a UTF-8 text file`, for the message.
 
     Raises:
       DataError: there is no such file, it is a folder, a pipe or a device, or it is empty.
@@ -48,7 +48,7 @@ def regular_file(path: str | os.PathLike[str], expected: str) -> pathlib.Path:
 
 
 def read_bytes(path: str | os.PathLike[str], expected: str = "a file") -> bytes:
-    """Returns the bytes of any file that is not empty.
+    """Reads the bytes of a file that is not empty.
 
     Raises:
       DataError: see `regular_file`, or the file cannot be read.
@@ -61,16 +61,16 @@ def read_bytes(path: str | os.PathLike[str], expected: str = "a file") -> bytes:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Returns the text of a UTF-8 file.
+    """Reads the text of a UTF-8 file.
 
     Raises:
-      DataError: there is no such file, it is empty, or it is not UTF-8 (where and what).
+      DataError: there is no such file, it is empty, or it is not UTF-8; the message says where.
     """
     return decode(read_bytes(path, "a UTF-8 text file"), repr(str(path)))
 
 
 def decode(data: bytes, name: str, offset: int = 0) -> str:
-    """Returns UTF-8, which begins at this offset of a file, or raises DataError that says where."""
+    """Decodes UTF-8 from offset `offset` of a file, or raises DataError that names the place."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -82,7 +82,7 @@ def decode(data: bytes, name: str, offset: int = 0) -> str:
 
 
 def parse_json(text: str, name: str, expected: str) -> Any:
-    """Returns what a JSON text holds, or raises DataError that says where it is none."""
+    """Parses a JSON text, or raises DataError that names the place of the error."""
     try:
         return json.loads(text.strip())
     except RecursionError:
@@ -96,7 +96,7 @@ def parse_json(text: str, name: str, expected: str) -> Any:
 
 
 def read_json(path: str | os.PathLike[str], expected: str) -> dict[str, Any]:
-    """Returns the object that a small JSON file holds.
+    """Reads the JSON object in a small file.
 
     Raises:
       DataError: there is no such file, or it does not hold one JSON object.
@@ -112,7 +112,7 @@ DOCUMENT = 'an object like {"text": "..."} or {"tokens": [1, 2]}'
 
 
 def document_of(line: str, name: str) -> str | np.ndarray:
-    """Returns the text or the tokens of one JSON object, or raises DataError that says where."""
+    """Returns text or tokens of a JSON object, or raises DataError that says what is wrong."""
     content = parse_json(line, name, DOCUMENT)
     text = content.get("text") if isinstance(content, dict) else None
     tokens = content.get("tokens") if isinstance(content, dict) else None
@@ -143,12 +143,12 @@ def read_documents(path: str, *, binary: bool = False) -> Iterator[tuple[str, Do
     Args:
       path: a folder: every file in it is a document, in the order of the names; a `.jsonl` file:
         every line is a JSON object with a `text`, or with `tokens`, a list of integers; any other
-        file: every line is a document. Blank lines are none.
-      binary: what is no JSON may be any bytes, and is given as bytes.
+        file: every line is a document. Blank lines are skipped.
+      binary: whether documents that are not JSON may hold any bytes and are yielded as bytes.
 
     Raises:
-      DataError: no such path, an empty one, no UTF-8, a line that is no such object (file and
-        line), an empty document.
+      DataError: the path does not exist or is empty, a document is empty or not UTF-8, or a line
+        is no such object; the message names file and line.
     """
     source = pathlib.Path(path)
     if source.is_dir():
@@ -173,15 +173,15 @@ def read_documents(path: str, *, binary: bool = False) -> Iterator[tuple[str, Do
 
 
 def is_json(path: pathlib.Path) -> bool:
-    """Returns whether every line of this file is a JSON object, by its name."""
+    """Returns whether every line of a file is a JSON object, judging by its name."""
     return path.suffix == ".jsonl"
 
 
 def document_of_line(line: bytes, name: str, *, json_lines: bool, binary: bool) -> Document:
-    """Returns the document of a line that is not blank.
+    """Returns the document on a line that is not blank.
 
     Raises:
-      DataError: it is empty, no UTF-8, or no JSON object with a text or tokens.
+      DataError: it is empty, not UTF-8, or no JSON object with a text or tokens.
     """
     content: Document
     if json_lines:
@@ -196,10 +196,10 @@ def document_of_line(line: bytes, name: str, *, json_lines: bool, binary: bool) 
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a small file, whole or not at all.
+    """Writes a small file, completely or not at all.
 
     Raises:
-      OSError: it cannot be written. What was there is still there, and nothing beside it.
+      OSError: it cannot be written. An earlier file is unchanged, and no partial file is left.
     """
     beside = pathlib.Path(f"{os.fspath(path)}.partial")
     try:

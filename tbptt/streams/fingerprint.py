@@ -1,4 +1,4 @@
-"""Whether a stream still is the stream that it was."""
+"""Fingerprints of streams, so that a resumed run can check that its data have not changed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ import numpy as np
 from tbptt.streams.rows import ALL, RowStream
 from tbptt.types import Cursor, Stream
 
-WHOLE = 1 << 28, 1 << 16  # bytes and windows of an epoch that is read whole
-SAMPLE = 1 << 25  # bytes read of a larger one, by stretches and by windows alike
-WINDOWS = 1 << 12  # of a larger one, at most
-STRETCHES = 1 << 14  # into which the sample of a `RowStream` is divided
-SAMPLED = "sampled-2:"  # what the fingerprint of a larger epoch begins with: the rule, version 2
+WHOLE = 1 << 28, 1 << 16  # bytes and windows of the largest epoch that is read whole
+SAMPLE = 1 << 25  # bytes read of a larger epoch, by stretches and again by windows
+WINDOWS = 1 << 12  # windows read of a larger epoch, at most
+STRETCHES = 1 << 14  # number of stretches into which the sample of a `RowStream` is divided
+SAMPLED = "sampled-2:"  # prefix of the fingerprint of a larger epoch: version 2 of the rule
 
 
 def fingerprint(stream: Stream) -> str:
-    """Returns sixteen hexadecimal digits of a stream's windows: the same windows, the same digits.
+    """Hashes a stream's windows to sixteen hexadecimal digits: the same windows, the same digits.
 
-    The digits are of the windows themselves, so they serve every stream, and show a change of the
+    The windows themselves are hashed, so this works for every stream, and shows a change of the
     data as well as of rows, truncation and seed. An epoch of at most 256 MiB and 65,536 windows is
     read whole, and any change is found.
 
@@ -55,9 +55,10 @@ def fingerprint(stream: Stream) -> str:
 
 
 def _stretches(stream: RowStream, steps: int) -> Iterator[tuple[int, int]]:
-    """First step and length of stretches of all rows: one in each of equal parts, `steps` in all.
+    """Yields first step and length of stretches of all rows: one in each of equal parts.
 
-    Their places are random, because regular ones could all meet what has not changed.
+    The stretches have `steps` steps in all. Their places are random, because regular places could
+    all miss a regular change.
     """
     parts = min(stream.row_length, max(16, STRETCHES // stream.rows))
     part = stream.row_length / parts
@@ -75,7 +76,7 @@ def _add(digest: Any, arrays: tuple) -> None:
 
 
 def _arrays(nest: Any) -> Iterator[np.ndarray]:
-    """The arrays of a window or a span; inputs and targets may be nests of arrays."""
+    """Yields the arrays of a window or a span, whose inputs and targets may be nests of arrays."""
     if isinstance(nest, dict):
         nest = [nest[key] for key in sorted(nest)]
     if isinstance(nest, tuple | list):

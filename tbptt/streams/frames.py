@@ -1,4 +1,4 @@
-"""Ragged sequences of feature vectors: music, speech, sensors."""
+"""`FrameStream`: sequences of feature vectors of different lengths, as music or speech."""
 
 import numpy as np
 
@@ -12,7 +12,9 @@ SCORES = ("last", "every")
 
 
 class FrameStream(SegmentStream):
-    """Sequences of frames dealt onto rows, see `SegmentStream`; what is predicted is one of
+    """Reads sequences of frames on B rows, one after another; see `SegmentStream`.
+
+    The targets are one of
 
         the next frame            no labels: all frames but the first of each sequence
         a label a frame           labels [N, ...]
@@ -44,19 +46,19 @@ class FrameStream(SegmentStream):
     ) -> None:
         """Args:
         segments: frames `[N, D]`; memory maps stay on disk.
-        labels: see above. None: the next frame.
+        labels: labels of frames or of sequences, see above. None: the next frame is the target.
         rows: B.
         window_length: T, of windows one after another.
         truncation: other windows; instead of `window_length`.
-        classes: labels are integers below it. None: they are not checked.
-        score: where a label of a sequence counts: at its `last` step or at `every` step.
-        shuffle: another order in every epoch.
-        whole: no sequence is cut, see `SegmentStream`.
-        seed: of all that is random.
+        classes: the number of classes: labels are integers below it. None: no check.
+        score: the steps at which a label of a sequence counts: its `last` step or `every` step.
+        shuffle: whether the order changes from epoch to epoch.
+        whole: whether to keep each sequence on one row, see `SegmentStream`.
+        seed: the seed of all randomness.
 
         Raises:
-          ValueError: frames or labels that are not finite or do not fit (where), a sequence of
-            one frame without labels, more rows than sequences.
+          ValueError: frames are not finite, labels do not fit, a sequence has one frame and there
+            are no labels, or there are more rows than sequences.
         """
         checks.check_shape("frames", segments.values, [None, None])
         checks.check_choice("score", score, SCORES)
@@ -91,7 +93,7 @@ class FrameStream(SegmentStream):
     def take(
         self, segment: np.ndarray, step: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """See `SegmentStream`. Raises ValueError if a frame of a memory map is not finite."""
+        """Reads frames of sequences; raises DataError if one is not finite. See `SegmentStream`."""
         frames = fresh(self._segments.values)
         at = self._segments.begins[segment] + step
         inputs = np.asarray(frames[at], np.float32)

@@ -1,4 +1,4 @@
-"""Corpora on disk: token files, and folders that `tools/prepare.py` has written."""
+"""Opens prepared corpora: token files, and folders that `tools/prepare.py` has written."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ def open_tokens(path: str | os.PathLike[str], dtype: type[np.integer] = np.uint1
     """Memory-maps a one-dimensional token file: `.npy`, or raw little-endian integers.
 
     Raises:
-      DataError: no such file, an empty one, or one of another kind.
+      DataError: the file does not exist, is empty, or is of another kind.
     """
     wanted = np.dtype(dtype)
     found = regular_file(path, f"a file of {wanted.name} tokens")
@@ -36,14 +36,15 @@ def open_tokens(path: str | os.PathLike[str], dtype: type[np.integer] = np.uint1
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """What `tools/prepare.py` has written, memory-mapped.
+    """A corpus that `tools/prepare.py` has written, memory-mapped.
 
     Attributes:
-      vocabulary: None where a tokenizer of the user's made the tokens.
+      vocabulary: the vocabulary; None if a tokenizer of the user's made the tokens.
       tokens: `[N]` integers.
-      ends: `[D]` int64, where each document ends.
-      by_frequency: whether the most frequent token has id 0, and so on, which readouts that expect
-        such ids need: words of `tools.prepare` since version 2 of `corpus.json`.
+      ends: `[D]` int64, the end of each document.
+      by_frequency: whether ids are sorted by frequency, the most frequent token having id 0, as
+        adaptive and sampled softmax need: words of `tools.prepare` since version 2 of
+        `corpus.json`.
     """
 
     vocabulary: Vocabulary | None
@@ -53,7 +54,7 @@ class Corpus:
 
 
 def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
-    """Returns a prepared corpus, memory-mapped, so that one of any size is open at once.
+    """Opens a prepared corpus, memory-mapped, so that a corpus of any size opens at once.
 
     Counts and vocabulary are compared with `corpus.json`; up to 256 MiB of tokens are too. Ids of
     a larger corpus are checked as they are read.
@@ -112,7 +113,7 @@ def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
 
 
 def digest_of(folder: pathlib.Path) -> str:
-    """Returns the SHA-256 of a prepared corpus: of its tokens, then of where documents end."""
+    """Returns the SHA-256 of a prepared corpus: of its tokens, then of the ends of documents."""
     digest = hashlib.sha256()
     for name in (TOKENS, ENDS):
         with (folder / name).open("rb") as file:

@@ -1,4 +1,4 @@
-"""From rows that can be read anywhere to windows: what all streams have in common."""
+"""`RowStream`: the base class of streams; cuts rows, which a subclass reads, into windows."""
 
 import abc
 import functools
@@ -16,12 +16,12 @@ ALL = slice(None)
 
 
 class Span(NamedTuple):
-    """Some steps of some rows.
+    """Some consecutive steps of some rows, as a subclass of `RowStream` reads them.
 
     Attributes:
-      inputs, targets: `[B, N, ...]`, of B rows that were asked for.
-      reset: `[B, N]` bool: the row starts anew at this step. None: nowhere.
-      weight: `[B, N]` float32, 0 where there is nothing to score. None: 1.
+      inputs, targets: `[B, N, ...]`, N steps of B rows.
+      reset: `[B, N]` bool, whether the row is reset at this step. None: no resets.
+      weight: `[B, N]` float32, 0 for steps that are not scored. None: 1.
     """
 
     inputs: np.ndarray
@@ -31,16 +31,16 @@ class Span(NamedTuple):
 
 
 class RowStream(abc.ABC):
-    """A `Stream` over rows of equally many steps, which a subclass reads.
+    """Cuts rows of equal length into windows; a subclass reads the rows by its method `read`.
 
     Attributes:
       rows: B.
-      row_length: steps of a row in an epoch, to its end or to its padding.
+      row_length: the number of steps of a row in an epoch, without padding after it.
       window_length: T.
-      windows_per_epoch: how many windows until every row is through.
+      windows_per_epoch: the number of windows in an epoch.
       epochs_alike: whether every epoch has the same windows.
-      truncation: see there.
-      seed: of all that is random, together with the epoch.
+      truncation: a `Truncation`.
+      seed: the seed of all randomness, together with the epoch.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class RowStream(abc.ABC):
     ) -> None:
         """Args:
         rows, row_length, truncation, seed: see above.
-        whole: what does not fill a whole window at the end is left out.
-        epochs_alike: whether `read` gives the same in every epoch.
+        whole: whether to leave out steps at the end that do not fill a whole window.
+        epochs_alike: whether `read` returns the same in every epoch.
         """
         self.rows = rows
         self.row_length = row_length
@@ -69,9 +69,9 @@ class RowStream(abc.ABC):
 
     @abc.abstractmethod
     def read(self, epoch: int, first: int, count: int, rows: slice) -> Span:
-        """Steps `first` to `first + count` of these rows, `first >= 0`.
+        """Reads steps `first` to `first + count` of these rows, `first >= 0`; a pure function.
 
-        A pure function. Steps from `row_length` on may be asked for: they have weight 0.
+        Steps from `row_length` on may be asked for: they have weight 0.
         """
 
     def row_starts(self, epoch: int) -> np.ndarray:
@@ -80,20 +80,20 @@ class RowStream(abc.ABC):
         return np.zeros([self.rows], np.int64)
 
     def windows(self, cursor: Cursor, count: int, rows: slice = ALL) -> tuple[Window, Cursor]:
-        """`count` windows from the cursor on, stacked, and the cursor after them.
+        """Returns `count` stacked windows from the cursor on, and the cursor after them.
 
-        A pure function: the same cursor gives the same windows, in whatever order they are asked
-        for, and in any process. Of `rows` alone nothing else is read, as by one of many processes.
+        A pure function: the same cursor gives the same windows, in any order of calls and in any
+        process. Only `rows` are read, so each of many processes reads its own rows.
 
         Returns:
-          inputs, targets `[count, T, B, ...]`; start `[count, B]` bool; offset `[count, B]`
-          int64; and where the stream needs them weight `[count, T, B]` float32, update_scale
-          `[count]` float32, and the controls reset `[count, T, B]` bool, gradient_scale
-          `[count, T, B]` float32, advance `[count]` int32.
+          The windows: inputs, targets `[count, T, B, ...]`; start `[count, B]` bool; offset
+          `[count, B]` int64; and if the stream needs them weight `[count, T, B]` float32,
+          update_scale `[count]` float32, and the controls reset `[count, T, B]` bool,
+          gradient_scale `[count, T, B]` float32, advance `[count]` int32.
 
         Raises:
-          ValueError: the data cannot be used (where, and why), the cursor is not in the stream,
-            or count < 1.
+          ValueError: the data cannot be used (the message says where and why), the cursor is not
+            in the stream, or count < 1.
         """
         checks.check_at_least("count", count, 1)
         checks.check_at_least("cursor.epoch", cursor.epoch, 0)
@@ -108,18 +108,18 @@ class RowStream(abc.ABC):
         return tf.nest.map_structure(_join, *pieces), cursor
 
     def random(self, purpose: int, epoch: int, *more: int) -> np.random.Generator:
-        """A generator that depends on its arguments and the seed alone."""
+        """Returns a random generator that depends on its arguments and the seed alone."""
         return np.random.default_rng([self.seed, purpose, epoch, *more])
 
     def _jittered_ends(self, epoch: int) -> np.ndarray:
-        """Where the windows of an epoch end, `[windows_per_epoch]`."""
+        """Returns the ends of an epoch's windows with jitter, `[windows_per_epoch]`."""
         lengths = self.truncation.lengths(
             self.row_length, self.windows_per_epoch, self.random(0, epoch)
         )
         return np.cumsum(lengths)
 
     def _new_steps(self, epoch: int, index: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the new steps of each window begin, and how many they are: `[count]` twice."""
+        """Returns start and number of the new steps of each window, `[count]` twice."""
         if not self.truncation.jitter:
             length = self.truncation.nominal_length
             return np.arange(index, index + count) * length, np.full([count], length)
@@ -127,7 +127,7 @@ class RowStream(abc.ABC):
         return ends[:-1], np.diff(ends)
 
     def _piece(self, epoch: int, index: int, count: int, rows: slice) -> Window:
-        """Windows `index` to `index + count` of one epoch."""
+        """Cuts windows `index` to `index + count` of one epoch."""
         cut, length = self.truncation, self.window_length
         begins, lengths = self._new_steps(epoch, index, count)
         firsts = begins - cut.look_back
@@ -173,18 +173,18 @@ class RowStream(abc.ABC):
 
 
 def _take(part: np.ndarray | None, at: np.ndarray) -> np.ndarray | None:
-    """`[B, N, ...]` at `[K, T]` -> `[K, T, B, ...]`."""
+    """Takes steps `[K, T]` of an array `[B, N, ...]`: the result is `[K, T, B, ...]`."""
     return None if part is None else np.ascontiguousarray(np.moveaxis(part[:, at], 0, 2))
 
 
 def _broadcast(
     ours: np.ndarray, theirs: np.ndarray | None, rows: int, join: np.ufunc
 ) -> np.ndarray:
-    """`[K, T]` of all rows together with `[K, T, B]` of each."""
+    """Joins `[K, T]`, the same for all rows, with `[K, T, B]`, which differs by row."""
     ours = np.broadcast_to(ours[..., None], [*ours.shape, rows])
     return np.ascontiguousarray(ours if theirs is None else join(ours, theirs))
 
 
 def _join(*parts: Any) -> Any:
-    """Segments of several epochs; where one has no such field, the stream has none."""
+    """Concatenates a field of windows of several epochs; None if the stream has no such field."""
     return None if parts[0] is None else np.concatenate(parts)

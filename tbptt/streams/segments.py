@@ -1,4 +1,4 @@
-"""Many segments on few rows: documents, recordings, whatever ends and is followed by another."""
+"""`SegmentStream`: many segments, as documents or recordings, one after another on each row."""
 
 import abc
 import dataclasses
@@ -16,10 +16,10 @@ from tbptt.streams.truncation import Truncation
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """Tokens or frames of many segments, one behind the other; both arrays may be memory maps.
+    """The values of many segments, concatenated; both arrays may be memory maps.
 
     Attributes:
-      values: `[N, ...]`.
+      values: `[N, ...]`, tokens or frames.
       ends: `[P]` integers: segment p is `values[ends[p - 1] : ends[p]]`.
 
     Example:
@@ -32,7 +32,7 @@ class Segments:
     ends: np.ndarray
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the two do not fit together, or a segment is empty."""
+        """Raises ValueError if values and ends do not fit together, or a segment is empty."""
         checks.check_shape("ends", self.ends, [None])
         if not np.issubdtype(self.ends.dtype, np.integer):
             raise TypeError(f"ends are {self.ends.dtype}, but must be integers.")
@@ -54,20 +54,20 @@ class Segments:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """Of each segment, `[P]` int64."""
+        """The length of each segment, `[P]` int64."""
         return np.diff(np.asarray(self.ends, np.int64), prepend=0)
 
     @functools.cached_property
     def begins(self) -> np.ndarray:
-        """Where each segment begins, `[P]` int64."""
+        """The start of each segment in `values`, `[P]` int64."""
         return np.asarray(self.ends, np.int64) - self.lengths
 
     @classmethod
     def of(cls, arrays: Iterable[np.ndarray]) -> "Segments":
-        """Segments that are arrays, one each.
+        """Concatenates arrays, one for each segment.
 
         Raises:
-          ValueError: none, or not all of the same width (which).
+          ValueError: there is no array, or not all have the same width.
         """
         parts = [np.asarray(array) for array in arrays]
         if not parts:
@@ -81,7 +81,7 @@ class Segments:
         return cls(np.concatenate(parts), np.cumsum([len(part) for part in parts]))
 
     def part(self, first: int, last: int) -> "Segments":
-        """Segments `first` to `last - 1`."""
+        """Returns segments `first` to `last - 1`."""
         checks.check_between("first", first, 0, len(self))
         checks.check_between("last", last, first + 1, len(self) + 1)
         begin = int(self.begins[first])
@@ -91,12 +91,12 @@ class Segments:
 
 
 class Deal(NamedTuple):
-    """Which segments an epoch reads where: all rows, one behind the other, are one line of steps.
+    """The order of segments in an epoch, along a line of steps made of all rows, one after another.
 
     Attributes:
       order: `[N]`, the segments along the line.
-      ends: `[N]`, where on the line each of them ends.
-      begins: `[B]`, where on the line each row begins.
+      ends: `[N]`, the end of each segment on the line.
+      begins: `[B]`, the start of each row on the line.
     """
 
     order: np.ndarray
@@ -105,16 +105,15 @@ class Deal(NamedTuple):
 
 
 class SegmentStream(RowStream):
-    """Each row reads one segment after another, and starts anew at the first step of each.
+    """Reads one segment after another on each row, with a reset at the first step of each.
 
-    There is no padding but at the rows' very end. All segments are in every epoch, in an order of
-    the epoch's own with `shuffle`. Either the line of all segments is cut into B equal rows, and
-    the at most B - 1 segments that are cut go on in the next row with an empty state; or, with
-    `whole`, segments are dealt to rows once, the longest first and each to the shortest row, and
-    the epochs shuffle within the rows.
+    Only the end of a row is padded. Every epoch has all segments, in another order with `shuffle`.
+    By default the line of all segments is cut into B equal rows, and the at most B - 1 segments
+    that are cut go on in the next row with an empty state. With `whole`, segments are assigned to
+    rows once, the longest first and each to the shortest row, and epochs shuffle within the rows.
 
     Attributes: see `RowStream`, and
-      segments: how many there are.
+      segments: the number of segments.
       utilisation: the share of all steps of an epoch's windows that belong to a segment.
     """
 
@@ -129,7 +128,7 @@ class SegmentStream(RowStream):
         seed: int,
     ) -> None:
         """Args:
-        steps: `[N]` int64, how many each segment takes, 1 or more.
+        steps: `[N]` int64, the number of steps of each segment, 1 or more.
         rows, truncation, seed: see `RowStream`.
         shuffle, whole: see above.
         """
@@ -163,7 +162,7 @@ class SegmentStream(RowStream):
 
     @property
     def utilisation(self) -> float:
-        """See above."""
+        """The share of all steps of an epoch's windows that belong to a segment."""
         advances = self.truncation.nominal_length
         return self._total / (self.windows_per_epoch * advances * self.rows)
 
@@ -171,10 +170,10 @@ class SegmentStream(RowStream):
     def take(
         self, segment: np.ndarray, step: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Inputs, targets and weight at these steps of these segments, `[B, N]` each."""
+        """Returns inputs, targets and weight at these steps of these segments, `[B, N]` each."""
 
     def read(self, epoch: int, first: int, count: int, rows: slice) -> Span:
-        """See `RowStream`."""
+        """Reads steps of some rows, see `RowStream.read`."""
         deal = self._deal(epoch)
         steps = first + np.arange(count)
         inside = steps < self._row_steps[rows, None]  # [B, count]
@@ -198,7 +197,7 @@ class SegmentStream(RowStream):
 
 
 def _longest_first(steps: np.ndarray, rows: int) -> np.ndarray:
-    """The row of each segment, `[N]`: longest first, each to the row that has least."""
+    """Assigns segments to rows, `[N]`: the longest first, each to the row with fewest steps."""
     row_of = np.empty([len(steps)], np.int32)
     load = [(0, row) for row in range(rows)]
     for segment in np.argsort(-steps, kind="stable"):

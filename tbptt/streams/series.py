@@ -1,4 +1,4 @@
-"""Series of measurements: calendar gaps, missing values, and what is to be forecast."""
+"""`SeriesStream`: forecasts time series with calendar gaps, missing values and a horizon."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from tbptt.streams.truncation import Truncation, truncation_of
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """A table of measurements, in the order of time.
+    """A table of measurements in the order of time, with missing values as NaN.
 
     Attributes:
       values: `[N, C]` float64, NaN where a value is missing.
-      names: of the C columns.
-      times: `[N]` datetime64, strictly increasing; None: every line follows the one before.
+      names: the names of the C columns.
+      times: `[N]` datetime64, strictly increasing; None: there are no gaps.
 
-    Example: a gap of two days is where a new stretch begins.
+    Example: a new stretch begins after a gap of two days.
       >>> days = np.array(["2020-01-01", "2020-01-02", "2020-01-05"], "datetime64[D]")
       >>> Series(np.zeros([3, 1]), ("x",), days).stretch_ends().tolist()
       [2, 3]
@@ -55,14 +55,14 @@ class Series:
         return len(self.values)
 
     def part(self, first: int, last: int) -> "Series":
-        """Lines `first` to `last - 1`."""
+        """Returns lines `first` to `last - 1` of the series."""
         checks.check_between("first", first, 0, len(self))
         checks.check_between("last", last, first + 1, len(self) + 1)
         times = None if self.times is None else self.times[first:last]
         return Series(self.values[first:last], self.names, times)
 
     def stretch_ends(self) -> np.ndarray:
-        """Where stretches without a calendar gap end: a step of 1.5 times the usual is a gap."""
+        """Returns the ends of stretches without a gap, a step of 1.5 times the usual one."""
         if self.times is None or len(self) < 3:
             return np.array([len(self)])
         steps = np.diff(self.times).astype(np.int64)
@@ -73,7 +73,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Standardizer:
-    """Mean and standard deviation of each column, of the training part alone.
+    """Standardizes columns by the mean and standard deviation that the training part has.
 
     Attributes:
       mean, deviation: `[C]`.
@@ -84,10 +84,12 @@ class Standardizer:
 
     @classmethod
     def of(cls, series: Series) -> "Standardizer":
-        """Of what is there; a column that never changes is only centred.
+        """Computes mean and deviation from the values that are not missing.
+
+        A column that never changes is only centred.
 
         Raises:
-          ValueError: a column without any value.
+          ValueError: a column has no value, or values too large.
         """
         empty = np.isnan(series.values).all(axis=0)
         if empty.any():
@@ -106,26 +108,26 @@ class Standardizer:
         return cls(np.nanmean(series.values, axis=0), np.where(deviation > 0, deviation, 1.0))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Returns the values standardised, `[..., C]`."""
+        """Standardizes values `[..., C]`."""
         return (values - self.mean) / self.deviation
 
     def undo(self, values: np.ndarray, columns: Sequence[int]) -> np.ndarray:
-        """`[..., len(columns)]` of these columns, in their own units again."""
+        """Returns standardized values of `columns`, `[..., len(columns)]`, in their own units."""
         chosen = list(columns)
         return values * self.deviation[chosen] + self.mean[chosen]
 
 
 class SeriesStream(SegmentStream):
-    """Series dealt onto rows, see `SegmentStream`; predicts some columns `horizon` lines ahead.
+    """Reads series on B rows, one stretch after another; predicts columns `horizon` lines ahead.
 
-    A row starts anew after every calendar gap. A missing value reads as the mean; if there are
-    any, C more inputs say which values were there. Where a target is missing the weight is 0.
+    A row is reset after every calendar gap. A missing value is read as the mean; if there are any,
+    C more inputs say which values are present. A missing target has weight 0.
 
     Attributes: see `SegmentStream`, and
-      input_size: of an input vector.
-      origins: `[N]`, for each step of all stretches, one after another: the line that it reads, by
-        its number in its own series. With one row and no shuffling the row has this order.
-      scored: how many steps of an epoch have a target that counts.
+      input_size: the size of an input vector.
+      origins: `[N]`, for each step of all stretches, one after another, the number of the line that
+        it reads in its own series. With one row and no shuffling the row has this order.
+      scored: the number of steps of an epoch with a target that counts.
 
     Example:
       >>> series = Series(np.array([[1.0], [2.0], [np.nan], [4.0]]), ("x",))
@@ -157,28 +159,29 @@ class SeriesStream(SegmentStream):
         seed: int = 0,
     ) -> None:
         """Args:
-        series: of the same columns.
-        standardizer: what they are standardised with, `Standardizer.of` the training part.
+        series: one or more series with the same columns.
+        standardizer: standardizes all values, usually `Standardizer.of` the training part.
         rows: B.
         window_length: T, of windows one after another.
         truncation: other windows; instead of `window_length`.
         targets: names of the columns to predict. None: all.
-        horizon: how many lines ahead, 1 or more.
-        path: the targets are all lines up to the horizon, `[..., horizon * columns]`, the next line
-          first, and not the last of them alone; scored where none is missing. For
+        horizon: the number of lines to predict ahead, 1 or more.
+        path: whether the targets are all lines up to the horizon, `[..., horizon * columns]`, the
+          next line first, instead of the last one alone; they are scored if none is missing. For
           `EncoderDecoder`.
-        warm_up: so many first lines of each series are read, and what is predicted there is not
-          scored: what a test part of a longer series begins with.
-        masked: the inputs say which values were there. None: if any is missing. Streams that
-          feed one model must agree.
-        changes: C more inputs, behind the values, are the change of each since the line before; 0
-          where either is missing.
-        shuffle: another order of the stretches in every epoch.
-        whole: no stretch is cut, see `SegmentStream`.
-        seed: of all that is random.
+        warm_up: the number of first lines of each series that are read but not scored: the context
+          of a test part that continues a longer series.
+        masked: whether the inputs say which values are present. None: only if any is missing.
+          Streams that feed one model must agree.
+        changes: whether C more inputs, after the values, are the change of each since the line
+          before; 0 if either is missing.
+        shuffle: whether the order of the stretches changes from epoch to epoch.
+        whole: whether to keep each stretch on one row, see `SegmentStream`.
+        seed: the seed of all randomness.
 
         Raises:
-          ValueError: unknown columns, different ones, or no stretch longer than the horizon.
+          ValueError: columns are unknown or differ between series, or no stretch is longer than
+            the horizon.
         """
         checks.check_at_least("horizon", horizon, 1)
         checks.check_at_least("warm_up", warm_up, 0)
@@ -223,7 +226,7 @@ class SeriesStream(SegmentStream):
             self._changes[segments.begins] = 0.0
         spans = zip(segments.begins, segments.ends - horizon, strict=True)
         at = np.concatenate([np.arange(begin, end) for begin, end in spans])
-        self._at = at  # of each step, where its line is among all values
+        self._at = at  # the index among all values of the line that each step reads
         self.scored = int(self._counts(at).sum())
         self.input_size = len(names) * (1 + int(self._masked) + int(changes))
         super().__init__(
@@ -248,15 +251,14 @@ class SeriesStream(SegmentStream):
         return inputs, targets.reshape([*at.shape, -1]), weight
 
     def _counts(self, at: np.ndarray) -> np.ndarray:
-        """Whether what is predicted from these lines is scored."""
+        """Returns whether the targets of these lines are scored."""
         return self._weight[at[..., None] + self._ahead].all(axis=-1)
 
     def persistence(self) -> float:
-        """Returns the mean squared error of predicting that every target stays as it is.
+        """Returns the mean squared error of persistence: every target stays as it is now.
 
-        It is in standardised units and over the steps that a model is scored at, `scored` of them.
-        Where a value is missing it is the last one that its stretch had, and before the first one
-        the mean.
+        It is in standardized units and over the `scored` steps, at which a model is scored too. A
+        missing value is replaced by the last one of its stretch, or by the mean before the first.
 
         Example:
           >>> series = Series(np.array([[1.0], [2.0], [np.nan], [4.0]]), ("x",))

@@ -1,4 +1,4 @@
-"""CSV files: a line of column names, then numbers, with or without a column of times."""
+"""Reads CSV files: a line of column names, then numbers, with or without a column of times."""
 
 import csv
 import datetime
@@ -23,21 +23,21 @@ Line = tuple[int, list[str]]  # its number in the file, and its fields
 def read_series(
     path: str, columns: Sequence[str] | None = None, *, time_column: str | None = None
 ) -> Series:
-    """Returns the series of a CSV file with a line of column names.
+    """Reads the series in a CSV file with a line of column names.
 
-    Fields are separated by commas, semicolons or tabs, whichever the first line has most of; with
-    semicolons `1,5` is a number too. The text is UTF-8, or else Latin-1.
+    Fields are separated by commas, semicolons or tabs, whichever is most frequent in the first
+    line; with semicolons `1,5` is a number too. The text is UTF-8, or else Latin-1.
 
     Args:
-      path: of the file.
-      columns: names of those to read. None: all that are not times.
-      time_column: holds times, as ISO 8601 or as 20200131. None: the first column, unless it
-        holds numbers. Times with a zone become UTC.
+      path: the path of the file.
+      columns: names of the columns to read. None: all but the time column.
+      time_column: the column of times, as ISO 8601 or as 20200131. None: the first column, unless
+        it holds numbers. Times with a zone become UTC.
 
     Raises:
-      DataError: no such file, no column names, no such column or one named twice, a line with more
-        or fewer fields, something that is neither a number nor one of the signs for a missing one
-        (file, line and column).
+      DataError: the file or a column does not exist, there are no column names, a name occurs
+        twice, a line has more or fewer fields, or a field is neither a number nor a sign for a
+        missing one; the message names file, line and column.
     """
     names, body, delimiter = _read_lines(path)
     decimal = "," if delimiter == ";" else "."
@@ -75,7 +75,7 @@ def read_series(
 
 
 def _read_lines(path: str) -> tuple[list[str], list[Line], str]:
-    """Column names, the lines below them, and what separates fields."""
+    """Returns column names, the lines below them, and the character that separates fields."""
     data = read_bytes(path, EXPECTED)
     if b"\0" in data:
         raise DataError(f"{path!r} holds zero bytes, so it is no text. It must be {EXPECTED}.")
@@ -121,7 +121,7 @@ def _read_lines(path: str) -> tuple[list[str], list[Line], str]:
 
 
 def _number(text: str, decimal: str) -> float | None:
-    """NaN where a value is missing; None if this is no number."""
+    """Parses a number: NaN for a missing value, None if the text is no number."""
     text = text.strip()
     if text.lower() in MISSING:
         return math.nan
@@ -134,7 +134,7 @@ def _number(text: str, decimal: str) -> float | None:
 
 
 def _times(path: str, column: str, fields: Sequence[tuple[int, str]]) -> np.ndarray:
-    """Times as datetime64, those with a zone as UTC."""
+    """Parses times as datetime64; times with a zone become UTC."""
     times, zones = [], set()
     for number, field in fields:
         try:
@@ -155,7 +155,7 @@ def _times(path: str, column: str, fields: Sequence[tuple[int, str]]) -> np.ndar
 
 
 def _time(text: str) -> tuple[np.datetime64, bool]:
-    """A time, and whether it came with a zone; raises ValueError if it is none."""
+    """Parses a time and returns whether it had a zone; raises ValueError if it is no time."""
     if len(text) == 8 and text.isdecimal():  # 20200131
         text = f"{text[:4]}-{text[4:6]}-{text[6:]}"
     clock = text[10:]

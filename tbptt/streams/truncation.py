@@ -1,4 +1,4 @@
-"""Where windows begin and end, how far the gradient reaches, and what is scored."""
+"""`Truncation`: how rows are cut into windows: length, stride, burn-in, jitter."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ LEAST_JITTERED = 5  # steps: no jittered window is shorter, if T allows
 
 @dataclasses.dataclass(frozen=True)
 class Truncation:
-    """How a row is cut into windows. One static shape `[T, B]`, whatever is chosen.
+    """Sets how a row is cut into windows; the shape `[T, B]` is static, whatever is chosen.
 
         | look back: T - stride steps           | new: stride steps   |
         | burn in: no gradient | gradient       | gradient and score  |
@@ -20,16 +20,18 @@ class Truncation:
     Every target is scored once, in the window in which it is new.
 
     Attributes:
-      window_length: T, steps in a window.
-      stride: k1, by how much a row advances. Below T windows overlap: the gradient reaches at
-        least T - stride - burn_in steps back from every step that is scored. None: T.
-      burn_in: steps at the beginning that only bring the state up to date with the parameters.
+      window_length: T (k2), the number of steps in a window.
+      stride: k1, the number of steps by which a row advances. Below T windows overlap: the gradient
+        reaches at least T - stride - burn_in steps back from every step that is scored. None: T.
+      burn_in: the number of first steps without a gradient, which only update the state with the
+        current parameters.
       jitter: standard deviation of the window's length, in steps; its mean is then
         `nominal_length`, with probability 0.05 half of that. The update is scaled by length over
-        nominal length. 0: none.
-      cut: probability that the gradient is cut before a step, for every row and step apart. What
-        is not cut counts 1 / (1 - cut), so that the expected gradient is that of the whole window.
-      drop_state: probability that a row forgets its state before a window.
+        nominal length. 0: no jitter.
+      cut: probability that the gradient is cut before a step, for every row and step separately.
+        Elsewhere it is scaled by 1 / (1 - cut), so that its expectation is that of the whole
+        window.
+      drop_state: probability that a row starts anew before a window.
 
     Example:
       >>> Truncation(window_length=20, stride=5, burn_in=3).look_back
@@ -53,7 +55,7 @@ class Truncation:
     drop_state: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError if these do not go together."""
+        """Raises ValueError if the values do not fit together."""
         checks.check_at_least("window_length", self.window_length, 1)
         if self.stride is not None:
             checks.check_between("stride", self.stride, 1, self.window_length + 1)
@@ -83,13 +85,15 @@ class Truncation:
 
     @property
     def look_back(self) -> int:
-        """Steps of a window that were new in one before."""
+        """The number of a window's steps that were new in an earlier window: T - stride."""
         return 0 if self.stride is None else self.window_length - self.stride
 
     @property
     def nominal_length(self) -> int:
-        """Of a window's new steps; with jitter two standard deviations below T, which is the
-        most there can be."""
+        """The number of a window's new steps: its stride, or with jitter the nominal length.
+
+        With jitter it is two standard deviations below T, the length that no window exceeds.
+        """
         return self.window_length - self.look_back - round(2 * self.jitter)
 
     @property
@@ -98,7 +102,10 @@ class Truncation:
         return bool(self.jitter or self.cut or self.drop_state)
 
     def windows(self, row_length: int, *, whole: bool) -> int:
-        """How many make an epoch of `row_length` steps; `whole`: a short last one is left out."""
+        """Returns the number of windows in an epoch of `row_length` steps.
+
+        With `whole`, a short last window is left out.
+        """
         if self.jitter:
             mean = self.nominal_length * (1 - SHORT_PROBABILITY / 2)
             least = -(-row_length // self.window_length)
@@ -108,14 +115,14 @@ class Truncation:
         )
 
     def lengths(self, row_length: int, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Jittered lengths of `count` windows, `[count]` int64, that sum to `row_length`.
+        """Draws jittered lengths of `count` windows, `[count]` int64, that sum to `row_length`.
 
-        They are drawn by Merity et al.'s rule, and then all made a little longer or shorter.
+        They are drawn by the rule of Merity et al., and then all adjusted a little to fit the sum.
         """
         nominal, most = self.nominal_length, self.window_length
         base = np.where(rng.random(count) < SHORT_PROBABILITY, nominal / 2, nominal)
         drawn = np.clip(rng.normal(base, self.jitter), min(LEAST_JITTERED, most), most)
-        more = drawn - 1.0  # than one step, which every window has
+        more = drawn - 1.0  # beyond the first step, which every window has
         missing = row_length - count - more.sum()
         if missing > 0:
             more += (most - 1 - more) * (missing / (most - 1 - more).sum())
@@ -127,10 +134,10 @@ class Truncation:
 
 
 def truncation_of(window_length: int | None, truncation: Truncation | None) -> Truncation:
-    """What a stream is given: a window length for windows one after another, or a truncation.
+    """Returns a truncation, given either a window length or a truncation.
 
     Raises:
-      ValueError: both or neither.
+      ValueError: both or neither are given.
     """
     if truncation is None and window_length is not None:
         return Truncation(window_length)

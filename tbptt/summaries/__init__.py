@@ -1,1 +1,1 @@
-"""All that TensorBoard shows: its tags, the writer of a run's event file, and actions."""
+"""TensorBoard: tags, the writer of a run's event file, and callbacks that write metrics."""

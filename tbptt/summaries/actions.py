@@ -1,4 +1,4 @@
-"""Actions that write what is trained to TensorBoard."""
+"""Callbacks that write training metrics and histograms to TensorBoard."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from tbptt.variables import named_parameters
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSummaries:
-    """Writes training metrics and histograms to TensorBoard."""
+    """Writes training metrics and histograms to TensorBoard; its methods are callbacks."""
 
     writer: SummaryWriter
     trainer: Trainer
@@ -50,7 +50,7 @@ class TrainingSummaries:
 
 
 def state_rms(state: Any) -> float:
-    """Returns the root mean square over all parts of a recurrent state, however large they are."""
+    """Returns the root mean square over all leaves of a recurrent state, without overflow."""
     leaves = [tf.cast(leaf, tf.float32) for leaf in tf.nest.flatten(state)]
     largest = tf.reduce_max([tf.reduce_max(tf.abs(leaf)) for leaf in leaves])
     scale = tf.where(largest > 0, largest, 1.0)

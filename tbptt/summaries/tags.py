@@ -1,4 +1,4 @@
-"""The tags that TensorBoard shows; every step axis is in windows."""
+"""The tags of the metrics in TensorBoard; the step of every one is in windows."""
 
 LOSS_TRAIN = "loss/train"
 LOSS_VALID = "loss/valid"

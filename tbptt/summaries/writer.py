@@ -1,4 +1,4 @@
-"""Writes one run's event file, which TensorBoard shows."""
+"""`SummaryWriter`: writes a run's TensorBoard event file, and goes on if the disk is full."""
 
 import contextlib
 import os
@@ -14,17 +14,17 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 
 class SummaryWriter:
-    """Writes one run's event file. Every method takes the step, in windows.
+    """Writes one run's TensorBoard event file; every method takes the step, in windows.
 
-    Where it cannot be written, as on a full disk, that is logged, what is shown meanwhile is lost,
-    and `flush` begins another file, which TensorBoard reads after the first.
+    If it cannot be written, as on a full disk, the error is logged, events are lost meanwhile, and
+    `flush` begins another file, which TensorBoard reads after the first.
     """
 
     def __init__(self, logdir: str | os.PathLike[str] | None, *, first_step: int = 0) -> None:
         """Args:
-        logdir: folder of the run. None: nothing is written, as by all workers but the chief.
-        first_step: where the run goes on. What an earlier process wrote for later steps was never
-          saved, and TensorBoard is told to forget it, so that its lines are unbroken.
+        logdir: the run's folder. None: nothing is written, as by all workers but the chief.
+        first_step: the step at which the run resumes. TensorBoard is told to drop events of an
+          earlier process at later steps, which no checkpoint holds, so that its lines are unbroken.
         """
         self._logdir = logdir
         self._failed = False
@@ -47,13 +47,13 @@ class SummaryWriter:
                 tf.summary.scalar(tag, value)
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """Text as it is, in a fixed-width font: Markdown would take its indentation."""
+        """Writes a text in a fixed-width font, because Markdown would remove its indentation."""
         lines = "\n".join("    " + line for line in text.split("\n"))
         with self._logged(), self._writer.as_default(step):
             tf.summary.text(tag, lines)
 
     def table(self, step: int, tag: str, rows: Mapping[str, Any]) -> None:
-        """Names and values as a table."""
+        """Writes names and values as a table."""
         lines = ["| name | value |", "|---|---|"]
         lines += [f"| {name} | {value} |" for name, value in rows.items()]
         with self._logged(), self._writer.as_default(step):
@@ -65,17 +65,17 @@ class SummaryWriter:
             tf.summary.image(tag, tf.image.decode_png(png, channels=3)[None])
 
     def histograms(self, step: int, prefix: str, values: Mapping[str, tf.Tensor]) -> None:
-        """Distributions of tensors, under `prefix/name`."""
+        """Writes histograms of tensors, with the tags `prefix/name`."""
         with self._logged(), self._writer.as_default(step):
             for name, value in values.items():
                 tf.summary.histogram(f"{prefix}/{name}", value)
 
     def hparams(self, settings: Mapping[str, Any], metrics: Mapping[str, str]) -> None:
-        """The run's row in the HParams tab.
+        """Writes the run's row in the HParams tab.
 
         Args:
-          settings: hyper-parameters; what is not a number or a bool is shown as text.
-          metrics: `tag -> name to display`, of scalars written in this run.
+          settings: hyperparameters; values other than numbers and bools are shown as text.
+          metrics: displayed names of scalars by their tag.
         """
         plain = {
             name: value if isinstance(value, bool | int | float) else str(value)
@@ -89,7 +89,7 @@ class SummaryWriter:
             hparams.hparams(plain)
 
     def flush(self) -> None:
-        """Hands everything to the file; after a failure, to a new one."""
+        """Writes buffered events to the file, or after a failure to a new one."""
         with self._logged():
             if self._failed:
                 self._writer = tf.summary.create_file_writer(str(self._logdir))
@@ -103,7 +103,7 @@ class SummaryWriter:
 
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
-        """Logs an error of the file, once until it is written again, and goes on without it."""
+        """Logs an error of the file, once until it can be written again, and goes on."""
         try:
             yield
         except (OSError, tf.errors.OpError) as error:

@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: when they are called, what they are told, progress, profile."""
+"""Callbacks of the training loop: when they run, what they receive, progress bar and profiler."""
 
 import dataclasses
 import sys
@@ -17,15 +17,15 @@ from tbptt.types import State
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a callback is given after a call of the trainer.
+    """What a callback receives after a call of the trainer: step, metrics, the run's state.
 
     Attributes:
-      step: windows seen so far.
-      last_step: windows the run will see.
+      step: the number of windows trained so far.
+      last_step: the number of windows at the end of the run.
       metrics: `trainer.Metrics` of the last call, as numbers.
       run_state: `loop.RunState` after the call.
-      seconds: the last call took, feeding included.
-      skipped: which windows of the last call changed nothing, and why; empty: none.
+      seconds: the time that the last call took, feeding included.
+      skipped: which windows of the last call were skipped, and why; empty if none was.
       local: returns this process's rows of a loop state, see `Trainer.local`.
     """
 
@@ -44,22 +44,22 @@ class Report:
 
     @property
     def finished(self) -> bool:
-        """Whether this was the last call."""
+        """Whether this was the last call of the run."""
         return self.step >= self.last_step
 
 
 class Action(Protocol):
-    """A callback of the training loop, and when it is due: `Every` or `EveryCall`."""
+    """A callback of the training loop and the rule when it is due, as `Every` and `EveryCall`."""
 
     @property
     def act(self) -> Callable[[Report], None]:
-        """The callback."""
+        """The function to call with a `Report`."""
 
     def distance(self, step: int) -> int:
-        """Returns how many windows after window `step` a call has to end, so that it can act."""
+        """Returns the number of windows after which a call must end for the callback to run."""
 
     def is_due(self, report: Report) -> bool:
-        """Returns whether it acts after the call that `report` is of."""
+        """Returns whether the callback runs after the call that `report` describes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Every:
     """Calls `act` at every multiple of `windows` windows.
 
     Attributes:
-      windows: 1 or more. Calls of the trainer are cut short where an action falls due.
+      windows: 1 or more. A call of the trainer ends early where an action is due.
       act: called with a `Report`.
-      at_end: also after the last call.
+      at_end: whether to call it after the last call too.
     """
 
     windows: int
@@ -84,13 +84,13 @@ class Every:
         return self.windows - step % self.windows
 
     def is_due(self, report: Report) -> bool:
-        """Returns whether a multiple is reached, or the end."""
+        """Returns whether a multiple of `windows` is reached, or the end of the run."""
         return report.step % self.windows == 0 or (self.at_end and report.finished)
 
 
 @dataclasses.dataclass(frozen=True)
 class EveryCall:
-    """Calls `act` after every call of the trainer, which is many windows.
+    """Calls `act` after every call of the trainer, each of which trains many windows.
 
     Attributes:
       act: called with a `Report`.
@@ -99,23 +99,22 @@ class EveryCall:
     act: Callable[[Report], None]
 
     def distance(self, step: int) -> int:
-        """Returns a number larger than any: it never cuts a call short."""
+        """Returns the largest integer, because this callback never ends a call early."""
         return sys.maxsize
 
     def is_due(self, report: Report) -> bool:
-        """Returns True."""
+        """Returns True: the callback runs after every call."""
         return True
 
 
 class Progress:
     """Shows loss, speed and time left: a bar on a terminal, log lines elsewhere.
 
-    The loss is the mean since it was last shown. Windows that were skipped are told at once.
-
-    Also keeps the run's speed. The first call, which traces and compiles, does not count.
+    The loss is the mean since it was last shown. Skipped windows are reported at once. The speed
+    leaves out the first call, which traces and compiles.
 
     Attributes:
-      tokens_per_second: of the training calls, without evaluation and other actions.
+      tokens_per_second: the speed of the training calls, without evaluation and other actions.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class Progress:
         self._began = time.monotonic()
 
     def __call__(self, report: Report) -> None:
-        """An action for every call."""
+        """Updates the bar or writes a log line; pass `EveryCall(progress)` to `train`."""
         if self._bar is None:
             self._first_step = report.step - report.metrics.windows
             self._bar = progress_bar(report.last_step, initial=self._first_step)
@@ -161,7 +160,7 @@ class Progress:
             self._bar.close()
 
     def note(self, text: str) -> None:
-        """Says something without breaking the bar."""
+        """Prints a line of text without breaking the bar."""
         if self._bar is None or self._bar.disable:
             logging.info("%s", text)
         else:
@@ -169,11 +168,11 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float:
-        """Steps of rows trained a second, without what is between the calls."""
+        """The tokens (steps times rows) trained per second, without the time between calls."""
         return self._windows * self._tokens_per_window / max(self._seconds, 1e-9)
 
     def _log(self, report: Report, text: str) -> bool:
-        """Writes a line if it is time for one, and says whether it did."""
+        """Writes a log line if one is due, and returns whether it did."""
         now = time.monotonic()
         if now < self._next_log and not report.finished:
             return False
@@ -193,13 +192,13 @@ class Progress:
 def progress_bar(
     total: int, *, initial: int = 0, label: str | None = None, delay: float = 0.0
 ) -> tqdm.tqdm:
-    """A bar of windows on standard error, where that is a terminal; else it stays silent.
+    """Returns a progress bar of windows on standard error, silent where that is no terminal.
 
     Args:
-      total: windows to go, those already seen included.
-      initial: windows already seen.
-      label: what goes on. Such a bar disappears when it is done.
-      delay: seconds before it appears.
+      total: the number of windows at the end, those already seen included.
+      initial: the number of windows already seen.
+      label: a text before the bar. A bar with a label disappears when it is done.
+      delay: seconds before the bar appears.
     """
     return tqdm.tqdm(
         total=total,
@@ -214,16 +213,16 @@ def progress_bar(
 
 
 def clock(seconds: float) -> str:
-    """Writes seconds as a clock shows them: `1:02:03` or `2:03`."""
+    """Formats seconds as a clock does: `1:02:03` or `2:03`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class Profile:
-    """Traces windows `first` to `last` with TensorFlow's profiler, for TensorBoard.
+    """Traces windows `first` to `last` with TensorFlow's profiler, to be shown by TensorBoard.
 
-    A call is traced whole, so the trace holds every call that touches the range.
+    A call is traced completely, so the trace holds every call that touches the range.
     """
 
     def __init__(self, logdir: str, first: int, last: int) -> None:
@@ -236,7 +235,7 @@ class Profile:
         self._done = False
 
     def __call__(self, report: Report) -> None:
-        """An action for every call."""
+        """Starts or stops the profiler where it is due; pass `EveryCall(profile)` to `train`."""
         if self._running and (report.step >= self._last or report.finished):
             tf.profiler.experimental.stop()
             self._running, self._done = False, True

@@ -1,4 +1,9 @@
-"""The mean of the parameters over the last windows, which evaluates better than the last."""
+"""Averages parameters over the last windows (ASGD), and decides when to start (NT-ASGD).
+
+`Average` keeps the mean inside the compiled loop. `NonMonotonic` watches the validation loss; a
+script calls `average.begin()` once `offer` returns True, as `experiments.language_model` does.
+`tbptt.experiment.fit(average=)` validates, keeps and saves the averaged parameters.
+"""
 
 import contextlib
 import math
@@ -13,12 +18,12 @@ from tbptt.types import Model
 
 
 class Average(tf.Module):
-    """The mean of a model's parameters since it was begun; for `Trainer(average=)`.
+    """The mean of a model's parameters over all windows since `begin`; for `Trainer(average=)`.
 
     Attributes:
-      means: like `model.trainable_variables`.
-      count: int64 variable, windows that the means are over.
-      begun: bool variable.
+      means: variables like `model.trainable_variables`.
+      count: int64 variable, the number of windows averaged.
+      begun: bool variable, whether averaging has begun.
 
     Example:
       >>> model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
@@ -47,11 +52,11 @@ class Average(tf.Module):
         self.begun = tf.Variable(False, trainable=False, name="begun")
 
     def begin(self) -> None:
-        """The next window is the first that counts; does nothing if it is begun."""
+        """Starts averaging with the next window; does nothing if averaging has begun."""
         self.begun.assign(True)
 
     def update(self, accept: tf.Tensor) -> None:
-        """After a window: takes the parameters in, if begun and `accept`, a bool scalar."""
+        """Adds the parameters to the mean if averaging has begun and the bool `accept` is true."""
         counts = tf.convert_to_tensor(self.begun) & accept
         count = self.count + tf.cast(counts, tf.int64)
         self.count.assign(count)
@@ -62,7 +67,7 @@ class Average(tf.Module):
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the means as its parameters, if there are any, until this is left."""
+        """Gives the model the averaged parameters inside a `with` block, if there are any."""
         if int(self.count) == 0:
             yield
             return
@@ -78,7 +83,9 @@ class Average(tf.Module):
 
 
 class NonMonotonic:
-    """Says when a figure has stopped falling: it is above the lowest but `patience` last ones.
+    """Decides when averaging starts, as in NT-ASGD: when the validation loss stops falling.
+
+    That is when a value is higher than the lowest of all values before the last `patience` ones.
 
     Example:
       >>> trigger = NonMonotonic(patience=2)
@@ -96,7 +103,9 @@ class NonMonotonic:
         self._stopped = False
 
     def offer(self, figure: float) -> bool:
-        """Takes the next figure; True from the first time on that it has stopped falling.
+        """Records the next value; returns whether the values have stopped falling, now or before.
+
+        A value that is NaN counts as higher than all others.
 
         One that is NaN is above all others.
         """
@@ -107,15 +116,15 @@ class NonMonotonic:
         return self._stopped
 
     def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """What was offered, for a checkpoint."""
+        """Returns the recorded values, for a checkpoint."""
         return {}, {
             "figures": list(self._figures), "stopped": self._stopped, "patience": self._patience,
         }  # fmt: skip
 
     def restore(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Takes what `snapshot` gave; raises ValueError if that was of another patience."""
+        """Restores what `snapshot` returned; raises ValueError if that has another patience."""
         del arrays
-        patience = facts.get("patience", self._patience)  # which was not recorded at first
+        patience = facts.get("patience", self._patience)  # early records have none
         if patience != self._patience:
             raise ValueError(f"patience {patience} in the record, {self._patience} here.")
         self._figures, self._stopped = list(facts["figures"]), facts["stopped"]

@@ -1,8 +1,8 @@
-"""What decides how a training run goes on, as plain values that a checkpoint holds and compares.
+"""Describes a trainer as plain values, so that a checkpoint can tell whether it would go on alike.
 
-A description says what is computed: hyperparameters of every transform and schedule, dropout rates,
-the structure of the model, seed, reduction, loss. It leaves out how: compilation, backend, what is
-kept in memory, the number of replicas.
+A description holds what is computed: hyperparameters of every transform and schedule, dropout
+rates, the structure of the model, seed, reduction, loss. It leaves out how it is computed:
+compilation, backend, gradient checkpointing (recomputation), the number of replicas.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ OF_MODULE = set(vars(tf.Module()))  # and names that begin with _self_, which Te
 
 
 def describe(value: Any) -> Any:
-    """Returns what JSON holds for a hyperparameter, a function, a transform, or a module.
+    """Describes a hyperparameter, a function, a transform or a module by values that JSON can hold.
 
     An object with an attribute `description` is described by that. A module of this package is
     described by its class, its plain attributes and its submodules; another module by its class
-    and its submodules; a function by its name. Anything else is None: it is not known.
+    and its submodules; a function by its name. Anything else is described by None, as unknown.
 
     Example:
       >>> core = Stack([GRU(2, 3, seed=make_seed(0), weight_dropout=0.1)], dropout_rate=0.4)
@@ -63,7 +63,7 @@ def _of_module(module: tf.Module) -> dict[str, Any]:
 
 
 def _is_unknown(value: Any) -> bool:
-    """Returns whether an attribute is a nameless function, or parameters, which are elsewhere."""
+    """Returns whether an attribute is a nameless function or a parameter: neither is described."""
     if isinstance(value, list | tuple):
         return bool(value) and all(map(_is_unknown, value))
     if isinstance(value, FunctionType):
@@ -78,7 +78,7 @@ def _holds_module(value: Any) -> bool:
 
 
 def differences(there: Any, here: Any) -> dict[str, tuple[Any, Any]]:
-    """Returns what differs between two descriptions: by its path, both values as text.
+    """Compares two descriptions: returns the two values, as text, of every path that differs.
 
     Example:
       >>> differences({"optimizer": [{"name": "sgd", "rate": 0.1}]},

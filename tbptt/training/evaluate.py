@@ -1,4 +1,8 @@
-"""Loss over a whole stream, with a state of its own."""
+"""Evaluates a model on a whole stream, with a recurrent state of its own.
+
+Evaluation never touches the state of training: every call starts from the initial state. Dynamic
+evaluation, which updates the parameters on the way, puts them back in the end.
+"""
 
 import contextlib
 import math
@@ -33,11 +37,11 @@ from tbptt.types import Cursor, Model, State, Stream, Window
 
 
 class Evaluation(NamedTuple):
-    """The loss of a model on a whole stream.
+    """The result of an evaluation: loss and metrics of a model on a whole stream.
 
     Attributes:
-      sums: of the loss over every target of the stream, in nats, and of the model's own metrics,
-        each with its weight, by name.
+      sums: sum and weight, by name, of the loss over every target of the stream, in nats, and of
+        the model's own metrics.
     """
 
     sums: Mapping[str, tuple[float, float]]
@@ -49,12 +53,12 @@ class Evaluation(NamedTuple):
 
     @property
     def weight_sum(self) -> float:
-        """The sum of the weights: how many targets there are."""
+        """The sum of the weights: the number of targets, if each has weight 1."""
         return self.sums[LOSS][1]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The mean of each of the model's own metrics; NaN where nothing counted."""
+        """The mean of each of the model's own metrics; NaN where the weight is 0."""
         return {
             name: total / weight if weight else math.nan
             for name, (total, weight) in self.sums.items()
@@ -63,7 +67,7 @@ class Evaluation(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Nats a target. Raises ValueError if there is no target that counts."""
+        """The loss in nats per target; raises ValueError if no target has a weight."""
         if not self.weight_sum:
             raise ValueError(
                 "Nothing was scored: every weight of the stream is 0. Evaluate on a stream that "
@@ -78,29 +82,29 @@ class Evaluation(NamedTuple):
 
     @property
     def bits(self) -> float:
-        """Bits a target: bits per character where a token is a character."""
+        """The loss in bits per target: bits per character where a token is a character."""
         return losses.bits(self.loss)
 
 
 class Evaluator:
-    """Scores every target of a stream exactly once; training cannot notice.
+    """Computes a model's loss and metrics on a stream, every target exactly once.
 
-    The state begins anew with every call and is carried from window to window, so the figure
-    does not depend on the window length. It depends on the number of rows, because so many
-    rows begin with nothing remembered: one row gives the figure of the text itself.
+    Every call starts from the initial state and carries the state from window to window, so the
+    result does not depend on the window length. It depends on the number of rows, because each
+    row starts without context: a single row gives the loss of the text itself.
 
-    With an optimizer it evaluates dynamically: every window is scored, and then learned from,
-    without dropout, before the next one is scored. So the model follows what it reads, as new
+    With an optimizer, this is dynamic evaluation: every window is scored and then trained on,
+    without dropout, before the next one is scored. So the model adapts to what it reads, as new
     names in a text, and each target is still scored by what came before it alone. Parameters and
-    optimizer state are put back in the end. That figure depends on the window length.
+    optimizer state are put back in the end. That result depends on the window length.
 
     Args:
-      model: what to score; its parameters are read at every call.
-      stream: with `tail="pad"`, or it leaves targets out.
-      windows_per_call: as in training.
-      optimizer: what to learn with on the way; None: nothing is learned.
-      replicas: who scores, each its own rows, in whose `scope()` the model was made; all their
-        processes ask at the same time. None: this device scores all rows.
+      model: the model to evaluate; its parameters are read at every call.
+      stream: with `tail="pad"`; without, the targets of a short last window are left out.
+      windows_per_call: the number of windows in one compiled call, as in training.
+      optimizer: the optimizer of dynamic evaluation. None: the parameters stay as they are.
+      replicas: the devices that evaluate, each its own rows; the model must have been made in
+        their `scope()`, and all processes must call at the same time. None: this device alone.
       jit_compile: whether XLA compiles the loop.
 
     Example:
@@ -156,7 +160,7 @@ class Evaluator:
             )
 
     def __call__(self) -> Evaluation:
-        """The figures of one epoch of the stream.
+        """Evaluates the model on one epoch of the stream.
 
         Raises:
           ContinuityError: the stream's windows do not continue each other.
@@ -188,7 +192,7 @@ class Evaluator:
 
     @property
     def traces(self) -> int:
-        """How often the program was traced."""
+        """The number of times that the program was traced."""
         return int(self._program.experimental_get_tracing_count())
 
     def _score(self, loop_state: LoopState, chunk: Chunk) -> tuple[LoopState, tf.Tensor]:
@@ -208,11 +212,11 @@ class Evaluator:
             loop_state = loop_state._replace(state=result.state, offset=offset)
             return loop_state, total + tf.stack(of_window)
 
-        # [1, 2N + 1]: sum and weight of each name, and how many windows are broken.
+        # [1, 2N + 1]: sum and weight of each name, and the number of broken windows.
         return fold(chunk, score_window, (loop_state, tf.zeros([1, 2 * len(self._names) + 1])))
 
     def _measure(self, window: Window, state: State) -> WindowGradients:
-        """Returns the sums of a window, and the gradients where something learns by them."""
+        """Returns the sums of a window, and its gradients if there is an optimizer."""
         if self._optimizer is not None:
             return window_gradients(self._model, "mean", window, state, seed=None, training=False)
         state = start_state(self._model, window, state)
@@ -220,7 +224,7 @@ class Evaluator:
         return WindowGradients([], state, window_sums(window_loss, window.weight))
 
     def _learn(self, result: WindowGradients) -> None:
-        """Makes an update by a window that was scored; nothing without an optimizer."""
+        """Updates the parameters by a window that was scored; does nothing without an optimizer."""
         if self._optimizer is None:
             return
         finite, _ = is_finite(result)
@@ -236,7 +240,7 @@ class Evaluator:
 
     @contextlib.contextmanager
     def _put_back(self) -> Iterator[None]:
-        """What is learned on the way is forgotten in the end, by whatever way that comes."""
+        """Restores parameters and optimizer state at the end of the block, also after an error."""
         before = [variable.numpy() for variable in self._learned]
         try:
             yield

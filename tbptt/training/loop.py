@@ -1,7 +1,8 @@
-"""The outer loop: calls the trainer, and between the calls the actions that are due.
+"""The outer training loop, `train`: calls the trainer, and the callbacks between its calls.
 
-The inner loop, K windows in one compiled call, touches neither Python nor the host. This one reads
-one handful of numbers a call.
+The inner loop, K windows in one compiled call (`programs`), touches neither Python nor the host.
+The outer loop reads a few numbers once a call. `RunState` holds the recurrent state and the cursor
+between calls.
 """
 
 import dataclasses
@@ -17,12 +18,12 @@ from tbptt.types import Cursor, Model
 
 
 class NonFiniteError(RuntimeError):
-    """Too many windows in a row had a loss or a gradient that was not finite."""
+    """Raised when too many windows in a row had a loss or a gradient that was not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """All that a run carries from call to call beside its variables: save it to resume.
+    """The recurrent state and the cursor that a run carries between calls: save it to resume.
 
     Attributes:
       loop_state: the recurrent state of all rows, and where each stands in its stream.
@@ -45,24 +46,26 @@ def train(
 ) -> RunState:
     """Trains until `trainer.step` is `windows`, and calls each action when it is due.
 
-    A call takes `feed.windows_per_call` windows, fewer where an action falls due before;
-    that is the same program.
+    A call trains `feed.windows_per_call` windows, or fewer where an action is due earlier;
+    both run the same compiled program.
 
     Args:
-      trainer: the program.
-      feed: what it reads.
+      trainer: the trainer, which trains the windows of a call.
+      feed: the windows to train on, see `open_feed`.
       run_state: where to start; a new run starts from
         `RunState(trainer.initial_loop_state(rows))`, one that is resumed from `resume(...)`.
       windows: the step to stop at.
       actions: callbacks between calls, in this order: `Every` and `EveryCall`.
-      stop: asked after every call and its actions; true ends the run there.
-      max_skipped_in_a_row: so many windows without a finite gradient end the run.
+      stop: called after every call and its actions; if it returns True the run ends there.
+      max_skipped_in_a_row: the run ends with an error after this many windows in a row without a
+        finite gradient.
 
     Returns:
       The run's state after the last window.
 
     Raises:
-      NonFiniteError, ContinuityError: see there.
+      NonFiniteError: too many windows in a row were skipped.
+      ContinuityError: the windows of the feed do not continue the rows.
     """
     checks.check_at_least("windows", windows, 1)
     step = trainer.windows_seen
@@ -95,12 +98,12 @@ def train(
 
 
 def describe_skipped(model: Model, metrics: Metrics, step: int) -> str:
-    """Returns which windows of a call changed nothing, and why; empty if there are none.
+    """Describes the windows of a call that were skipped, and why; empty if there are none.
 
     Args:
-      model: names the parameters.
-      metrics: of the call, as numbers.
-      step: windows seen before it.
+      model: gives the names of the parameters.
+      metrics: the metrics of the call, as numbers.
+      step: the number of windows trained before the call.
     """
     if not metrics.skipped:
         return ""

@@ -1,4 +1,4 @@
-"""Loss scaling: small gradients are lifted into the range of float16, large ones make it give way.
+"""Dynamic loss scaling for mixed precision: keeps small float16 gradients from becoming zero.
 
 Reference: Micikevicius et al. (2018), Mixed precision training, section 3.2.
 """
@@ -13,17 +13,17 @@ LEAST, LARGEST = 1.0, 2.0**126  # the reciprocal of the largest is still a norma
 
 
 class LossScale(tf.Module):
-    """A factor on the loss that follows what the gradients can bear.
+    """A factor on the loss that is halved when gradients overflow and doubled after good windows.
 
         scale <- scale / 2, not below 1         after a window that is not finite
         scale <- 2 * scale, not above 2**126    after `growth_interval` good windows in a row
 
-    The gradients are divided by it before anything else sees them. It stays a power of two, so
-    that multiplying and dividing by it rounds nothing where nothing over- or underflows.
+    The gradients are divided by the factor before clipping or anything else. It stays a power of
+    two, so that multiplying and dividing by it is exact unless a value over- or underflows.
 
     Attributes:
       scale: float32 variable.
-      good_steps: int64 variable: finite windows in a row since the scale last changed.
+      good_steps: int64 variable, finite windows in a row since the scale last changed.
 
     Example:
       >>> loss_scale = LossScale(8.0, growth_interval=2)
@@ -41,8 +41,8 @@ class LossScale(tf.Module):
     ) -> None:
         """Args:
         initial: first value, a power of two from 1 to 2**126.
-        growth_interval: so many good windows in a row double the scale.
-        name: of the module.
+        growth_interval: the scale doubles after this many finite windows in a row.
+        name: the name of the module.
 
         Raises:
           ValueError: a value is out of its range.
@@ -59,10 +59,10 @@ class LossScale(tf.Module):
         self.good_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="good_steps")
 
     def update(self, finite: tf.Tensor) -> None:
-        """Assigns what the next window is scaled by.
+        """Assigns the scale of the next window.
 
         Args:
-          finite: bool scalar: whether loss and gradients of this window were finite.
+          finite: bool scalar, whether loss and gradients of this window were finite.
         """
         scale = tf.convert_to_tensor(self.scale)
         good = tf.where(finite, self.good_steps + 1, tf.zeros([], tf.int64))
@@ -73,7 +73,7 @@ class LossScale(tf.Module):
 
 
 def divide(gradient: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    """`gradient / scale` in the gradient's type, also where that cannot hold the scale.
+    """Computes `gradient / scale` in the gradient's type, even if that type cannot hold the scale.
 
     Args:
       gradient: of any shape.

@@ -1,8 +1,8 @@
-"""What reaches nothing that a window counts: where it is not finite, the gradient must not see it.
+"""Keeps NaN and infinity out of gradients where they lie in steps that do not count.
 
-What does not count has the derivative 0, but 0 * NaN is NaN, and one NaN in the product of inputs
-and gradients spoils a whole weight matrix. So such values are replaced before they are computed
-with; nothing else keeps the gradient clean on every backend and in a user's own cell.
+A step with weight 0 has the derivative 0, but 0 * NaN is NaN, and one NaN in the product of inputs
+and gradients spoils a whole weight matrix. So such values are replaced by 0 before the forward
+pass; nothing else keeps the gradient clean on every backend and in a user's own cell.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tbptt.types import Nest, State, Window
 
 
 def reaches_counted(weight: tf.Tensor, reset: tf.Tensor | None) -> tf.Tensor:
-    """Tells where a step counts, or a later one of its row does with no reset between them.
+    """Finds the steps that count, and those before a step that counts with no reset in between.
 
     Args:
       weight: `[T, B]`.
@@ -31,7 +31,8 @@ def reaches_counted(weight: tf.Tensor, reset: tf.Tensor | None) -> tf.Tensor:
     """
     steps = weight.shape[0]
     reaches = weight > 0
-    # Twice as far in every turn: open[t] says that no row starts anew in the next `ahead` steps.
+    # The reach doubles in every turn: open_[t, b] says that row b is not reset in the `ahead`
+    # steps after t.
     going_on = tf.ones_like(reaches) if reset is None else ~reset
     ahead = 1
     open_ = _later(going_on, ahead)
@@ -43,19 +44,19 @@ def reaches_counted(weight: tf.Tensor, reset: tf.Tensor | None) -> tf.Tensor:
 
 
 def replace_unseen(window: Window, state: State) -> tuple[Window, State, tf.Tensor | None]:
-    """Puts 0 for inputs, targets and state that are not finite and reach nothing that counts.
+    """Replaces values of inputs, targets and state that are not finite and do not count by 0.
 
-    Where everything is finite, nothing changes to the bit. Nothing is computed for windows without
-    weights, nor for what is not of a floating type, as ids.
+    Finite values stay the same to the bit. Windows without weights, and values that are not of a
+    floating type, as ids, are returned as they are, without any computation.
 
     Args:
       window: one window.
-      state: what it begins with, leaves `[B, ...]`.
+      state: the state at its first step, leaves `[B, ...]`.
 
     Returns:
-      The window, the state, and the rows of which inputs or state were changed, `[B]` bool. The
-      state that these lead to is not what is to be carried on: a NaN that is remembered has to
-      show in the windows that come. None: nothing can have been changed.
+      The window, the state, and the rows of which inputs or state were changed, `[B]` bool, or
+      None if nothing can have been changed. The state that follows from changed rows must not be
+      carried on, see `true_state`: a NaN in the state has to show in later windows.
     """
     if window.weight is None:
         return window, state, None
@@ -74,16 +75,17 @@ def replace_unseen(window: Window, state: State) -> tuple[Window, State, tf.Tens
 
 
 def true_state(changed: tf.Tensor | None, state: State, again: Callable[[], State]) -> State:
-    """Returns `state`, and for the rows `changed [B]`, if there are any, that of `again`."""
+    """Returns `state`, with the rows `changed [B]`, if there are any, taken from `again()`."""
     if changed is None:
         return state
     return tf.cond(tf.reduce_any(changed), lambda: select(changed, again(), state), lambda: state)
 
 
 def _finite(nest: Nest, seen: tf.Tensor) -> tuple[Nest, list[tf.Tensor]]:
-    """0 for what is neither finite nor `seen`; and for each floating leaf the rows with any, `[B]`.
+    """Replaces values that are neither finite nor `seen` by 0; returns each leaf's changed rows.
 
-    `seen` is `[T, B]` or `[B]`, and the nest's leaves begin with the same axes.
+    `seen` is `[T, B]` or `[B]`, and the nest's leaves begin with the same axes. Only leaves of a
+    floating type are looked at; their rows are returned as `[B]` bools.
     """
     changed = []
 
@@ -99,10 +101,10 @@ def _finite(nest: Nest, seen: tf.Tensor) -> tuple[Nest, list[tf.Tensor]]:
 
 
 def _over(mask: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """`mask`, of the leading axes of `x`, with as many axes as `x`."""
+    """Reshapes `mask`, which covers the leading axes of `x`, so that it broadcasts over `x`."""
     return tf.reshape(mask, [*mask.shape, *[1] * (x.shape.rank - mask.shape.rank)])
 
 
 def _later(mask: tf.Tensor, ahead: int) -> tf.Tensor:
-    """What `mask [T, B]` is so many steps later; False after its end."""
+    """Shifts `mask [T, B]` by `ahead` steps to earlier times, filled with False at the end."""
     return tf.pad(mask[ahead:], [[0, min(ahead, mask.shape[0])], [0, 0]])

@@ -1,9 +1,10 @@
-"""K windows in one call: the compiled loop of one device, and the loop of many replicas.
+"""Compiles K windows into one call, with XLA (`jit_compile`) or without; all-reduce over replicas.
 
-XLA is switched on here, by `jit_compile`. On one device `make_program` compiles a whole call, with
-`fold` as its loop over windows. An all-reduce over replicas can neither be compiled by XLA together
-with the rest on every kind of device, nor stand in a loop inside a replica. So in
-`make_replicated_program` the loop over windows is outside, and a window is three pieces: backward,
+XLA is switched on here, by `jit_compile`, and nowhere else in training. On one device
+`make_program` compiles a whole call, with `fold` as its loop over windows. Data-parallel training
+sums gradients over replicas by an all-reduce, which XLA cannot compile together with the rest on
+every kind of device, and which cannot stand in a loop inside a replica. So in
+`make_replicated_program` the loop over windows is outside, and a window has three parts: backward,
 compiled; one all-reduce; update, compiled.
 """
 
@@ -18,17 +19,17 @@ from tbptt.training.window import LOSS, LoopState, Sums, WindowGradients, contin
 from tbptt.types import Nest, Window
 
 Backward = Callable[[Window, LoopState, tf.Tensor], WindowGradients]
-"""`(window, loop_state, replica) -> gradients` of the loss of its rows, averaged over them."""
+"""`(window, loop_state, replica) -> gradients` of the mean loss of the replica's rows."""
 
 Update = Callable[[Window, LoopState, Nest, WindowGradients, tf.Tensor], tuple[LoopState, Nest]]
 """`(window, loop_state, metrics, gradients, continued) -> loop_state, metrics`: assigns."""
 
 
 class _Call:
-    """A function of loop state and chunk, of its own as far as TensorFlow can tell.
+    """Wraps a function of loop state and chunk in an object of its own, for `tf.function`.
 
     TensorFlow counts traces by a function's code, and would warn of retracing where there are
-    merely several trainers or evaluators. What it counts here is one program.
+    merely several trainers or evaluators. With this wrapper it counts each program by itself.
     """
 
     def __init__(self, function: Callable) -> None:
@@ -40,19 +41,19 @@ class _Call:
 
 
 def make_program(function: Callable, *, jit_compile: bool) -> Any:
-    """`function(loop_state, chunk)` as one `tf.function`; XLA compiles it, or not."""
+    """Makes a `tf.function` of `function(loop_state, chunk)`; XLA compiles it if `jit_compile`."""
     return tf.function(_Call(function), autograph=False, jit_compile=jit_compile)
 
 
 def trace_window(function: Callable, windows: Window, loop_state: Nest) -> Any:
-    """Traces `function(window, loop_state)`, before the loop that calls it is built.
+    """Traces `function(window, loop_state)` before the loop that calls it is built.
 
-    A loop has to know what it adds up before its first turn, and only the outputs of a model tell
-    which metrics it has: they are the `structured_outputs` of what is returned. TensorFlow puts the
-    body of the function in the place of the call, so that the program is the same without it.
+    A `tf.while_loop` needs the structure of its sums before its first turn, and only the outputs
+    of a model show which metrics it has: they are the `structured_outputs` of the returned
+    function. TensorFlow inlines the function, so tracing it first does not change the program.
 
     Args:
-      function: to trace; assigns nothing.
+      function: the function to trace; it must assign no variable.
       windows: stacked `[K, ...]`.
       loop_state: a nest of tensors.
     """
@@ -64,13 +65,13 @@ def trace_window(function: Callable, windows: Window, loop_state: Nest) -> Any:
 
 
 def fold(chunk: Chunk, body: Callable[[Window, Nest], Nest], carry: Nest) -> Nest:
-    """`carry <- body(window, carry)` for each window of `chunk`, in one `tf.while_loop`.
+    """Runs `carry <- body(window, carry)` for each window of `chunk`, in one `tf.while_loop`.
 
-    How many windows there are, and which, is data: every call is the same program.
+    The number of windows and their places are data, so every call runs the same program.
 
     Args:
       chunk: `chunk.count` windows from `chunk.first` on, modulo the M it holds.
-      body: traced once. May assign variables.
+      body: traced once; it may assign variables.
       carry: a nest of tensors.
     """
 
@@ -96,14 +97,16 @@ def make_replicated_program(
     parameters: Sequence[tf.Variable],
     jit_compile: bool,
 ) -> Any:
-    """`(loop_state, chunk) -> loop_state, metrics`, all of them per replica: one `tf.function`.
+    """Makes a `tf.function` that trains data-parallel: one all-reduce of gradients a window.
+
+    It maps `(loop_state, chunk)` to `(loop_state, metrics)`, all of them per replica.
 
     Args:
-      replicas: whose rows they are.
-      backward, update: of one replica and one window; what is between them is the sum.
-      initial_metrics: the metrics before the first window, given the names of what is measured.
+      replicas: the replicas to train on.
+      backward, update: what one replica does with one window before and after the all-reduce.
+      initial_metrics: returns the metrics before the first window, given their names.
       reduction: see `losses.reduce`.
-      parameters: what the gradients are like.
+      parameters: the parameters, which give the gradients' shapes.
       jit_compile: whether XLA compiles `backward` and `update`.
     """
     strategy = replicas.strategy
@@ -130,7 +133,7 @@ def make_replicated_program(
         window = windows.at(index)
         gradients, (*flat, broken) = _unpack(packed, parameters)
         sums = tf.nest.pack_sequence_as(metrics.sums, flat)
-        # Each replica's part was averaged over its own rows.
+        # Each replica has averaged over its own rows.
         share = 1.0 / tf.constant(replicas.count, tf.float32)
         if reduction == "mean":
             share = tf.math.divide_no_nan(
@@ -180,7 +183,7 @@ def make_replicated_program(
 def _pack(
     gradients: Sequence[tf.Tensor], sums: Sequence[tf.Tensor], dtype: tf.DType | None
 ) -> list[tf.Tensor]:
-    """All numbers as one vector, so that one sum takes them all; as two, if they differ in type."""
+    """Packs gradients and sums into one vector for the all-reduce; two if their types differ."""
     vector = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
     vector = vector if dtype is None else tf.cast(vector, dtype)
     rest = tf.stack([tf.cast(each, tf.float32) for each in sums])
@@ -191,7 +194,7 @@ def _pack(
 def _unpack(
     packed: Sequence[tf.Tensor], parameters: Sequence[tf.Variable]
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """The gradients, shaped and typed like the parameters, and the sums."""
+    """Unpacks the vectors of `_pack` into gradients, shaped like the parameters, and sums."""
     sizes = [parameter.shape.num_elements() for parameter in parameters]
     if len(packed) == 1:
         packed = tf.split(packed[0], [sum(sizes), packed[0].shape[0] - sum(sizes)])

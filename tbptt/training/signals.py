@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it ends after its call, and loses nothing."""
+"""Stops a run on SIGTERM or SIGINT: it ends after its current call, and loses nothing."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from absl import logging
 
 
 class StopOnSignal:
-    """SIGTERM and SIGINT ask a run to stop after its call; a second one stops it at once.
+    """Stops a run after its current call on SIGTERM or SIGINT; a second signal stops it at once.
 
-    For `train(stop=)`. Handlers that were there before are called too.
+    For `train(stop=)`. Signal handlers that were installed before are called too.
 
     Attributes:
-      received: the signal, once there was one.
+      received: the signal that was received, or None.
 
     Example:
       >>> with StopOnSignal() as stop:
@@ -43,11 +43,11 @@ class StopOnSignal:
         self._earlier = {}
 
     def __call__(self) -> bool:
-        """Whether there was a signal."""
+        """Returns whether a signal was received."""
         return self.received is not None
 
     def exit(self) -> None:
-        """Ends the process as the signal would have done; does nothing if there was none."""
+        """Ends the process as the signal would have done, if one was received."""
         if self.received is not None:
             signal.signal(self.received, signal.SIG_DFL)
             os.kill(os.getpid(), self.received)

@@ -1,4 +1,4 @@
-"""The trainer: parameters, optimizer state and step count, and the program that trains them."""
+"""`Trainer` holds parameters, optimizer state and step count, and trains K windows in one call."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -34,17 +34,18 @@ from tbptt.types import Model, Window
 
 
 class Metrics(NamedTuple):
-    """What one call of K windows leaves: tensors in the loop, plain numbers after `read`.
+    """The metrics of one call of K windows: tensors in the loop, plain numbers after `read`.
 
     Attributes:
-      windows: int64: how many were taken.
-      sums: of the loss, of a model's own metrics and of its penalty, by name, over windows that
-        were not skipped.
-      grad_norm_sum, grad_norm_max: over the same windows, before any clipping.
-      skipped: int64: windows whose loss or gradient was not finite.
-      first_skipped: int64: the first of them, by its place in the call, or -1.
-      fault: int64: what was not finite in that one, see `window.fault`.
-      broken: int64: the first window of the call that does not continue, or -1.
+      windows: int64, the number of windows trained.
+      sums: sums of the loss, of the model's own metrics and of its penalty, by name, over the
+        windows that were not skipped.
+      grad_norm_sum, grad_norm_max: sum and maximum of the gradient norms of the same windows,
+        before any clipping.
+      skipped: int64, the number of windows whose loss or gradient was not finite.
+      first_skipped: int64, the index in the call of the first skipped window, or -1.
+      fault: int64, what was not finite in that window, see `window.find_fault`.
+      broken: int64, the index of the first window that does not continue its rows, or -1.
     """
 
     windows: tf.Tensor
@@ -58,19 +59,19 @@ class Metrics(NamedTuple):
 
     @classmethod
     def none(cls, names: Iterable[str]) -> "Metrics":
-        """Returns the metrics of no windows, given what is measured."""
+        """Returns the metrics of zero windows, given the names of the sums."""
         none, zero = tf.zeros([], tf.int64), tf.zeros([])
         sums = {name: Sum(zero, zero) for name in names}
         return cls(none, sums, zero, zero, none, none - 1, none - 1, none - 1)
 
     @property
     def loss(self) -> float:
-        """Mean loss of what counts, in nats, without penalties: as an evaluation has it."""
+        """The mean loss per counted step in nats, without penalties, as in an evaluation."""
         return self.means[LOSS]
 
     @property
     def means(self) -> dict[str, float]:
-        """The mean of everything that is measured, by name; NaN where nothing counted."""
+        """The mean of the loss and of every metric, by name; NaN where the weight is 0."""
         return {
             name: float(each.total / each.weight) if each.weight > 0 else float("nan")
             for name, each in self.sums.items()
@@ -78,25 +79,25 @@ class Metrics(NamedTuple):
 
     @property
     def grad_norm_mean(self) -> float:
-        """Mean norm of the gradient of a window, before clipping."""
+        """The mean gradient norm of a window, before clipping."""
         counted = self.windows - self.skipped
         return float(self.grad_norm_sum / counted) if counted > 0 else float("nan")
 
     def read(self) -> "Metrics":
-        """Returns the same as Python numbers: waits for the device, so once a call."""
+        """Returns the metrics as Python numbers, which waits for the device: use it once a call."""
         return tf.nest.map_structure(lambda tensor: tensor.numpy().item(), self)
 
 
 class Trainer(tf.Module):
-    """Parameters, optimizer state and step count, and the program that trains them.
+    """Trains a model: holds parameters, optimizer state and step count, and the compiled program.
 
     Attributes:
-      model: what is trained.
-      step: int64 variable, windows seen.
-      opt_state: the optimizer's state, variables.
-      average: as given.
-      loss_scale: as given; `loss_scale.scale` is the factor of the next window.
-      jit_compile: as given.
+      model: the model that is trained.
+      step: int64 variable, the number of windows trained.
+      opt_state: the optimizer's state, a nest of variables.
+      average: the `Average` that was given, or None.
+      loss_scale: the `LossScale` that was given, or None.
+      jit_compile: whether XLA compiles the program.
 
     Example:
       >>> stream = ContiguousStream(np.arange(25) % 5, rows=2, window_length=4, vocabulary_size=5)
@@ -123,15 +124,17 @@ class Trainer(tf.Module):
     ) -> None:
         """Args:
         model: a `Model` and `tf.Module`; its `loss` is minimised.
-        optimizer: see `optimizers.transform`.
-        reduction: what of a window's loss is differentiated, see `losses.reduce`.
-        seed: of all randomness in training, together with the step.
-        loss_scale: what the loss is multiplied by, for products in float16; its own for every
-            trainer. None: by nothing.
-        average: takes the parameters in after every window, once it is begun; of the same model.
-        replicas: who trains, each its own rows; all that has variables is made in their
-          `scope()`, the trainer too. None: this device alone.
-        jit_compile: whether XLA compiles the loop; of replicas, what is between two sums.
+        optimizer: a transform, see `optimizers.transform`.
+        reduction: how a window's loss becomes the scalar that is differentiated, see
+          `losses.reduce`.
+        seed: the seed of all randomness in training, together with the step.
+        loss_scale: loss scaling for matrix products in float16; each trainer needs its own.
+          None: no loss scaling.
+        average: averages the parameters after every window, once it has begun; of the same model.
+        replicas: the devices that train, each its own rows; everything with variables must be made
+          in their `scope()`, the trainer too. None: this device alone.
+        jit_compile: whether XLA compiles the loop; with replicas, the parts of a window before and
+          after the all-reduce.
 
         Raises:
           ValueError: the model was made outside the replicas' scope.
@@ -187,7 +190,7 @@ class Trainer(tf.Module):
         """Trains on the windows of `chunk`; returns without waiting where the device allows.
 
         Raises:
-          ValueError: the state in `loop_state` is not the model's for so many rows.
+          ValueError: the state in `loop_state` does not fit the model or the number of rows.
         """
         inputs = self._replicas.one(tf.nest.flatten(chunk.windows.inputs)[0])
         rows = int(inputs.shape[2])
@@ -201,7 +204,7 @@ class Trainer(tf.Module):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What decides how training goes on, beside the variables; see `describe`."""
+        """The trainer's hyperparameters and structure as plain values, for checkpoints."""
         return {
             "model": describe(self.model),
             "optimizer": describe(self._optimizer),
@@ -213,7 +216,7 @@ class Trainer(tf.Module):
 
     @property
     def replicas(self) -> Replicas:
-        """The devices that train; one, if none were given."""
+        """The devices that train; a single one if no replicas were given."""
         return self._replicas
 
     @property
@@ -223,7 +226,7 @@ class Trainer(tf.Module):
 
     @property
     def traces(self) -> int:
-        """How often the program was traced: 1, however many windows have gone through."""
+        """The number of times that the program was traced: 1, however many windows were trained."""
         return int(self._program.experimental_get_tracing_count())
 
     def _train(self, loop_state: LoopState, chunk: Chunk) -> tuple[LoopState, Metrics]:

@@ -1,6 +1,7 @@
-"""One window, once: how it begins, its gradient, its update.
+"""One window of training: cuts the gradient (stop_gradient), computes gradients, makes an update.
 
-Everything here is traced into a larger program; nothing here decides about compilation.
+Back-propagation is truncated in `start_state`, and nowhere else. Everything in this file is traced
+into a larger program; `programs` decides about compilation.
 """
 
 from collections.abc import Sequence
@@ -19,30 +20,30 @@ from tbptt.variables import named_parameters
 
 
 class ContinuityError(ValueError):
-    """A window neither begins where its rows stand, nor starts them anew."""
+    """Raised when a window neither continues its rows' streams, nor starts the rows anew."""
 
 
 LOSS, PENALTY = "loss", "penalty"  # names of sums beside those of a model's own metrics
 
 
 class Sum(NamedTuple):
-    """The weighted sum of a metric, and the weight it was taken over, two scalars."""
+    """The weighted sum of a metric and the sum of its weights, two scalars."""
 
     total: tf.Tensor
     weight: tf.Tensor
 
 
 Sums = dict[str, Sum]
-"""Sums by the name of what was measured; always with `loss`."""
+"""Sums of loss and metrics by name; there is always one called `loss`."""
 
 
 class LoopState(NamedTuple):
-    """What a training loop carries from window to window beside the parameters.
+    """The recurrent state and offsets that a training loop carries from window to window.
 
     Attributes:
       state: the rows' recurrent state, leaves `[B, ...]`.
-      offset: `[B]` int64: where in its stream each row stands, -1 before the first window.
-      skipped_in_a_row: int64 scalar: windows just skipped because they were not finite.
+      offset: `[B]` int64, each row's offset in its stream, -1 before the first window.
+      skipped_in_a_row: int64 scalar, the number of windows just skipped as not finite.
     """
 
     state: State
@@ -51,12 +52,12 @@ class LoopState(NamedTuple):
 
 
 class WindowGradients(NamedTuple):
-    """The gradients of one window, and its loss and final state.
+    """The gradients of one window, with its loss sums and its final state.
 
     Attributes:
-      gradients: like `model.trainable_variables`, dense.
-      state: after the window.
-      sums: of the loss, of the metrics, and of the penalty if there is one.
+      gradients: dense tensors like `model.trainable_variables`.
+      state: the recurrent state after the window.
+      sums: sums of the loss, of the metrics, and of the penalty if there is one.
     """
 
     gradients: list[tf.Tensor]
@@ -74,11 +75,11 @@ def initial_loop_state(model: Model, rows: int) -> LoopState:
 
 
 def start_state(model: Model, window: Window, state: State) -> State:
-    """Returns the state that a window starts from, through which no gradient flows back.
+    """Returns the state at a window's first step, cut by stop_gradient: truncated back-propagation.
 
-    This is where back-propagation is truncated: `detach` is `tf.stop_gradient`, and there is no
-    other place. A row that starts anew gets the initial state, which is not cut, so that a learned
-    initial state learns.
+    This is the only place where back-propagation is truncated: `detach` is `tf.stop_gradient`. A
+    row that starts anew gets the initial state, which is not cut, so that a learned initial state
+    gets a gradient.
     """
     state = detach(state)
     if window.start is None:
@@ -87,7 +88,7 @@ def start_state(model: Model, window: Window, state: State) -> State:
 
 
 def continues(window: Window, offset: tf.Tensor) -> tf.Tensor:
-    """Returns whether every row goes on at `offset [B]`, or starts anew: a bool scalar."""
+    """Returns whether every row continues at `offset [B]` or starts anew, as a bool scalar."""
     if window.offset is None:
         return tf.constant(True)
     fine = tf.equal(window.offset, offset)
@@ -101,7 +102,7 @@ def continues(window: Window, offset: tf.Tensor) -> tf.Tensor:
 
 
 def offset_after(window: Window, offset: tf.Tensor) -> tf.Tensor:
-    """Returns where the rows stand after `window`, `[B]`."""
+    """Returns the offset of each row in its stream after `window`, `[B]`."""
     if window.offset is None:
         return offset
     moved = (
@@ -135,8 +136,8 @@ def window_sums(result: WindowLoss, weight: tf.Tensor | None) -> Sums:
     """Returns the sum of loss, penalty and metrics over a window, and the weights of the sums.
 
     Args:
-      result: of a window.
-      weight: `[T, B]`, what each step counts. None: 1.
+      result: loss and metrics of a window.
+      weight: `[T, B]`, the weight of each step. None: 1.
 
     Raises:
       ValueError: a metric has the name `loss` or `penalty`.
@@ -167,13 +168,13 @@ def window_gradients(
     *,
     training: bool = True,
 ) -> WindowGradients:
-    """Forward and backward through one window, and no further. Assigns nothing.
+    """Computes the gradients of one window by truncated back-propagation; assigns no variable.
 
-    With a `scale`, a float32 scalar, what is differentiated is multiplied by it and the gradients
-    are divided by it, see `loss_scale`. `training=False` leaves out dropout and the like.
+    With a `scale`, a float32 scalar, the loss is multiplied by it and the gradients are divided by
+    it, see `loss_scale`. `training=False` leaves out dropout and the like.
 
-    A value that is not finite and reaches nothing that counts changes no gradient; the state that
-    is carried on is the true one, NaN included.
+    A value that is not finite and influences no counted step changes no gradient, see `masking`;
+    the returned state is computed with the true values, NaN included.
     """
     parameters = model.trainable_variables
     how: dict[str, Any] = dict(training=training, seed=seed)
@@ -213,8 +214,8 @@ def apply_update(
 ) -> None:
     """Assigns new parameters and optimizer state where `accept`, a bool scalar, is true.
 
-    With a `scale`, a float32 scalar, the updates are multiplied by it, after all transforms; or the
-    gradients before them, where the optimizer wants that, see `GradientTransform.scale_first`.
+    With a `scale`, a float32 scalar, the updates are multiplied by it after all transforms; or the
+    gradients before them, if the optimizer asks for that, see `GradientTransform.scale_first`.
     """
 
     def scaled(nest: Nest, applies: bool) -> Nest:
@@ -234,26 +235,26 @@ def apply_update(
 
 
 def is_finite(result: WindowGradients) -> tuple[tf.Tensor, tf.Tensor]:
-    """Whether loss and gradients are finite, a bool scalar; and the gradients' norm."""
+    """Returns whether loss and gradients are finite, a bool scalar, and the gradients' norm."""
     norm = global_norm(result.gradients)
     return tf.math.is_finite(norm) & tf.math.is_finite(minimised(result.sums)), norm
 
 
-FAULTLESS, FAULT_OF_LOSS = -1, 0  # what `find_fault` returns beside 1 + the place of a parameter
+FAULTLESS, FAULT_OF_LOSS = -1, 0  # `find_fault` returns one of these, or 1 + a parameter's index
 
 
 def find_fault(result: WindowGradients, finite: tf.Tensor) -> tf.Tensor:
-    """Returns what of a window is not finite, an int64 scalar.
+    """Finds which value of a window is not finite, the loss or a gradient: an int64 scalar.
 
-    It is told by the sums that the norm is made of, so it costs nothing. One that is infinite may
-    be of finite values above 1e19, and gives way to one that is NaN.
+    It reads the sums of squares that the norm is computed from, so it costs nothing. An infinite
+    sum may come from finite values above 1e19, so a sum that is NaN is preferred.
 
     Args:
-      result: of the window.
-      finite: what `is_finite` says of it.
+      result: the gradients and sums of the window.
+      finite: whether they are finite, as `is_finite` returns it.
 
     Returns:
-      FAULTLESS where `finite`; FAULT_OF_LOSS; or k + 1 for the gradient of parameter k, the first.
+      FAULTLESS if `finite`; FAULT_OF_LOSS; or k + 1 for the first gradient, that of parameter k.
     """
     sums = tf.stack(sums_of_squares(result.gradients))
     loss = tf.math.is_finite(minimised(result.sums))
@@ -264,7 +265,7 @@ def find_fault(result: WindowGradients, finite: tf.Tensor) -> tf.Tensor:
 
 
 def describe_fault(model: Model, number: int) -> str:
-    """Returns what `fault` found, in words: the subject of a sentence."""
+    """Describes what `find_fault` found in words, as the subject of a sentence."""
     if number == FAULT_OF_LOSS:
         return "its loss"
     parameter = model.trainable_variables[number - 1]

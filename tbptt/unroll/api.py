@@ -1,4 +1,4 @@
-"""`unroll`: the one door through which a cell runs over a window."""
+"""`unroll`: runs a cell over a window, with resets of single rows, on the backend of choice."""
 
 import tensorflow as tf
 
@@ -13,7 +13,7 @@ KEEP = ("gates", "states")  # what a layer keeps for the gradient: see `recomput
 
 
 def check_backend(backend: str, *own: str) -> None:
-    """Raises ValueError unless `unroll` knows this backend, or it is one of a layer's `own`."""
+    """Raises ValueError unless `backend` is one of `unroll`'s or of the layer's `own`."""
     checks.check_choice("backend", backend, ["auto", *BACKENDS, *own])
 
 
@@ -26,7 +26,7 @@ def unroll(
     initial_state: State | None = None,
     backend: str = "auto",
 ) -> tuple[Nest, State]:
-    """Runs `cell` over all `T` steps of a window.
+    """Runs `cell` over all `T` steps of a window, resetting rows where `controls.reset` says so.
 
         state_t = initial_state where reset_t else state_{t-1}
         output_t, state_t = cell(inputs_t, state_t)
@@ -38,15 +38,16 @@ def unroll(
       cell: `(inputs_t, state) -> (output_t, state)`, leaves `[B, ...]`; the new state has
         the structure, shapes and dtypes of the old one. May close over variables.
       inputs: a nest of `[T, B, ...]`, T and B static.
-      state: a nest of `[B, ...]`: what the rows remember from the window before.
-      controls: resets inside the window, factors on the gradient between steps, and which step's
+      state: a nest of `[B, ...]`, the rows' state after the window before.
+      controls: resets inside the window, factors on the gradient between steps, and the step whose
         state is returned, see `Controls`. With `advance` that state is a constant; without, it is
-        the one after the last step, with its gradient. What is None costs nothing.
-      initial_state: what a row that resets starts from, like `state`. None: zeros.
+        the one after the last step, with its gradient. Fields that are None cost nothing.
+      initial_state: the state of a row after a reset, like `state`. None: zeros.
       backend: `reference`, `scan`, or `auto`, which is `scan`.
 
     Returns:
-      outputs, a nest of `[T, B, ...]`, and the state after the last step, or `advance`.
+      The outputs, a nest of `[T, B, ...]`, and the state after the last step, or after `advance`
+      steps.
 
     Raises:
       ValueError, TypeError: shapes, dtypes or the backend's name do not fit.
@@ -71,7 +72,7 @@ def check_window(
     controls: Controls,
     initial_state: State | None,
 ) -> State:
-    """Checks what `unroll` is given; returns the initial state to select at a reset."""
+    """Checks the arguments of `unroll` and returns the initial state to select at a reset."""
     reset, gradient_scale, advance = controls
     first = tf.nest.flatten(inputs)[0]
     if first.shape.rank is None or None in first.shape[:2]:

@@ -1,16 +1,16 @@
-"""What a function with a gradient of its own may close over: nothing that wants a gradient."""
+"""Refuses custom-gradient functions that read outside variables, which would get no gradient."""
 
 from typing import Any
 
 
 def check_closes_over_nothing(name: str, traced: Any) -> None:
-    """Raises ValueError if a traced function reads a variable or a tensor from outside.
+    """Raises ValueError if a traced function reads a variable or a floating tensor from outside.
 
-    A gradient that we compute ourselves goes to arguments alone, so what came in by another way
-    would get none, and no error.
+    A custom gradient goes to the arguments only, so a captured variable or tensor would silently
+    get none.
 
     Args:
-      name: of the function, as the subject of the message.
+      name: the function's name, as the subject of the message.
       traced: a `ConcreteFunction`. Integers and bools may come from outside: they get no gradient.
 
     Example:

@@ -1,9 +1,10 @@
-"""LSTM and GRU over a whole window by cuDNN, NVIDIA's library: one operation a layer and window.
+"""The `cudnn` backend: LSTM and GRU over a whole window by NVIDIA's cuDNN, without resets.
 
-Only on a CUDA GPU, only without resets inside the window, and outside of XLA, which has no kernel
-for the operation: `Trainer(..., jit_compile=False)`. Inside a program that XLA compiles, XLA
-itself refuses the operation; there is no public way of asking earlier, so the operation's name,
-which XLA's message gives, says what to do.
+It runs a layer over a window in one operation, but only on a CUDA GPU, only without resets inside
+the window, and outside of XLA, which has no kernel for the operation:
+`Trainer(..., jit_compile=False)`. Inside a program that XLA compiles, XLA itself refuses the
+operation; there is no public way to check earlier, so the operation's name, which XLA's message
+quotes, says what to do.
 
 cuDNN reads all weights from one flat vector:
 
@@ -32,12 +33,12 @@ DTYPES = (tf.float32, tf.float16)
 
 
 def check_layer(dtype: tf.DType, **options: Any) -> None:
-    """Raises unless cuDNN can run a layer; to be called where the layer is built.
+    """Raises unless cuDNN can run a layer with these options; called where the layer is built.
 
     Args:
-      dtype: of parameters, inputs and state.
-      **options: of the layer, by name, that cuDNN does not have; each must be off: None, False,
-        0, or zeros.
+      dtype: the type of parameters, inputs and state.
+      **options: the layer's options that cuDNN does not have, by name; each must be off: None,
+        False, 0, or zeros.
 
     Raises:
       ValueError: TensorFlow sees no CUDA GPU; `dtype` is another than float32 or float16; an
@@ -72,7 +73,7 @@ def check_layer(dtype: tf.DType, **options: Any) -> None:
 
 
 def check_controls(controls: Controls) -> None:
-    """Raises ValueError if something is to happen inside the window: one of these is not None.
+    """Raises ValueError if any of the controls, as resets, is given: cuDNN supports none.
 
     Example:
       >>> check_controls(Controls())
@@ -90,7 +91,7 @@ def check_controls(controls: Controls) -> None:
 def lstm(
     inputs: tf.Tensor, w_x: tf.Tensor, w_h: tf.Tensor, b: tf.Tensor, state: Parts
 ) -> tuple[tf.Tensor, Parts]:
-    """What `unroll` makes of `lstm_step`, the input's product included.
+    """Runs an LSTM layer over a window, the product with `w_x` included.
 
     Args:
       inputs: `[T, B, D]`, T and B static.
@@ -100,7 +101,7 @@ def lstm(
       state: hidden and cell, `[B, H]` each.
 
     Returns:
-      outputs `[T, B, H]`, and (hidden, cell) after the last step.
+      The outputs `[T, B, H]`, and (hidden, cell) after the last step.
 
     Raises:
       tf.errors.InvalidArgumentError: when run without a GPU, or compiled by XLA.
@@ -126,7 +127,7 @@ def gru(
     b_h: tf.Tensor,
     state: Parts,
 ) -> tuple[tf.Tensor, Parts]:
-    """What `unroll` makes of `gru_step`, the input's product included.
+    """Runs a GRU layer over a window, the product with `w_x` included.
 
     Args:
       inputs: `[T, B, D]`, T and B static.
@@ -156,7 +157,7 @@ def gru(
 
 
 def pack_lstm(w_x: tf.Tensor, w_h: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """cuDNN's flat vector of a layer's weights, differentiable.
+    """Packs an LSTM's weights into cuDNN's flat vector; differentiable.
 
     Args:
       w_x: `[D, 4H]`, blocks i f g o.
@@ -175,7 +176,7 @@ def pack_lstm(w_x: tf.Tensor, w_h: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def unpack_lstm(flat: tf.Tensor, input_size: int, hidden_size: int) -> Parts:
-    """The weights in cuDNN's flat vector; the two biases of a gate are added up.
+    """Unpacks an LSTM's weights from cuDNN's flat vector, adding the two biases of each gate.
 
     Args:
       flat: `[4H (D + H) + 8H]`.
@@ -198,7 +199,7 @@ def unpack_lstm(flat: tf.Tensor, input_size: int, hidden_size: int) -> Parts:
 
 
 def pack_gru(w_x: tf.Tensor, w_h: tf.Tensor, b: tf.Tensor, b_h: tf.Tensor) -> tf.Tensor:
-    """cuDNN's flat vector of a layer's weights, differentiable.
+    """Packs a GRU's weights into cuDNN's flat vector; differentiable.
 
     Args:
       w_x: `[D, 3H]`, blocks reset, update, candidate.
@@ -219,7 +220,7 @@ def pack_gru(w_x: tf.Tensor, w_h: tf.Tensor, b: tf.Tensor, b_h: tf.Tensor) -> tf
 
 
 def unpack_gru(flat: tf.Tensor, input_size: int, hidden_size: int) -> Parts:
-    """The weights in cuDNN's flat vector; the two biases of reset and update are added up.
+    """Unpacks a GRU's weights from cuDNN's flat vector, adding the biases of reset and update.
 
     Args:
       flat: `[3H (D + H) + 6H]`.
@@ -246,7 +247,7 @@ def unpack_gru(flat: tf.Tensor, input_size: int, hidden_size: int) -> Parts:
 def _run(
     mode: str, inputs: tf.Tensor, params: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor | None
 ) -> Parts:
-    """Outputs `[T, B, H]`, and hidden and cell after the last step, `[1, B, H]` each."""
+    """Runs cuDNN; returns outputs `[T, B, H]`, last hidden state and cell, `[1, B, H]` each."""
     steps, rows = inputs.shape[:2]
     outputs, last_hidden, last_cell, _, _ = tf.raw_ops.CudnnRNNV3(
         input=inputs,
@@ -269,7 +270,7 @@ def _pack(w_x: tf.Tensor, w_h: tf.Tensor, b_x: tf.Tensor, b_h: tf.Tensor) -> tf.
 
 
 def _unpack(flat: tf.Tensor, gates: int, input_size: int, hidden_size: int) -> Parts:
-    """`w_x [D, G]`, `w_h [H, G]` and two biases `[G]`, where G = gates * H."""
+    """Unpacks `w_x [D, G]`, `w_h [H, G]` and two biases `[G]`, where G = gates * H."""
     size = gates * hidden_size
     sizes = [size * input_size, size * hidden_size, size, size]
     checks.check_shape("flat", flat, [sum(sizes)])

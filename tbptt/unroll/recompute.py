@@ -1,4 +1,6 @@
-"""A window in segments that are computed again for the gradient instead of being kept.
+"""Gradient checkpointing: keeps the state between segments of a window, and recomputes the rest.
+
+Layers use it with `keep="states"`: less memory for a second forward pass.
 
 Reference: Chen et al. (2016), Training deep nets with sublinear memory cost; Gruslys et al.
   (2016), Memory-efficient backpropagation through time.
@@ -22,22 +24,22 @@ NO_ADVANCE = (
 
 
 def run(run_segment: Run, inputs: Nest, state: State, weights: Nest) -> tuple[tf.Tensor, State]:
-    """`run_segment` over a whole window, keeping only the state at the segments' borders.
+    """Runs `run_segment` over a window with gradient checkpointing: keeps states between segments.
 
-    The gradient runs each segment forward a second time. What is kept for a window grows with
-    the root of T, beside the inputs and outputs themselves; the forward pass is paid twice.
+    The backward pass runs each segment forward a second time. The memory for a window grows with
+    the root of T, beside the inputs and outputs themselves.
 
     Args:
       run_segment: may close over no variable and no tensor of a floating type.
-      inputs: a nest of `[T, B, ...]`; what is not of a floating type gets no gradient.
+      inputs: a nest of `[T, B, ...]`; only floating types get a gradient.
       state: a nest of `[B, ...]`.
-      weights: a nest of whatever else gets a gradient.
+      weights: a nest of all other tensors that get a gradient.
 
     Returns:
-      outputs `[T, B, ...]`, and the state after the last step.
+      The outputs `[T, B, ...]`, and the state after the last step.
 
     Raises:
-      ValueError: `run_segment` closes over what would get no gradient.
+      ValueError: `run_segment` closes over a variable or tensor that would get no gradient.
 
     Example: a running sum.
       >>> total = lambda x, s, w: (tf.cumsum(x) * w + s, tf.reduce_sum(x, 0) * w + s)
@@ -61,7 +63,7 @@ def run(run_segment: Run, inputs: Nest, state: State, weights: Nest) -> tuple[tf
 
 
 def segment_length(steps: int) -> int:
-    """About the root of `steps`, and where possible a divisor of it.
+    """Returns a segment length near the root of `steps`, if possible a divisor of it.
 
     >>> [segment_length(steps) for steps in (1, 7, 35, 64, 512)]
     [1, 3, 5, 8, 16]
@@ -74,12 +76,12 @@ def segment_length(steps: int) -> int:
 def _run_equal(
     run_segment: Run, inputs: Nest, state: State, weights: Nest
 ) -> tuple[tf.Tensor, State]:
-    """`inputs` a nest of `[count, length, B, ...]`; outputs likewise."""
+    """Runs segments of equal length; `inputs` is a nest of `[count, length, B, ...]`."""
     given = (inputs, state, weights)
     count = tf.nest.flatten(inputs)[0].shape[0]
 
     def loop(body: Callable, carried: list, kept: list[tf.TensorSpec]) -> tuple[list, list]:
-        """`body(k, carried) -> (carried, kept)` for k = 0, 1, ...; kept of call j at index j."""
+        """Runs `body(k, carried) -> (carried, kept, index)` for all k; stores `kept` at `index`."""
         arrays = [tf.TensorArray(s.dtype, size=count, element_shape=s.shape) for s in kept]
 
         def turn(k: tf.Tensor, carried: list, arrays: list) -> tuple:

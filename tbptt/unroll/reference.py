@@ -1,4 +1,4 @@
-"""What unrolling means. Every other backend must equal this one."""
+"""The reference backend: defines what unrolling a cell means; every other backend must equal it."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def run(
     controls: Controls,
     initial_state: State,
 ) -> tuple[Nest, State]:
-    """A Python loop over t. Slow to trace and to compile, on purpose: it is the definition."""
+    """Runs a cell in a Python loop over t: slow to trace and compile, but the definition."""
     reset, gradient_scale, advance = controls
     outputs, states = [], []
     for t in range(tf.nest.flatten(inputs)[0].shape[0]):

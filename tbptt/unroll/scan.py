@@ -1,4 +1,4 @@
-"""One `tf.while_loop` over the steps: any cell, one copy of it, compiled or not."""
+"""The `scan` backend: runs any cell over a window in one `tf.while_loop`, with resets."""
 
 import tensorflow as tf
 
@@ -15,7 +15,7 @@ def run(
     controls: Controls,
     initial_state: State,
 ) -> tuple[Nest, State]:
-    """See `unroll`. The gradient is TensorFlow's own: the loop run backwards."""
+    """Runs a cell in a `tf.while_loop`, which TensorFlow differentiates; see `unroll`."""
     reset, gradient_scale, advance = controls
     steps = tf.nest.flatten(inputs)[0].shape[0]
     # A TensorArray and not inputs[t]: the gradient of a slice is as large as the whole.
@@ -54,7 +54,7 @@ def _array(steps: int, dtype: tf.DType, shape: tf.TensorShape) -> tf.TensorArray
 
 
 def _output_spec(cell: Cell, inputs: Nest, state: State) -> Nest:
-    """Shapes and dtypes of one step's output: the cell is traced, not run."""
+    """Returns shapes and dtypes of one step's output; the cell is traced, not run."""
     input_spec = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), inputs)
     state_spec = tf.nest.map_structure(lambda s: tf.TensorSpec(s.shape, s.dtype), state)
     traced = tf.function(cell, autograph=False).get_concrete_function(input_spec, state_spec)

@@ -1,1 +1,1 @@
-"""Programs that measure: speed beside other systems, memory, crashes, several devices."""
+"""Tools that measure: speed against other frameworks, memory, crashes, scaling over devices."""

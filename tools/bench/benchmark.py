@@ -1,4 +1,4 @@
-"""One command, one table: what a window of training costs, here and in other systems.
+"""Measures the time of a training window here and in PyTorch, Keras and JAX, as a table.
 
     python -m tools.bench.benchmark
     python -m tools.bench.benchmark --sizes=char --contestants=ours-fused-xla,torch --rounds=5
@@ -7,16 +7,16 @@
     python -m tools.bench.benchmark --sizes=words --contestants=ours-fused-xla,ours-chunked
 
 Every contestant is a process of its own. All are built first; then they train in turn, one
-call a round, in another order every round, while the others wait: so whatever slows the
-machine down slows all of them. Times are medians over the rounds, ratios are medians of the
-ratios within a round: the time of the best peer, or of the first contestant where there is
-no peer, over that of the row: above 1, the row is faster.
+call a round, in another order every round, while the others wait, so that anything that slows the
+machine slows all of them. Times are medians over the rounds. Ratios are medians of the ratios
+within a round: the time of the best peer, or of the first contestant if there is no peer, over
+that of the row; above 1, the row is faster.
 
-The ceiling is the fastest large float32 matrix product, of NumPy's, PyTorch's and XLA's,
-measured in the same rounds; a contestant's share of it counts the arithmetic of its matrix
-products, and nothing else. XLA's own ceiling is shown beside it.
-Memory is the growth of the process's peak over what it was after the imports. The first step
-is from after the imports to after the first window: building, tracing and compiling.
+The ceiling is the fastest large float32 matrix product among NumPy's, PyTorch's and XLA's,
+measured in the same rounds; a contestant's share of it counts only the arithmetic of its matrix
+products. XLA's own ceiling is shown beside it. Memory is the growth of the process's peak after
+the imports. The first step is the time from the end of the imports to the end of the first window:
+building, tracing and compiling.
 """
 
 import dataclasses
@@ -46,12 +46,12 @@ from tools.bench.workers import Worker, WorkerError
 SIZE_NAMES = flags.DEFINE_list(
     "sizes",
     ["char", "small", "ptb_small", "deep"],
-    f"What is trained, of {', '.join(SIZES)}; empty: only the plot.",
+    f"Models to train, of {', '.join(SIZES)}; empty: only the plot.",
 )
 NAMES = flags.DEFINE_list(
     "contestants",
     list(CONTESTANTS),
-    f"Who trains it; what the default leaves out: {', '.join(EXTRAS)}.",
+    f"Contestants; the default leaves out: {', '.join(EXTRAS)}.",
 )
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of every contestant.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "File for the results; written after every size.")
@@ -59,7 +59,7 @@ PLOT = flags.DEFINE_string("plot", None, "PNG file for speed by hidden size and 
 PLOT_ROUNDS = flags.DEFINE_integer("plot_rounds", 5, "Turns for each point.", lower_bound=1)
 TIMEOUT = flags.DEFINE_float("timeout", 900.0, "Seconds that a build or a turn may take.")
 
-# Whose times a peer's is compared with, and what a family's best is taken from: float32 only.
+# The contestants of each framework, of which the fastest is compared; float32 only.
 FAMILIES = {
     "ours": ("ours-fused-xla", "ours-fused-plain", "ours-scan-xla"),
     "torch": ("torch", "torch-one-thread"),
@@ -71,9 +71,9 @@ RESETS, WITHOUT_RESETS = "ours-fused-xla-resets", "ours-fused-xla"
 PACKAGES = ("tensorflow", "torch", "keras", "jax")
 INSTRUCTIONS = ("avx2", "avx512f", "amx_tile")
 PRODUCTS_A_TURN = 5
-PAUSE = 0.05  # seconds before a turn: the threads of the one before come to rest
+PAUSE = 0.05  # seconds before a turn, in which the threads of the last contestant come to rest
 
-# What a line shows: the faster of these at each point.
+# The contestants of each line of the plot, of which the fastest is shown at each point.
 LINES = {
     "tbptt": ("ours-fused-xla",),
     "torch": ("torch", "torch-one-thread"),
@@ -82,20 +82,20 @@ LINES = {
 }
 HIDDEN_SIZES, HIDDEN_AT = (64, 128, 256, 512, 1024), 64
 WINDOW_LENGTHS, LENGTHS_AT = (8, 16, 32, 64, 128, 256), 256
-FLOPS_A_TURN = 4e10  # of a point in the plot: about a second
+FLOPS_A_TURN = 4e10  # arithmetic of a turn at one point of the plot: about a second
 
 Item = TypeVar("Item")
 
 
 @dataclasses.dataclass
 class Entry:
-    """What was measured of one contestant.
+    """The measurements of one contestant.
 
     Attributes:
       times: milliseconds a window, one a round.
       first_step_s, peak_mb: see the module.
-      loss: of the first window, in nats.
-      error: why there is nothing to show, or None.
+      loss: the loss of the first window, in nats.
+      error: the reason why there are no measurements, or None.
     """
 
     times: list[float] = dataclasses.field(default_factory=list)
@@ -108,7 +108,7 @@ class Entry:
 def measure(
     label: str, size: Size, names: Sequence[str], rounds: int, *, timeout: float = 900.0
 ) -> dict[str, Entry]:
-    """Builds all of `names`, then lets them train in turn. What fails keeps its reason."""
+    """Builds all of `names`, then lets them train in turn; an entry keeps a failure's reason."""
     entries = {name: Entry() for name in names}
     workers: dict[str, Worker] = {}
 
@@ -141,7 +141,7 @@ def measure(
 
 
 def tracked(items: Sequence[Item], label: str) -> Iterator[Item]:
-    """The items; says on standard error which one it is, of how many, and the time left."""
+    """Yields items and shows progress on standard error: the item, its number and the time left."""
     bar = tqdm.tqdm(
         total=len(items), desc=label, leave=False, disable=not sys.stderr.isatty(), unit=""
     )
@@ -158,18 +158,18 @@ def tracked(items: Sequence[Item], label: str) -> Iterator[Item]:
 
 
 def ratio(times: Sequence[float], other: Sequence[float]) -> float:
-    """The median over the rounds of the other's time over this one's."""
+    """Returns the median over the rounds of the other's time divided by this one's."""
     return statistics.median(b / a for a, b in zip(times, other, strict=True))
 
 
 def best(times: Mapping[str, Sequence[float]], names: Sequence[str]) -> str | None:
-    """Who of `names` has the lowest median; None if there is no one."""
+    """Returns the name of `names` with the lowest median time, or None if none was measured."""
     there = [name for name in names if name in times]
     return min(there, key=lambda name: statistics.median(times[name]), default=None)
 
 
 def evaluate(label: str, size: Size, entries: Mapping[str, Entry]) -> dict[str, Any]:
-    """Everything that is shown of one size, for the table and for JSON."""
+    """Computes all figures of one size, for the table and for JSON."""
     times = {name: entry.times for name, entry in entries.items() if entry.error is None}
     medians = {name: statistics.median(measured) for name, measured in times.items()}
     speeds = {
@@ -223,12 +223,12 @@ def evaluate(label: str, size: Size, entries: Mapping[str, Entry]) -> dict[str, 
 
 
 def number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Returns the value, or None if it is not finite, because JSON has no NaN."""
     return value if math.isfinite(value) else None
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The contestants of one size, in Markdown that is aligned as text, too."""
+    """Returns the contestants of one size as a Markdown table that is aligned as text, too."""
     columns: dict[str, Callable[[Any], str]] = {
         "contestant": lambda row: row["name"],
         "ms a window": lambda row: form(row["ms"], ",.2f"),
@@ -245,12 +245,12 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def form(value: float | None, spec: str) -> str:
-    """A number, or a dash where there is none."""
+    """Formats a number, or returns a dash for None."""
     return "-" if value is None else format(value, spec)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; all columns but those of words are flushed right."""
+    """Returns a Markdown table; all columns but those of words are aligned right."""
     words = ("contestant", "why not")
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     lines = []
@@ -269,7 +269,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """One size in one line."""
+    """Returns a summary of one size in one line."""
     if result["ours_ms"] is None:
         return f"{result['size']}: ours was not measured"
     ratios = [
@@ -289,7 +289,7 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
+    """Describes this machine: processor, cores, versions of the packages and the date."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -314,33 +314,33 @@ def machine() -> dict[str, Any]:
 
 
 def heading(about: Mapping[str, Any]) -> str:
-    """`machine()` in one line."""
+    """Returns `machine()` as one line."""
     versions = [f"{name} {version or 'missing'}" for name, version in about["versions"].items()]
     parts = [about["date"], about["cpu"], f"{about['cores']} cores", *about["instructions"]]
     return ", ".join([*parts, *versions])
 
 
 def write_json(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the file whole, or not at all."""
+    """Writes a JSON file, completely or not at all."""
     beside = path.with_name(path.name + ".partial")
     beside.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", "utf-8")
     os.replace(beside, path)
 
 
 def with_ceilings(names: Sequence[str]) -> list[str]:
-    """The contestants, and the products that can be measured here."""
+    """Returns the contestants and the matrix products whose package is installed."""
     return [*names, *(name for name, one in CEILINGS.items() if find(one.packages[0]))]
 
 
 def find(package: str) -> bool:
-    """Whether it is installed."""
+    """Returns whether a package is installed."""
     return importlib.util.find_spec(package) is not None
 
 
 def sweep(
     points: Sequence[tuple[int, int]], rounds: int, *, timeout: float
 ) -> dict[tuple[int, int], dict[str, float]]:
-    """Tokens a second of each line, at each `(hidden, window_length)`."""
+    """Measures tokens per second of each line of the plot, at each `(hidden, window_length)`."""
     names, found = [name for line in LINES.values() for name in line], {}
     for place, (hidden, window_length) in enumerate(points):
         size = Size(32, window_length, 128, hidden, 1, 256, windows_per_call=1)
@@ -362,7 +362,7 @@ def sweep(
 
 
 def sweep_table(found: Mapping[tuple[int, int], Mapping[str, float]]) -> str:
-    """The figures of the plot: tokens a second."""
+    """Returns the figures of the plot, tokens per second, as a table."""
     header = ["hidden", "window length", *(f"{line} tokens/s" for line in LINES)]
     rows = [
         [str(hidden), str(length), *(form(speeds.get(line), ",.0f") for line in LINES)]
@@ -376,7 +376,7 @@ def draw(
     panels: Sequence[tuple[str, Sequence[tuple[int, int]], int]],
     path: str,
 ) -> None:
-    """Tokens a second in panels of `(title, points, which of the two is the x axis)`."""
+    """Plots tokens per second in panels `(title, points, index of the x axis in a point)`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -425,7 +425,7 @@ def plot(path: str, rounds: int, *, timeout: float) -> None:
 
 
 def check_flags() -> None:
-    """Tells a wrong name, or a missing package, before minutes are spent."""
+    """Ends the program with a message if a flag is wrong or a package is missing."""
     for flag, given, known in (
         ("sizes", SIZE_NAMES.value, SIZES),
         ("contestants", NAMES.value, {**CONTESTANTS, **EXTRAS}),
@@ -441,7 +441,7 @@ def check_flags() -> None:
 
 
 def main(_: list[str]) -> None:
-    """The tables, and the plot if one is asked for."""
+    """Prints a table for each size, and draws the plot if --plot is given."""
     check_flags()
     signal.signal(signal.SIGTERM, end)
     about = machine()
@@ -467,7 +467,7 @@ def main(_: list[str]) -> None:
 
 
 def describe(label: str, size: Size) -> str:
-    """What is trained, in one line."""
+    """Describes a size in one line."""
     return (
         f"{label}: {size.rows} rows, windows of {size.window_length}, embedding {size.embedding}, "
         f"{size.layers} x {size.hidden} units, vocabulary {size.vocabulary:,}; "
@@ -476,7 +476,7 @@ def describe(label: str, size: Size) -> str:
 
 
 def end(*_: Any) -> NoReturn:
-    """On the signal to end: as on Ctrl-C, the workers go first."""
+    """Handles SIGTERM as Ctrl-C, so that the workers are closed first."""
     raise KeyboardInterrupt
 
 

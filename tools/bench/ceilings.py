@@ -1,6 +1,6 @@
-"""What the machine can do: large float32 matrix products.
+"""Measures the machine's ceiling: the speed of large float32 matrix products.
 
-Whose product is fastest differs from processor to processor. TensorFlow's are compiled by XLA.
+The fastest library differs from processor to processor. TensorFlow's products are compiled by XLA.
 """
 
 import functools
@@ -14,7 +14,7 @@ from tools.bench.contestants import Contestant, Run, Size
 
 
 def product(_: Size, *, package: str, shape: tuple[int, int, int]) -> Run:
-    """A float32 matrix product `[m, k] @ [k, n]`, so many times; there is no loss."""
+    """Builds a float32 matrix product `[m, k] @ [k, n]` as a contestant without a loss."""
     m, k, n = shape
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(shape, np.float32) for shape in ((m, k), (k, n)))
@@ -50,6 +50,6 @@ CEILINGS: dict[str, Contestant] = {
 
 
 def ceiling_flops(name: str) -> float:
-    """Of one product of the ceiling `name`."""
+    """Returns the floating-point operations of one product of the ceiling `name`."""
     m, k, n = PRODUCTS[name.rpartition("-")[2]]
     return 2.0 * m * k * n

@@ -1,11 +1,11 @@
-"""Whether many replicas do what one does: the same training, on one device and on several.
+"""Checks that data-parallel training on many replicas gives the losses of a single device.
 
     python -m tools.bench.compare_replicas --windows=200
 
-An LSTM on documents, so that rows start anew inside windows, with clipping by the global norm and
-Adam: on one device, on two and four logical devices of this CPU, and in two processes over
-loopback. What is told is by how much the loss of any window differs from that of one device, in
-units of it. The exit status is 1 if that is more than --tolerance.
+It trains an LSTM on documents, so that rows are reset inside windows, with clipping by the global
+norm and Adam: on one device, on two and four logical devices of this CPU, and in two processes over
+loopback. It prints the largest relative difference of a window's loss from that on one device. The
+exit status is 1 if that is more than --tolerance.
 """
 
 import json
@@ -43,10 +43,10 @@ SETUPS = {
 
 
 def losses(windows: int, devices: int) -> tuple[list[float], bool]:
-    """Of every window; and whether this process is to write them."""
+    """Returns the loss of every window, and whether this process must write them."""
     replicas = replicas_of(Options(logical_devices=devices))
     rng = np.random.default_rng(0)
-    texts = [  # each counts on from somewhere, with misprints
+    texts = [  # each counts upwards from a random number, with some wrong tokens
         np.where(rng.random(length) < 0.2, rng.integers(VOCABULARY), np.arange(length))
         for length in rng.integers(5, 60, 400)
     ]
@@ -73,7 +73,7 @@ def losses(windows: int, devices: int) -> tuple[list[float], bool]:
 
 
 def main(argv: list[str]) -> None:
-    """Trains, or starts all who train and compares."""
+    """Trains and writes losses, or starts all processes that do and compares them."""
     del argv
     if LOSSES.value:
         logging.set_verbosity(logging.WARNING)

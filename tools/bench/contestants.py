@@ -1,10 +1,10 @@
-"""One training step of one language model, as each system would have it written.
+"""Trains the same language model in TensorFlow (ours), PyTorch, Keras and JAX, for comparison.
 
 Every contestant trains embedding, LSTM layers and readout on the same windows of tokens: mean
 cross entropy, backward, clipping by the global norm, SGD, the state carried from window to
-window. First weights are each system's own. A builder takes a `Size` and returns a function that
-trains on so many windows, waits until they are done, and returns their mean loss in nats. What a
-contestant needs is imported when it is built, so this file imports without any of it.
+window. Initial weights are each framework's own. A builder takes a `Size` and returns a function
+that trains on a number of windows, waits until they are done, and returns their mean loss in nats.
+A contestant imports its packages when it is built, so this file imports none of them.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ Run = Callable[[int], float]
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """A system that the benchmark measures.
+    """A training program that the benchmark measures.
 
     Attributes:
-      packages: imported before the clock of the first step starts.
-      build: the program, not run yet.
+      packages: the packages to import before the clock of the first step starts.
+      build: builds the program without running it.
     """
 
     packages: tuple[str, ...]
@@ -39,7 +39,7 @@ class Size:
 
     Attributes:
       rows, window_length, embedding, hidden, layers, vocabulary: B, T, D, H, L, V.
-      windows_per_call: how many windows a system trains in one call, where it can.
+      windows_per_call: the number of windows that a framework trains in one call, if it can.
     """
 
     rows: int
@@ -52,12 +52,12 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """Returns the number of tokens in a window, T * B."""
+        """The number of tokens in a window, T * B."""
         return self.rows * self.window_length
 
     @property
     def product_flops(self) -> float:
-        """Of the matrix products of one training step: forward, and twice that backward."""
+        """The floating-point operations of a step's matrix products: three times the forward."""
         inputs = [self.embedding] + [self.hidden] * (self.layers - 1)
         weights = sum(4 * self.hidden * (size + self.hidden) for size in inputs)
         weights += self.hidden * self.vocabulary
@@ -65,7 +65,7 @@ class Size:
 
     @property
     def parameters(self) -> int:
-        """Numbers that are trained, and that replicas add up the gradients of."""
+        """The number of trained parameters, which is the size of the gradients' all-reduce."""
         inputs = [self.embedding] + [self.hidden] * (self.layers - 1)
         layers = sum(4 * self.hidden * (size + self.hidden + 1) for size in inputs)
         return self.vocabulary * self.embedding + layers + (self.hidden + 1) * self.vocabulary
@@ -84,7 +84,7 @@ SIZES = {
 
 
 def windows_of(size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, `[K, T, B]` int32 each: row b reads on from window to window."""
+    """Returns inputs and targets, `[K, T, B]` int32 each; row b continues from window to window."""
     steps = size.windows_per_call * size.window_length
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, size.vocabulary, [steps + 1, size.rows], np.int32)
@@ -103,16 +103,16 @@ def build_ours(
     strategy: str = "one",
     **options: Any,
 ) -> tuple[Any, Any, Any]:
-    """`tbptt.Trainer`, its first loop state, and a chunk of windows on the device.
+    """Builds a `tbptt.Trainer`, its first loop state, and a chunk of windows on the device.
 
     Args:
-      size: what is trained.
-      backend, jit_compile: how.
-      resets: every row starts anew somewhere in every window.
-      bfloat16: of the products.
+      size: the sizes of the model and of the windows.
+      backend, jit_compile: see `tbptt.LSTM` and `tbptt.Trainer`.
+      resets: whether every row is reset at a random step in every window.
+      bfloat16: whether matrix products are computed in bfloat16.
       readout: "chunked", "adaptive" or "sampled"; None: all logits at once.
-      strategy: of `tbptt.distribution.open_replicas`; each replica has the rows of `size`.
-      options: of `tbptt.LSTM`.
+      strategy: see `tbptt.distribution.open_replicas`; each replica has the rows of `size`.
+      options: further arguments of `tbptt.LSTM`.
     """
     import tensorflow as tf
 
@@ -165,7 +165,7 @@ def build_ours(
 
 
 def ours(size: Size, **options: Any) -> Run:
-    """`tbptt.Trainer`, many windows a call; options as of `build_ours`."""
+    """Builds `tbptt.Trainer`, many windows a call, as a contestant; options as in `build_ours`."""
     import tensorflow as tf
 
     trainer, loop_state, chunk = build_ours(size, **options)
@@ -181,9 +181,9 @@ def ours(size: Size, **options: Any) -> Run:
 
 
 def torch_lstm(size: Size, *, bfloat16: bool = False, threads: int | None = None) -> Run:
-    """`torch.nn.LSTM`, the state detached between windows; on a GPU if there is one.
+    """Builds `torch.nn.LSTM`, the state detached between windows; on a GPU if there is one.
 
-    Else on all cores, or so many threads.
+    On a CPU it uses all cores, or `threads` threads.
     """
     import torch
 
@@ -227,7 +227,7 @@ def torch_lstm(size: Size, *, bfloat16: bool = False, threads: int | None = None
 
 
 def keras_lstm(size: Size, *, jit_compile: bool = False) -> Run:
-    """`keras.layers.LSTM(stateful=True)` in `fit`, many windows an execution."""
+    """Builds `keras.layers.LSTM(stateful=True)`, trained by `fit`, many windows an execution."""
     import keras
     import tensorflow as tf
 
@@ -261,7 +261,7 @@ def keras_lstm(size: Size, *, jit_compile: bool = False) -> Run:
 
 
 def jax_scan(size: Size) -> Run:
-    """`jax.lax.scan` over the steps, input products before it, many windows a jitted call."""
+    """Builds a `jax.lax.scan` over the steps, input products before it, many windows a call."""
     import jax
     import jax.numpy as jnp
 
@@ -324,7 +324,7 @@ def jax_scan(size: Size) -> Run:
     return run
 
 
-# Importing tbptt first keeps TensorFlow from talking while it is imported.
+# tbptt is imported first, which keeps TensorFlow's import from logging.
 OURS, KERAS, TORCH = ("tbptt",), ("tbptt", "keras"), ("torch",)
 CONTESTANTS: dict[str, Contestant] = {
     "ours-fused-xla": Contestant(OURS, ours),
@@ -336,7 +336,7 @@ CONTESTANTS: dict[str, Contestant] = {
         OURS, lambda size: ours(size, bfloat16=True, jit_compile=False)
     ),
     "torch": Contestant(TORCH, torch_lstm),
-    # Its threads meet after every operation, which can cost a small network more than they bring.
+    # Threads synchronise after every operation, which can cost a small network more than it gains.
     "torch-one-thread": Contestant(TORCH, lambda size: torch_lstm(size, threads=1)),
     "torch-bfloat16": Contestant(TORCH, lambda size: torch_lstm(size, bfloat16=True)),
     "keras": Contestant(KERAS, keras_lstm),
@@ -344,7 +344,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "jax": Contestant(("jax",), jax_scan),
 }
 
-# What else can be measured when it is named.
+# Options of ours that are measured only if --contestants names them.
 OPTIONS: dict[str, dict[str, Any]] = {
     "recurrent-dropout": dict(recurrent_dropout=0.2),
     "weight-dropout": dict(weight_dropout=0.3),

@@ -1,14 +1,14 @@
-"""What a window of training costs on many devices: a model, and measurements to hold it against.
+"""Models the cost of a training window on many devices, and compares it with measurements.
 
-Every replica has the rows of the size (weak scaling). A window costs what it computes, what it
-takes to start its pieces one by one, and the sum of the gradients:
+Every replica has the rows of the size (weak scaling). The time of a window is the sum of its
+computation, of starting its parts one by one, and of the all-reduce of the gradients:
 
     compute  = product flops / (peak * share) + 2 * window_length * layers * step
     reduce   = sum over levels of 2 (m - 1) (latency + bytes / m / bandwidth),  bytes <- bytes / m
     window   = compute + dispatch + reduce
 
-which is a ring inside each level, as on a host, then one among them for each member's share
-(Patarasuk & Yuan, 2009).
+The reduction is a ring inside each level, as on a host, then one ring between hosts for each
+member's share (Patarasuk & Yuan, 2009).
 """
 
 import contextlib
@@ -26,16 +26,16 @@ from tools.bench.contestants import SIZES, Size
 from tools.bench.workers import Worker
 from tools.cluster import free_addresses, tf_config
 
-# For all alike: one thread, and the memory that `open_replicas` asks for.
+# The same for all processes: one thread, and the allocator that `open_replicas` asks for.
 ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1", "TF_CPU_ALLOCATOR_USE_BFC": "true"}
 
 
 class Level(NamedTuple):
-    """Members that exchange over links of one kind.
+    """A group of members that exchange gradients over links of one kind.
 
     Attributes:
-      members: how many take part in one ring.
-      bandwidth: bytes a second out of a member, with as many into it.
+      members: the number of members in one ring.
+      bandwidth: bytes per second out of a member, with the same into it.
       latency: seconds of one exchange.
     """
 
@@ -45,12 +45,14 @@ class Level(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """Attributes:
-    flops: a device's peak, a second.
-    share: of the peak that thin products reach.
-    step: seconds that a step of a layer takes at least, forward or backward.
-    dispatch: seconds to start the pieces of a window.
-    levels: of links, the innermost first.
+    """The devices and links that the cost model describes.
+
+    Attributes:
+      flops: peak of a device, in floating-point operations per second.
+      share: the share of the peak that thin matrix products reach.
+      step: the shortest time of a step of a layer, forward or backward, in seconds.
+      dispatch: seconds to start the parts of a window.
+      levels: the levels of links, the innermost first.
     """
 
     flops: float
@@ -61,7 +63,7 @@ class Machine(NamedTuple):
 
     @property
     def replicas(self) -> int:
-        """Of all levels together."""
+        """The number of replicas in all levels together."""
         return math.prod(level.members for level in self.levels)
 
 
@@ -78,7 +80,7 @@ MACHINES = {
 
 
 class Cost(NamedTuple):
-    """Seconds of a window."""
+    """The parts of a window's time, in seconds."""
 
     compute: float
     dispatch: float
@@ -86,17 +88,17 @@ class Cost(NamedTuple):
 
     @property
     def window(self) -> float:
-        """All of them."""
+        """The time of a whole window, in seconds."""
         return sum(self)
 
     @property
     def efficiency(self) -> float:
-        """Of R replicas: R times the work in a window's time, over that of one device."""
+        """The efficiency of weak scaling: one device's time for a window over R replicas'."""
         return self.compute / self.window
 
 
 def reduce_seconds(levels: Sequence[Level], size_bytes: float) -> float:
-    """Of a sum over all members: a ring inside, then one among the holders of each share.
+    """Returns the time of an all-reduce: a ring inside each level, innermost first.
 
     Example: 4 MB on two devices, over a link of 1 GB/s.
       >>> round(reduce_seconds([Level(2, 1e9, 1e-6)], 4e6), 6)
@@ -110,7 +112,7 @@ def reduce_seconds(levels: Sequence[Level], size_bytes: float) -> float:
 
 
 def cost(size: Size, machine: Machine, wire_bytes: int = 4) -> Cost:
-    """Of a window of which every replica has the rows of `size`."""
+    """Returns the cost of a window in which every replica has the rows of `size`."""
     products = size.product_flops / (machine.flops * machine.share)
     steps = 2 * size.window_length * size.layers * machine.step
     reduce = reduce_seconds(machine.levels, wire_bytes * size.parameters)
@@ -118,7 +120,7 @@ def cost(size: Size, machine: Machine, wire_bytes: int = 4) -> Cost:
 
 
 def predictions(sizes: Sequence[str], machines: dict[str, Machine], wire_bytes: int) -> str:
-    """The table of what the model says."""
+    """Returns a table of the model's predictions."""
     lines = [
         "| size | machine | replicas | compute, ms | dispatch, ms | reduce, ms | efficiency "
         "| tokens/s |",
@@ -137,13 +139,13 @@ def predictions(sizes: Sequence[str], machines: dict[str, Machine], wire_bytes: 
 
 
 class Measured(NamedTuple):
-    """Seconds, one a round.
+    """The measured seconds a window, one number a round.
 
     Attributes:
-      one: a window of the one-device program, in a process by itself.
-      apart: by P: of the many-replica program, in P processes that do not know of each other.
-      together: by P >= 2: the same, trained together.
-      reduce, nothing: a sum of all gradients over two processes, and of one number.
+      one: the one-device program, in a process by itself.
+      apart: by P: the many-replica program in P separate processes that run at the same time.
+      together: by P >= 2: the same program in P processes that train together.
+      reduce, nothing: an all-reduce of all gradients over two processes, and of one number.
     """
 
     one: list[float]
@@ -154,7 +156,7 @@ class Measured(NamedTuple):
 
 
 def measure(size: Size, most: int, rounds: int, windows: int, timeout: float) -> Measured:
-    """All of them in turn, in another order every round.
+    """Measures all programs in turn, in another order every round.
 
     Raises:
       WorkerError: a process cannot go on.
@@ -163,7 +165,7 @@ def measure(size: Size, most: int, rounds: int, windows: int, timeout: float) ->
     with contextlib.ExitStack() as stack:
 
         def group(name: str, count: int) -> list[Worker]:
-            """So many processes that know each other, if they are to train together."""
+            """Starts `count` workers, connected to each other if they train together."""
             addresses = free_addresses(count)
             together = name in ("worker", "reduce", "reduce-nothing")
             workers = []
@@ -191,18 +193,18 @@ def measure(size: Size, most: int, rounds: int, windows: int, timeout: float) ->
                     worker.ask(windows)
                 times.append(max(worker.answer()["seconds"] for worker in workers) / windows)
     for _, times in turns:
-        del times[0]  # what was put off until it was first used
+        del times[0]  # the first round has start-up costs
     return found
 
 
 def link(found: Measured, size_bytes: int) -> tuple[float, float]:
-    """Bandwidth and latency of two processes, from the sums alone."""
+    """Returns bandwidth and latency between two processes, computed from the all-reduces alone."""
     nothing, reduce = statistics.median(found.nothing), statistics.median(found.reduce)
     return size_bytes / (reduce - nothing), nothing / 2
 
 
 def comparison(found: Measured, size_bytes: int, cores: int) -> str:
-    """The table of model and measurement; and where the time goes."""
+    """Returns a table of model and measurement, with the shares of the time."""
     bandwidth, latency = link(found, size_bytes)
     one, alone = statistics.median(found.one), statistics.median(found.apart[1])
     median = statistics.median
@@ -230,7 +232,7 @@ def comparison(found: Measured, size_bytes: int, cores: int) -> str:
 
 
 def own_machine(levels: Sequence[str], flops: float) -> Machine:
-    """From the flags.
+    """Returns the machine that the flags describe.
 
     Raises:
       ValueError: a level is not three positive numbers.

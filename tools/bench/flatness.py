@@ -1,9 +1,9 @@
-"""Shows that time and memory a window do not depend on where the window is, nor on the corpus.
+"""Checks that a window's time and memory depend neither on its place nor on the corpus size.
 
     python -m tools.bench.flatness
 
-Two tables. The first: calls of 250 to 1,000 windows; what a window costs in the first and in
-the last quarter of the longest. The second: the same training on memory-mapped streams of
+It prints two tables. The first: calls of 250 to 1,000 windows; the time of a window in the first
+and in the last quarter of the longest. The second: the same training on memory-mapped streams of
 10^5 and of 10^8 tokens, in processes of their own, taken in turn; medians, and the largest
 resident memory.
 """
@@ -21,7 +21,7 @@ from absl import app, flags
 import tbptt
 from tools.bench import small_model
 
-REPEATS = flags.DEFINE_integer("repeats", 5, "How often each thing is measured; medians count.")
+REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each figure; medians are shown.")
 LARGE = flags.DEFINE_integer("large", 100_000_000, "Tokens of the large stream.")
 SMALL = flags.DEFINE_integer("small", 100_000, "Tokens of the small stream.")
 WINDOWS = flags.DEFINE_integer("call_windows", 1000, "Windows of the longest call.", lower_bound=4)
@@ -76,7 +76,7 @@ def by_size(small: pathlib.Path, large: pathlib.Path) -> None:
 
 
 def main(_: list[str]) -> None:
-    """Both tables, or one measurement."""
+    """Prints both tables, or one measurement as JSON."""
     if TOKEN_FILE.value:
         path = pathlib.Path(TOKEN_FILE.value)
         stream = small_model.open_stream(path, rows=ROWS, window_length=WINDOW)

@@ -1,4 +1,4 @@
-"""The compiled hot loop as StableHLO, which any XLA compiler takes."""
+"""Exports the compiled training loop as StableHLO, which any XLA compiler takes."""
 
 import tbptt  # isort: skip  (before TensorFlow, which is then quiet while it is imported)
 
@@ -13,7 +13,8 @@ class Exported(NamedTuple):
     """A training call as StableHLO text.
 
     Attributes:
-      text: takes loop_state, chunk and all variables; returns loop_state, metrics and variables.
+      text: a module that takes loop_state, chunk and all variables, and returns loop_state, metrics
+        and variables.
       inputs: the tensors and variables that it takes, in order.
     """
 
@@ -22,7 +23,7 @@ class Exported(NamedTuple):
 
 
 def export(trainer: tbptt.Trainer, loop_state: Any, chunk: Any) -> Exported:
-    """One call of a trainer that XLA compiles; nothing is run."""
+    """Exports one call of a trainer that XLA compiles, without running it."""
     program = trainer._program
     text = program.experimental_get_compiler_ir(loop_state, chunk)(stage="stablehlo")
     # TensorFlow leaves copies in it that are no StableHLO; to the same shape, a reshape is one.
@@ -36,7 +37,7 @@ def export(trainer: tbptt.Trainer, loop_state: Any, chunk: Any) -> Exported:
 
 
 def operations_in_loops(hlo: str) -> Counter[str]:
-    """How many operations of each kind the bodies of all loops have, fusions counted as one.
+    """Counts operations by kind in the bodies of all loops; a fusion counts as one.
 
     Args:
       hlo: the text of a compiled module.

@@ -1,13 +1,13 @@
-"""Shows that a corpus far larger than memory is prepared and trained on in little memory, fast.
+"""Checks that a corpus far larger than memory is prepared and trained on in little memory.
 
     python -m tools.bench.large_corpus --folder=/tmp/large
     python -m tools.bench.large_corpus --folder=/tmp/large --tokens=10000000
 
-Writes random text, a document a line (10^9 characters, 10^7 documents: 3.2 GB in the folder when
+It writes random text, a document a line (10^9 characters, 10^7 documents: 3.2 GB in the folder when
 all is done), prepares it with `tools.prepare`, and trains a small model on it, once as documents
-in an order of the epoch's own, once as one long text; beside it the same on a corpus of 10^6
-characters. Every measurement is a process of its own, taken in turn; medians. What is in the
-folder already is not made again.
+in shuffled order, once as one long text; then the same on a corpus of 10^6 characters. Every
+measurement is a process of its own, taken in turn, and medians are shown. Files that are in the
+folder already are not made again.
 """
 
 import json
@@ -25,11 +25,11 @@ import tbptt
 from tbptt.streams import prepared
 from tools.bench import small_model
 
-FOLDER = flags.DEFINE_string("folder", None, "Where texts and corpora are made.")
+FOLDER = flags.DEFINE_string("folder", None, "Folder for texts and corpora.")
 TOKENS = flags.DEFINE_integer("tokens", 1_000_000_000, "Characters of the large corpus.")
-ROUNDS = flags.DEFINE_integer("rounds", 3, "How often each is trained on; medians count.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each corpus; medians are shown.")
 PREPARED = flags.DEFINE_string("prepared", None, "Measure this corpus only, and print JSON.")
-KIND = flags.DEFINE_enum("stream", "documents", ["documents", "text"], "With --prepared: as what.")
+KIND = flags.DEFINE_enum("stream", "documents", ["documents", "text"], "Stream for --prepared.")
 
 SMALL = 1_000_000
 LINE = 100  # characters of a document, on average
@@ -38,7 +38,7 @@ ROWS, WINDOW = 32, 32
 
 
 def write_text(path: pathlib.Path, count: int) -> None:
-    """Random letters, and a line's end after `LINE` of them on average."""
+    """Writes random letters, with a line end after `LINE` of them on average."""
     rng = np.random.default_rng(0)
     with path.open("wb") as file:
         for start in range(0, count, BLOCK):
@@ -49,7 +49,7 @@ def write_text(path: pathlib.Path, count: int) -> None:
 
 
 def prepare(text: pathlib.Path, out: pathlib.Path) -> None:
-    """Runs `tools.prepare`, and prints what it took."""
+    """Runs `tools.prepare` and prints its time and memory."""
     command = [sys.executable, "-m", "tools.prepare", f"--out={out}", "--lines", str(text)]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -66,7 +66,7 @@ def prepare(text: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def measure(folder: pathlib.Path, kind: str) -> dict[str, float]:
-    """Milliseconds a window, megabytes resident before and at most, seconds to open the stream."""
+    """Trains on a corpus; returns ms a window, MB resident before and at most, seconds to open."""
     small_model.build()  # TensorFlow's own: what is resident before there is any corpus
     before, began = small_model.resident_mb(), time.perf_counter()
     corpus = prepared.open_corpus(folder)

@@ -1,4 +1,4 @@
-"""Compiling and running StableHLO by JAX's PJRT client, without a line of JAX in the program."""
+"""Compiles and runs StableHLO by JAX's PJRT client, without JAX code in the program."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 for _level in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL"):
-    os.environ.setdefault(_level, "3")  # or libtpu tells at length that there is no TPU
+    os.environ.setdefault(_level, "3")  # or libtpu logs at length that there is no TPU
 
 
 def compile_text(text: str, device: Any) -> Any:
-    """The loaded executable of a StableHLO module for one device of JAX's.
+    """Compiles and loads a StableHLO module for one device of JAX's.
 
     Raises:
-      Exception: whatever the compiler has to say against it.
+      Exception: the compiler refuses the module.
     """
     from jax._src import compiler
     from jax._src.interpreters import mlir
@@ -31,7 +31,7 @@ def compile_text(text: str, device: Any) -> Any:
 
 
 class Program:
-    """A compiled module, and its arguments on the device.
+    """A compiled module with its arguments on the device.
 
     Attributes:
       device: JAX's first one.
@@ -41,9 +41,9 @@ class Program:
         self, text: str, arguments: Sequence[np.ndarray], carried: Mapping[int, int]
     ) -> None:
         """Args:
-        text: StableHLO.
-        arguments: of the first call.
-        carried: which result is which argument of the next call.
+        text: the module, as StableHLO.
+        arguments: the arguments of the first call.
+        carried: maps results of a call to arguments of the next call, by index.
         """
         import jax
 
@@ -54,9 +54,9 @@ class Program:
         self._arguments = [jax.device_put(argument, self.device) for argument in arguments]
 
     def __call__(self) -> list[Any]:
-        """Runs it, on from the last call; its results, once they are there.
+        """Runs the module, continuing from the last call; waits for its results and returns them.
 
-        What is carried on is given away by the next call: read it before.
+        The next call overwrites the carried results, so read them before.
         """
         results = self._executable.execute_sharded(self._arguments)
         found = [parts[0] for parts in results.disassemble_into_single_device_arrays()]

@@ -1,4 +1,4 @@
-"""One call of the trainer on record: compiled program, arguments, and TensorFlow's results."""
+"""Records one call of the trainer: compiled program, arguments, and TensorFlow's results."""
 
 import dataclasses
 import json
@@ -16,10 +16,10 @@ class Step(NamedTuple):
     """A training call with its arguments and results, to be run elsewhere.
 
     Attributes:
-      text: StableHLO.
-      arguments, results: in the module's order.
-      carried: which result is which argument of the next call.
-      size: the sizes of what is trained.
+      text: the program, as StableHLO.
+      arguments, results: the arrays, in the module's order.
+      carried: maps results of a call to arguments of the next call, by index.
+      size: the sizes of model and windows.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 def record(size: Size) -> Step:
-    """The step, and what TensorFlow makes of it."""
+    """Exports a training call and runs it in TensorFlow to record its results."""
     import tbptt  # noqa: F401  (keeps TensorFlow quiet while it is imported)
 
     import tensorflow as tf  # isort: skip
@@ -50,7 +50,7 @@ def record(size: Size) -> Step:
 
 
 def write(step: Step, folder: pathlib.Path) -> None:
-    """To a folder that is not there yet."""
+    """Writes a step to a new folder."""
     folder.mkdir(parents=True)
     (folder / MODULE).write_text(step.text)
     (folder / FACTS).write_text(
@@ -62,7 +62,7 @@ def write(step: Step, folder: pathlib.Path) -> None:
 
 
 def read(folder: pathlib.Path) -> Step:
-    """From a folder that `write` has made."""
+    """Reads a step from a folder that `write` has made."""
     facts = json.loads((folder / FACTS).read_text())
     with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
         arguments, results = (
@@ -74,10 +74,10 @@ def read(folder: pathlib.Path) -> Step:
 
 
 def difference(found: list[Any], expected: list[np.ndarray]) -> float:
-    """The largest difference of any result, in units of its largest number, 1 at least.
+    """Returns the largest difference of any result, relative to its largest number, 1 at least.
 
     Raises:
-      ValueError: they are not of the same number, shapes and types.
+      ValueError: number, shapes or types of the results differ.
     """
     worst = 0.0
     for a, b in zip(map(np.asarray, found), expected, strict=True):

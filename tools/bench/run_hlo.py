@@ -1,13 +1,13 @@
-"""Runs the compiled hot loop by JAX's PJRT client, where TensorFlow need not be installed.
+"""Runs the compiled training loop by JAX's PJRT client, without TensorFlow if --load is given.
 
     python -m tools.bench.run_hlo --config=char
     python -m tools.bench.run_hlo --config=char --export=/tmp/step      # here
     python -m tools.bench.run_hlo --load=/tmp/step --peer=torch         # where jax and torch are
 
 One call of the trainer, many windows in one program, is exported as StableHLO together with its
-arguments and with what TensorFlow made of them. It is compiled for whatever device JAX has,
-run, compared with TensorFlow's results and timed; --peer=torch times `torch.nn.LSTM` on the same
-sizes in turn with it. The exit status is 1 if a result is further off than --tolerance.
+arguments and TensorFlow's results. It is compiled for the device that JAX has, run, compared with
+TensorFlow's results and timed; --peer=torch times `torch.nn.LSTM` on the same sizes in turn with
+it. The exit status is 1 if a result differs by more than --tolerance.
 """
 
 import importlib.util
@@ -24,10 +24,10 @@ from tools.bench import recorded
 from tools.bench.contestants import SIZES, torch_lstm
 from tools.bench.pjrt import Program
 
-CONFIG = flags.DEFINE_string("config", "char", f"What to run, of {', '.join(SIZES)}.")
+CONFIG = flags.DEFINE_string("config", "char", f"Model to run, of {', '.join(SIZES)}.")
 EXPORT = flags.DEFINE_string("export", None, "New folder to write to; nothing is run by JAX.")
 LOAD = flags.DEFINE_string("load", None, "Folder to read; instead of TensorFlow.")
-PEER = flags.DEFINE_enum("peer", None, ["torch"], "Who else is timed.")
+PEER = flags.DEFINE_enum("peer", None, ["torch"], "A framework to time for comparison.")
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed calls.", lower_bound=1)
 TOLERANCE = flags.DEFINE_float(
     "tolerance", 1e-4, "Largest difference, in units of a result's largest number; TF32: 1e-2."
@@ -35,7 +35,7 @@ TOLERANCE = flags.DEFINE_float(
 
 
 def main(argv: list[str]) -> None:
-    """Exports or loads; then runs, compares, times."""
+    """Exports a step; or loads or records one, runs it, compares its results and times it."""
     del argv
     logging.set_verbosity(logging.WARNING)
     if CONFIG.value not in SIZES:

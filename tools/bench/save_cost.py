@@ -1,11 +1,11 @@
-"""What a checkpoint costs the training that goes on meanwhile, in time and in memory.
+"""Measures the cost of a checkpoint for the training meanwhile, in time and in memory.
 
     python -m tools.bench.save_cost
 
-A model of some 20 million parameters with Adam. A save's price is what the calls from its beginning
-to the end of its writing took beyond as many undisturbed ones, the copy between two calls
-included; medians of some saves, and their share of a minute. Then what was resident beyond training
-itself, in units of what was saved.
+It trains a model of some 20 million parameters with Adam. The price of a save is the extra time of
+the calls from its beginning to the end of its writing, compared with the same number of undisturbed
+calls, and includes the copy between two calls. It prints medians of some saves, their share of a
+minute, and the extra resident memory in units of the saved bytes.
 """
 
 import pathlib
@@ -23,11 +23,11 @@ from tools.bench import small_model
 
 HIDDEN = flags.DEFINE_integer("hidden", 2000, "Units of the LSTM.")
 ROWS = flags.DEFINE_integer("rows", 16, "Rows of a window of 16 steps; more: longer calls.")
-SAVES = flags.DEFINE_integer("saves", 7, "Checkpoints; medians count.")
+SAVES = flags.DEFINE_integer("saves", 7, "Number of checkpoints; medians are shown.")
 
 
 def peak_mb(reset: bool = False) -> float:
-    """Megabytes resident at most since the last reset."""
+    """Returns the largest number of megabytes resident since the last reset."""
     if reset:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

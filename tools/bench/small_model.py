@@ -1,4 +1,4 @@
-"""What flatness, large_corpus and soak train: a small character model, on streams from disk."""
+"""Builds the small character model that flatness, large_corpus and soak train."""
 
 import pathlib
 import resource
@@ -16,7 +16,7 @@ VOCABULARY = 256
 
 
 def write_tokens(path: pathlib.Path, count: int) -> None:
-    """Random tokens, one part at a time."""
+    """Writes random tokens to a file, one block at a time."""
     rng = np.random.default_rng(0)
     with open(path, "wb") as file:
         for start in range(0, count, 10_000_000):
@@ -27,7 +27,7 @@ def write_tokens(path: pathlib.Path, count: int) -> None:
 def open_stream(
     path: pathlib.Path, *, rows: int, window_length: int, tail: str = "drop"
 ) -> tbptt.ContiguousStream:
-    """The tokens of a file that `write_tokens` wrote, left on the disk."""
+    """Opens a stream of the tokens that `write_tokens` wrote, left on the disk."""
     return tbptt.ContiguousStream(
         open_tokens(path),
         rows=rows,
@@ -43,7 +43,7 @@ def build(
     hidden: int = 64,
     optimizer: optimizers.GradientTransform | None = None,
 ) -> tbptt.Trainer:
-    """One LSTM layer between embedding and readout; by plain descent, unless told otherwise."""
+    """Builds a trainer for one LSTM layer between embedding and readout; plain SGD by default."""
     seeds = tbptt.split_seed(tbptt.make_seed(0), 2)
     core = tbptt.LSTM(embedding, hidden, seed=seeds[0])
     model = tbptt.LanguageModel(VOCABULARY, embedding, core, seed=seeds[1])
@@ -51,12 +51,12 @@ def build(
 
 
 def resident_mb() -> float:
-    """Megabytes of this process that were resident at most, mapped files included."""
+    """Returns the largest resident memory of this process so far, in MB, mapped files included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(stream: RowStream) -> dict[str, float]:
-    """Milliseconds a window, feeding included, and megabytes resident at most."""
+    """Trains on a stream; returns ms a window, feeding included, and MB resident at most."""
     trainer = build()
     feed = tbptt.PrefetchFeed(stream, 20)
     loop_state, cursor = trainer.initial_loop_state(stream.rows), tbptt.Cursor()

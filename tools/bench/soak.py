@@ -1,12 +1,12 @@
-"""Trains a small model for long, as a real run would, and tells whether anything creeps.
+"""Trains a small model for long, as a real run would, and checks that no resource grows.
 
     python -m tools.bench.soak --windows=100000
 
-One process: calls of 100 windows, read ahead from a memory map; an evaluation now and then;
-TensorBoard summaries after every call. The table shows tenths of the run; speed is judged against
-a fixed matrix product, the yardstick, timed after every call. The exit status is
-1 if the last tenth holds more memory than the second or is slower, if anything was traced
-again, or if threads or open files became more; the first tenth, which compiles, is left out.
+One process trains in calls of 100 windows, prefetched from a memory map, with an evaluation now and
+then and TensorBoard summaries after every call. The table shows tenths of the run; speed is
+compared with a fixed matrix product, the yardstick, timed after every call. The exit status is 1
+if the last tenth holds more memory than the second or is slower, if the program was traced again,
+or if the number of threads or open files grew; the first tenth, which compiles, is left out.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ import tbptt
 from tbptt.summaries import tags
 from tools.bench import small_model
 
-WINDOWS = flags.DEFINE_integer("windows", 100_000, "How long to train.", lower_bound=500)
+WINDOWS = flags.DEFINE_integer("windows", 100_000, "Windows to train.", lower_bound=500)
 
 TENTHS = 10
 ROWS, WINDOW_LENGTH, EMBEDDING, HIDDEN = 8, 16, 16, 32
@@ -38,16 +38,16 @@ MORE_MB, MORE_MEMORY, SLOWER = 10.0, 0.02, 0.10  # allowed: whichever of the fir
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What one call left behind.
+    """The measurements after one call.
 
     Attributes:
-      windows: of the call.
-      seconds: it took, feeding included.
+      windows: the number of windows in the call.
+      seconds: the time that it took, feeding included.
       yardstick: seconds that a fixed matrix product took right after it.
-      resident_mb: memory of the process.
-      traces: of training and evaluation.
-      objects: that Python's collector knows, counted now and then; else 0.
-      threads, files: of the process.
+      resident_mb: resident memory of the process.
+      traces: the number of traces of training and evaluation.
+      objects: the number of Python's objects, counted now and then; else 0.
+      threads, files: the numbers of threads and open files of the process.
     """
 
     windows: int
@@ -62,11 +62,11 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Tenth:
-    """A tenth of the run: medians of its calls; of traces and objects the most.
+    """A tenth of the run: medians of its calls, and the maximum of traces and objects.
 
     Attributes:
-      products: a window's time in units of the yardstick's. Machines have slow spells that last
-        longer than a tenth, and this does not see them.
+      products: a window's time in units of the yardstick's, so that slow phases of the machine do
+        not matter.
     """
 
     ms: float
@@ -79,7 +79,7 @@ class Tenth:
 
 
 class Sampler:
-    """An action for every call: keeps a `Sample` of it."""
+    """A callback that takes a `Sample` after every call."""
 
     def __init__(self, trainer: tbptt.Trainer, evaluator: tbptt.Evaluator) -> None:
         self.samples: list[Sample] = []
@@ -89,7 +89,7 @@ class Sampler:
         self._matrix = np.random.default_rng(0).standard_normal([384, 384], np.float32)
 
     def __call__(self, report: tbptt.Report) -> None:
-        """Reads what the system says of this process."""
+        """Records the memory, threads and files of this process after a call."""
         tenth = TENTHS * report.step // report.last_step
         counts, self._tenth = tenth != self._tenth, tenth  # a walk over all objects is slow
         self.samples.append(
@@ -106,7 +106,7 @@ class Sampler:
         )
 
     def _yardstick(self) -> float:
-        """Seconds of a fixed piece of work: what the machine gives just now."""
+        """Times a fixed piece of work, to measure the machine's current speed."""
         began = time.perf_counter()
         for _ in range(5):
             self._matrix @ self._matrix
@@ -114,13 +114,13 @@ class Sampler:
 
 
 def resident_mb() -> float:
-    """Memory that this process holds now."""
+    """Returns the megabytes of this process that are resident now."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def train(windows: int, folder: pathlib.Path, windows_per_call: int) -> list[Sample]:
-    """The run. An evaluation every 20 calls, or more often if it is short; histograms then."""
+    """Trains and returns the samples; evaluates every 20 calls, or more often in a short run."""
     for name, count in (("train", TRAIN_TOKENS), ("valid", VALID_TOKENS)):
         small_model.write_tokens(folder / f"{name}.bin", count)
     shape: dict[str, Any] = dict(rows=ROWS, window_length=WINDOW_LENGTH)
@@ -165,7 +165,7 @@ def train(windows: int, folder: pathlib.Path, windows_per_call: int) -> list[Sam
 
 
 def tenths(samples: Sequence[Sample]) -> list[Tenth]:
-    """Ten parts of the run, each of a tenth of the calls."""
+    """Divides the samples into ten parts and summarises each."""
     parts = [
         samples[len(samples) * k // TENTHS : len(samples) * (k + 1) // TENTHS]
         for k in range(TENTHS)
@@ -185,7 +185,7 @@ def tenths(samples: Sequence[Sample]) -> list[Tenth]:
 
 
 def problems(run: Sequence[Tenth], *, slower: float = SLOWER) -> list[str]:
-    """What the last tenth has too much of, against the second; nothing if all is well."""
+    """Lists resources of which the last tenth uses more than the second, or an empty list."""
     early, late = run[1], run[-1]
     found = []
     allowed = max(MORE_MB, MORE_MEMORY * early.resident_mb)
@@ -222,7 +222,7 @@ def table(run: Sequence[Tenth]) -> str:
 
 
 def main(_: list[str]) -> None:
-    """Trains, shows the table and the verdict."""
+    """Trains, prints the table and the verdict."""
     if not pathlib.Path("/proc/self/statm").exists():
         sys.exit("error: this tool reads /proc, so it runs on Linux only.")
     windows_per_call = min(WINDOWS_PER_CALL, WINDOWS.value // (5 * TENTHS))

@@ -1,7 +1,7 @@
-"""What the processes of `tools.bench.cost_model` do.
+"""Contestants for `tools.bench.cost_model`: data-parallel training, or the all-reduce alone.
 
-They train together; or beside each other, each by itself, with the program of many replicas; or
-they only add up.
+Processes train together; or at the same time, but separately, with the program of many replicas; or
+they only run the all-reduce.
 """
 
 import functools
@@ -11,7 +11,7 @@ from tools.bench.contestants import OURS, Contestant, Run, Size, ours
 
 
 def reduce(size: Size, *, numbers: int | None = None) -> Run:
-    """The sum over all workers of so many float32 numbers, else of as many as are trained."""
+    """Builds an all-reduce of `numbers` float32 numbers, by default the size's parameters."""
     import tensorflow as tf
 
     from tbptt.distribution import open_replicas
@@ -21,7 +21,7 @@ def reduce(size: Size, *, numbers: int | None = None) -> Run:
 
     def one(vector: Any) -> Any:
         context = tf.distribute.get_replica_context()
-        here = tf.identity(vector)  # a sum goes by where its parts are
+        here = tf.identity(vector)  # an all-reduce runs on the device of its parts
         return context.all_reduce(tf.distribute.ReduceOp.SUM, here)
 
     @tf.function(autograph=False)

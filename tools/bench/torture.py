@@ -1,15 +1,15 @@
-"""Kills a training process again and again, and compares what comes out with an undisturbed run.
+"""Kills a training process again and again, and compares its result with an undisturbed run.
 
     python -m tools.bench.torture --kills=200
     python -m tools.bench.torture --kills=20 --compiled
 
 A real experiment (`experiments.forecast`, with dropout, Adam, several rows and a validation,
 saving every few windows) is killed by SIGKILL: every other time at a random instant, else in the
-middle of a save, which is told by the unfinished folder that is still there afterwards. The same
-command is given again until the run ends; then parameters, optimizer state, state of all rows,
-cursor and best record must be those of a run that nobody disturbed, bit for bit, and so must the
-result and every loss that TensorBoard shows. Runs follow each other until there were so many kills.
-The exit status is 1 on any difference and on any hang.
+middle of a save, which is recognised by the unfinished folder that is left. The same command is
+given again until the run ends; then parameters, optimizer state, state of all rows, cursor and best
+record must be equal, bit for bit, to those of a run that was never killed, and so must the result
+and every loss in TensorBoard. Runs follow each other until --kills is reached. The exit status is 1
+on any difference and on any hang.
 """
 
 import json
@@ -27,9 +27,9 @@ from tensorboard.util.tensor_util import make_ndarray
 from tbptt import checkpoint as ck
 from tools.inspect_checkpoint import difference, read_newest
 
-KILLS = flags.DEFINE_integer("kills", 200, "How often a process is killed.")
+KILLS = flags.DEFINE_integer("kills", 200, "Number of times that a process is killed.")
 COMPILED = flags.DEFINE_bool("compiled", False, "With XLA; every start then compiles.")
-SEED = flags.DEFINE_integer("random_seed", 0, "Of the instants.")
+SEED = flags.DEFINE_integer("random_seed", 0, "Seed of the instants of the kills.")
 LIMIT = 300.0  # seconds after which a start without a checkpoint, or an end, counts as a hang
 
 ARGUMENTS = [
@@ -39,7 +39,7 @@ ARGUMENTS = [
 
 
 def start(folder: pathlib.Path) -> subprocess.Popen:
-    """The experiment, as a user starts it."""
+    """Starts the experiment as a user does, in a process."""
     command = [sys.executable, "-m", "experiments.forecast", f"--logdir={folder}", *ARGUMENTS]
     command.append("--jit_compile" if COMPILED.value else "--nojit_compile")
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -49,8 +49,8 @@ def finish(folder: pathlib.Path) -> None:
     """Starts a run again and waits until it is finished.
 
     Raises:
-      RuntimeError: it fails.
-      subprocess.TimeoutExpired: it hangs.
+      RuntimeError: the run fails.
+      subprocess.TimeoutExpired: the run hangs.
     """
     with start(folder) as process:
         try:
@@ -62,18 +62,18 @@ def finish(folder: pathlib.Path) -> None:
 
 
 def newest(checkpoints: pathlib.Path) -> int:
-    """The step of the newest checkpoint; -1 if there is none."""
+    """Returns the step of the newest checkpoint, or -1 if there is none."""
     steps = [int(p.name.partition("-")[2]) for p in checkpoints.glob("step-*[0-9]")]
     return max(steps, default=-1)
 
 
 def saving(checkpoints: pathlib.Path) -> bool:
-    """Whether a checkpoint is begun and not finished."""
+    """Returns whether a checkpoint is begun and not finished."""
     return next(checkpoints.glob(f"*{ck.store.PARTIAL}"), None) is not None
 
 
 def kill_once(folder: pathlib.Path, rng: random.Random, in_save: bool) -> bool | None:
-    """Starts the run, and kills it; whether that was during a save, None if it ended before.
+    """Starts the run and kills it; returns whether during a save, None if it ended before.
 
     Raises:
       RuntimeError: nothing new was saved for too long.
@@ -99,7 +99,7 @@ def kill_once(folder: pathlib.Path, rng: random.Random, in_save: bool) -> bool |
 
 
 def logged(folder: pathlib.Path) -> dict[str, dict[int, list[float]]]:
-    """All scalars but speeds, by tag and step, as TensorBoard reads them."""
+    """Reads all scalars but speeds from TensorBoard's events, by tag and step."""
     events = plugin_event_accumulator.EventAccumulator(str(folder), size_guidance={"tensors": 0})
     kinds = ("loss/", "optim/", "state/")
     tags = [tag for tag in events.Reload().Tags()["tensors"] if tag.startswith(kinds)]
@@ -114,7 +114,7 @@ def logged(folder: pathlib.Path) -> dict[str, dict[int, list[float]]]:
 
 
 def compare(ours: pathlib.Path, whole: pathlib.Path) -> list[str]:
-    """What differs between a run and the undisturbed one."""
+    """Returns the differences between a run and the undisturbed one."""
     (_, a), (_, b) = (read_newest(folder) for folder in (ours, whole))
     lines = difference(a, b)
     of_ours, of_whole = (logged(folder) for folder in (ours, whole))
@@ -129,7 +129,7 @@ def compare(ours: pathlib.Path, whole: pathlib.Path) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Prints a line a run, and the count."""
+    """Kills and compares until --kills is reached; prints a line a run, and the count."""
     del argv
     rng = random.Random(SEED.value)
     kills = during = runs = 0

@@ -1,14 +1,14 @@
-"""Compiles the hot loop for a TPU, without one, and says what it would need there.
+"""Compiles the training loop for a TPU, without one, and prints memory and operations.
 
     pip install -e '.[tpu-check]'
     python -m tools.bench.tpu_compile --config=char --topology=v5e:2x2
     python -m tools.bench.tpu_compile --config=char,ptb_large,huge --topology=v5e:2x2,v6e:2x2
 
 One call of the trainer, many windows in one program, is exported as StableHLO and compiled for one
-core of the slice by the TPU compiler itself (libtpu). What is told is the compiler's word: memory,
-arithmetic, bytes moved, and the operations that remain in the loops; a fusion is one. The exit
-status is 1 if one does not compile, or does not fit into the core's memory. It says nothing
-of the speed, and nothing was run on a TPU.
+core of the slice by the TPU compiler itself (libtpu). It prints the compiler's figures: memory,
+arithmetic, bytes moved, and the operations that remain in the loops; a fusion counts as one. The
+exit status is 1 if a program does not compile, or does not fit into the core's memory. Nothing is
+run on a TPU, and the figures do not include speed.
 """
 
 import importlib.util
@@ -25,21 +25,21 @@ from tools.bench import hlo
 from tools.bench.contestants import SIZES, build_ours
 from tools.bench.pjrt import compile_text
 
-CONFIG = flags.DEFINE_list("config", ["char"], f"What to compile, of {', '.join(SIZES)}.")
-TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x2"], "For what: v5e:2x2, v5p:2x2x1, v6e:2x2.")
+CONFIG = flags.DEFINE_list("config", ["char"], f"Models to compile, of {', '.join(SIZES)}.")
+TOPOLOGY = flags.DEFINE_list("topology", ["v5e:2x2"], "TPU slices: v5e:2x2, v5p:2x2x1, v6e:2x2.")
 
 # Memory of a core, GiB, as Google's documentation has it.
 MEMORY = {"v5e": 16, "v5p": 95, "v6e": 32}
-BFLOAT16 = ("huge",)  # sizes whose products are computed in it
+BFLOAT16 = ("huge",)  # sizes whose products are computed in bfloat16
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of a program.
+    """The compiler's figures of a program.
 
     Attributes:
-      memory_bytes: arguments, results that are not arguments too, and what it needs meanwhile.
-      flops, bytes_moved: of one pass through each loop, as the compiler counts them.
-      in_loops: kinds of operations in the bodies of loops, and how many.
+      memory_bytes: memory of arguments, results that are not arguments too, and temporaries.
+      flops, bytes_moved: figures of one pass through each loop, as the compiler counts them.
+      in_loops: the number of operations of each kind in the bodies of loops.
     """
 
     memory_bytes: int
@@ -52,7 +52,7 @@ def compile_for(text: str, topology: str) -> Compiled:
     """Compiles StableHLO for one core of a slice.
 
     Raises:
-      Exception: whatever the compiler has to say against it.
+      Exception: the compiler refuses the program.
     """
     from jax._src import xla_bridge
 
@@ -74,7 +74,7 @@ def compile_for(text: str, topology: str) -> Compiled:
 
 
 def check(config: str, topology: str) -> bool:
-    """Compiles one, prints a row; whether it compiles and fits."""
+    """Compiles one configuration and prints a row; returns whether it compiles and fits."""
     generation = topology.partition(":")[0]
     trainer, loop_state, chunk = build_ours(SIZES[config], bfloat16=config in BFLOAT16)
     exported = hlo.export(trainer, loop_state, chunk)
@@ -96,7 +96,7 @@ def check(config: str, topology: str) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    """One row for each configuration and slice."""
+    """Prints a table with a row for each configuration and slice."""
     del argv
     logging.set_verbosity(logging.WARNING)
     for config in CONFIG.value:

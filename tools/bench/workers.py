@@ -1,11 +1,11 @@
-"""One contestant in a process of its own, which trains when it is told to and waits otherwise.
+"""Runs one contestant in a process of its own, which trains on request and waits otherwise.
 
     python -m tools.bench.workers NAME '{"rows": 64, ...}'
 
 The process answers in JSON, a line each: once when its first window is trained, and once for
-every number of windows that it reads. It ends when its input does, so none outlives the
-process that started it. `Worker` is that process as seen from outside; the side that starts
-it imports no TensorFlow, because a child's peak memory begins at its parent's.
+every number of windows that it reads. It ends when its input does, so it does not outlive the
+process that started it. `Worker` starts such a process and talks to it. The process that starts it
+imports no TensorFlow, because a child's peak memory begins at its parent's.
 """
 
 import dataclasses
@@ -29,29 +29,29 @@ from tools.bench.together import TOGETHER
 
 
 class WorkerError(RuntimeError):
-    """A contestant cannot go on; the message says why, in one short line."""
+    """Raised when a contestant cannot go on; the message says why, in one short line."""
 
 
 def reason(error: Exception) -> str:
-    """Why a contestant cannot run, in one short line."""
+    """Returns the reason why a contestant cannot run, in one short line."""
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: pip install -e '.[bench]'"
     return one_line(f"{type(error).__name__}: {error}")
 
 
 def one_line(text: str) -> str:
-    """`text` without line ends, cut where it gets long."""
+    """Returns `text` without line ends, shortened if it is long."""
     return textwrap.shorten(text.replace("|", "/"), 80, placeholder=" ...")
 
 
 class Worker:
-    """A process that trains one contestant.
+    """Starts a process that trains one contestant, and talks to it.
 
     Args:
-      name: of the contestant.
-      size: what it trains.
-      timeout: seconds that an answer may take.
-      environment: what its environment has beside this one's.
+      name: the name of the contestant.
+      size: the sizes of model and windows.
+      timeout: the longest time for an answer, in seconds.
+      environment: environment variables of the process beside those of this one.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Worker:
         )
 
     def turn(self, windows: int) -> dict[str, Any]:
-        """Trains so many windows: `seconds`, `loss` and `peak_mb`."""
+        """Trains on `windows` windows; returns `seconds`, `loss` and `peak_mb`."""
         self.ask(windows)
         return self.answer()
 
     def ask(self, windows: int) -> None:
-        """Lets it train so many windows; `answer` waits for it."""
+        """Tells the process to train on `windows` windows; `answer` waits for it."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{windows}\n".encode())
@@ -89,7 +89,7 @@ class Worker:
             raise WorkerError(self._last_words()) from None
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Kills the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
@@ -97,10 +97,10 @@ class Worker:
             pipe.close()
 
     def answer(self) -> dict[str, Any]:
-        """Waits for what it says next.
+        """Waits for the next answer of the process and returns it.
 
-        Once its first window is trained `first_step_s` and `loss`, then for every `ask`
-        `seconds`, `loss` and `peak_mb`.
+        The first answer, after the first window, has `first_step_s` and `loss`; the answer to each
+        `ask` has `seconds`, `loss` and `peak_mb`.
         """
         pipe = self._process.stdout
         assert pipe is not None
@@ -122,12 +122,12 @@ class Worker:
 
 
 def peak_mb() -> float:
-    """The largest resident set of this process so far."""
+    """Returns the largest resident memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def serve(name: str, size: Size) -> None:
-    """Builds a contestant, and trains as many windows as each line of the input says."""
+    """Builds a contestant, and trains the number of windows that each line of the input gives."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a package prints is no answer
 

@@ -1,10 +1,10 @@
-"""Cells over a whole window, with gradients of their own.
+"""The `fused` backend: cells over a whole window with custom gradients, faster than TensorFlow's.
 
 Differentiated automatically, a loop adds up the gradient of the recurrent weights at every step.
-Here the backward loop computes only what the step before needs and keeps what reached the
-products; the gradient of the weights is one product over all T * B rows afterwards: as many
-operations, but large ones. `lstm.run` and `gru.run` have their gradients written out; `generic.run`
-does the same for any cell that says which of its products have weights.
+Here the backward loop computes only the gradients of the state and stores those of the products;
+the gradient of the weights is one large product over all T * B rows afterwards, instead of T small
+ones. `lstm.run` and `gru.run` have their gradients written out; `generic.run` does the same for any
+cell that names its products with weights.
 
 Reference: Appleyard, Kocisky & Blunsom (2016), Optimizing performance of recurrent neural
   networks on GPUs, section 3.

@@ -1,4 +1,4 @@
-"""Any cell that names its products with weights; TensorFlow differentiates the rest of it."""
+"""Runs any cell that names its products with weights; TensorFlow differentiates the rest of it."""
 
 from collections.abc import Callable
 
@@ -39,23 +39,23 @@ def run(
 ) -> tuple[tf.Tensor, State]:
     """Runs any cell whose products with weights go through `product` over a window.
 
-    The forward loop keeps states and products. The backward loop computes the rest of the step
-    again, lets TensorFlow differentiate it, and keeps what reaches each product.
+    The forward loop stores states and products. The backward loop recomputes the rest of the step,
+    lets TensorFlow differentiate it, and stores the gradient of each product.
 
     Args:
       step: `(inputs_t, state, vectors, product) -> (output_t, state)`. It may use a matrix
         several times, and may close over no variable and no tensor of a floating type.
-      inputs: a nest of `[T, B, ...]`; what is not of a floating type gets no gradient.
-      state, controls, initial_state: as of `unroll`.
+      inputs: a nest of `[T, B, ...]`; only floating types get a gradient.
+      state, controls, initial_state: as in `unroll`.
       vectors: a nest of parameters that the step uses element by element.
-      matrices: `[D, E]` by name.
-      compute_dtype: of the products, see `precision.product`.
+      matrices: the weight matrices, `[D, E]`, by name.
+      compute_dtype: the type of the products, see `precision.product`.
 
     Returns:
-      outputs `[T, B, ...]`, and the state after the last step.
+      The outputs `[T, B, ...]`, and the state after the last step.
 
     Raises:
-      ValueError: the step closes over what would get no gradient.
+      ValueError: the step closes over a variable or tensor that would get no gradient.
     """
     reset, gradient_scale, advance = controls
     steps = tf.nest.flatten(inputs)[0].shape[0]
@@ -159,10 +159,10 @@ def run(
 def _matrices_in_order_of_use(
     step: Step, inputs: Nest, state: State, vectors: Nest, matrices: dict[str, tf.Tensor]
 ) -> list[str]:
-    """Names of the matrices in the order in which one step uses them, repeated if it repeats them.
+    """Returns the names of the matrices in the order in which one step uses them, with repeats.
 
     Raises:
-      ValueError: the step closes over what would get no gradient.
+      ValueError: the step closes over a variable or tensor that would get no gradient.
     """
     names: list[str] = []
 

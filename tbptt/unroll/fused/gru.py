@@ -1,4 +1,4 @@
-"""A GRU over a whole window, its gradient written out."""
+"""Runs a GRU over a whole window with a hand-written gradient."""
 
 from collections.abc import Callable
 
@@ -32,17 +32,17 @@ def run(
     mask: tf.Tensor | None = None,
     compute_dtype: tf.DType | None = None,
 ) -> tuple[tf.Tensor, Parts]:
-    """Runs `gru_step` over a window.
+    """Runs `gru_step` over a window, with resets of single rows and a hand-written gradient.
 
     Args:
       z_x: `[T, B, 3H]`, the input's part of the gates.
       w_h: `[H, 3H]`.
       b_h: `[H]`.
       state: hidden, `[B, H]`.
-      controls, initial_state, mask, compute_dtype: as of `lstm.run`.
+      controls, initial_state, mask, compute_dtype: as in `lstm.run`.
 
     Returns:
-      outputs `[T, B, H]`, and (hidden,) after the last step.
+      The outputs `[T, B, H]`, and (hidden,) after the last step.
     """
     reset, gradient_scale, advance = controls
     steps = z_x.shape[0]

@@ -1,4 +1,4 @@
-"""What the forms of the fused backend share: a loop forward, a loop backward, and what is between.
+"""The forward loop and the backward loop of the fused backend, with resets and gradient scales.
 
 Every function works on `Parts`, the leaves of a state as a flat tuple.
 """
@@ -25,23 +25,23 @@ def enter(t: tf.Tensor, state: Parts, reset: tf.Tensor | None, initial_state: Pa
 def states_before(
     values: tf.Tensor, first: tf.Tensor, reset: tf.Tensor | None, initial: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the state that each step started from, `[T, B, H]`, given those they ended with."""
+    """Returns the state before each step, `[T, B, H]`, given the states after each step."""
     before = tf.concat([first[None], values[:-1]], axis=0)
     return before if reset is None else tf.where(reset[..., None], initial[None], before)
 
 
 def reached(advance: tf.Tensor | None, states: Parts, final: Parts) -> Parts:
-    """Returns the state to carry on: the one after `advance` steps, or after all of them."""
+    """Returns the state to carry to the next window: after `advance` steps, or after all steps."""
     return final if advance is None else tuple(tf.gather(s, advance - 1) for s in states)
 
 
 def constant(advance: tf.Tensor | None, final: Parts) -> Parts:
-    """Detaches a state in mid-window, because the backward loops start at the window's end."""
+    """Detaches a state in mid-window (`advance`): the backward loops start at the window's end."""
     return final if advance is None else detach(final)
 
 
 def masked(hidden: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """Multiplies by a dropout mask, if there is one."""
+    """Multiplies the hidden state by a dropout mask, if there is one."""
     return hidden if mask is None else hidden * mask
 
 
@@ -72,19 +72,19 @@ def loop_back(
     """Runs `step(t, (*d_state, *summed)) -> ((*d_state before t, *summed), kept)` backwards.
 
     Returns:
-      the gradients of the first state and of the initial state, if that is `learned`; `summed` in
-      the end; and all that was kept. At a reset the gradient goes to the initial state and no
-      further; elsewhere it goes on, multiplied by `gradient_scale`.
+      The gradients of the first state and of the initial state, if that is `learned`; the last
+      `summed`; and the kept values of all steps. At a reset the gradient goes to the initial state
+      and not to the step before; elsewhere it goes on, multiplied by `gradient_scale`.
     """
     order = range(steps - 1, -1, -1)
     zeros = tuple(tf.zeros_like(part) for part in d_state)
     count, own = len(d_state), len(d_state) + len(summed)
-    adds = learned and reset is not None  # only then is anything to be added up at every step
+    adds = learned and reset is not None  # the gradient of the initial state is a sum over steps
 
     def back(
         reset_t: tf.Tensor | None, scale_t: tf.Tensor | None, d_entered: Parts
     ) -> tuple[Parts, Parts]:
-        """From the state a step enters with to the initial state, and to the step before."""
+        """Splits a state's gradient between the initial state (at resets) and the step before."""
         further, to_initial = d_entered, zeros
         if reset_t is not None:
             further, to_initial = (
@@ -92,8 +92,8 @@ def loop_back(
             )
         return to_initial, further if scale_t is None else scale_rows(scale_t, further)
 
-    # What step t + 1 entered with is taken back at the start of step t, where it is one kernel
-    # with the rest; nothing is taken back through the end of the window.
+    # The gradient of step t + 1's state passes its reset at the start of step t, where XLA fuses
+    # both into one kernel. The end of the window has no reset and scale 1.
     reset_after = None if reset is None else tf.concat([reset[1:], tf.zeros_like(reset[:1])], 0)
     scale_after = (
         None
@@ -115,15 +115,15 @@ def loop_back(
 
 
 def _sum(totals: Parts, more: Parts) -> Parts:
-    """Adds to as many totals as there are: none where nothing is to be added up."""
+    """Adds `more` to `totals` as far as there are totals: none if nothing is summed."""
     return tuple(a + b for a, b in zip(totals, more, strict=False))
 
 
 def loop(step: Callable, carried: Parts, order: range) -> tuple[Parts, Parts]:
-    """`step(t, carried) -> (carried, kept)` for t in `order`, in one `tf.while_loop`.
+    """Runs `step(t, carried) -> (carried, kept)` for t in `order`, in one `tf.while_loop`.
 
     Returns:
-      the last `carried`, and all that was kept: of step t at index t.
+      The last `carried`, and the kept values of all steps, those of step t at index t.
     """
     steps = len(order)
     carried_spec = tuple(tf.TensorSpec(part.shape, part.dtype) for part in carried)

@@ -1,4 +1,4 @@
-"""An LSTM without options over a whole window, its gradient written out."""
+"""Runs an LSTM without options over a whole window with a hand-written gradient."""
 
 from collections.abc import Callable
 
@@ -31,20 +31,20 @@ def run(
     mask: tf.Tensor | None = None,
     compute_dtype: tf.DType | None = None,
 ) -> tuple[tf.Tensor, Parts]:
-    """Runs `lstm_step`, without its options, over a window.
+    """Runs `lstm_step`, without its options, over a window, with resets of single rows.
 
     Args:
       z_x: `[T, B, 4H]`, the input's part of the gates.
       w_h: `[H, 4H]`.
       state: hidden and cell, `[B, H]` each.
-      controls: as of `unroll`.
-      initial_state: what a row that resets starts from, like `state`. None: zeros, which get no
+      controls: as in `unroll`.
+      initial_state: the state of a row after a reset, like `state`. None: zeros, which get no
         gradient.
-      mask: `[B, H]`, what the hidden state is multiplied with before `w_h`; gets no gradient.
-      compute_dtype: of the products, see `precision.product`.
+      mask: `[B, H]`, a factor on the hidden state before `w_h`; it gets no gradient.
+      compute_dtype: the type of the products, see `precision.product`.
 
     Returns:
-      outputs `[T, B, H]`, and (hidden, cell) after the last step.
+      The outputs `[T, B, H]`, and (hidden, cell) after the last step.
     """
     reset, gradient_scale, advance = controls
     steps = z_x.shape[0]
