@@ -12,8 +12,6 @@ import pytest
 import tbptt
 from tests.commands import ROOT
 
-PACKAGES = sorted(path.stem for path in (ROOT / "docs" / "api").glob("*.md"))
-
 
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("mkdocs", "material", "mkdocstrings")),
@@ -37,9 +35,8 @@ def test_every_package_and_module_has_a_page():
     modules = {
         module.name
         for module in pkgutil.walk_packages(tbptt.__path__, "tbptt.")
-        if not module.ispkg and module.name.split(".")[1] in PACKAGES
-    }
-    modules = {name for name in modules if not name.startswith("tbptt.unroll.fused.")}
+        if not module.ispkg and not module.name.startswith("tbptt.unroll.fused.")
+    } - {"tbptt.quiet"}
     assert set(shown) - {"tbptt.unroll.fused"} == modules
 
 

@@ -1,4 +1,4 @@
-"""docs/design.md shows which law is tested for which core, backend and stream, as collected here."""
+"""The tables in docs/design.md show which law is tested for which core, backend and stream."""
 
 import collections
 import pathlib
