@@ -286,7 +286,7 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
 
         return experiment.finish(
             fitted, settings, claim, began,
-            test=tested.loss,
+            tested=tested,
             metric="mse",
             persistence=testing.persistence(),
             scored=int(tested.weight_sum),

@@ -268,9 +268,11 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
                     f"\nThe test part begins, and from | on the model goes on:\n\n{text}\n"
                 )
 
+        tested = test()
         return experiment.finish(
             fitted, settings, claim, began,
-            test=read(test()),
+            tested=tested,
+            figure=read(tested),
             metric=metric,
             **dynamic,
             **of_documents,

@@ -267,12 +267,14 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
             settings, claim, trainer, feed, schedule,
             windows=windows, metric="nats", validate=validate, eval_every=settings.eval_every,
         )  # fmt: skip
+        tested = {share: test() for share, test in tests.items()}
         accuracies: dict[str, Any] = {
-            f"accuracy_at_{share:.0%}": test().metrics["accuracy"] for share, test in tests.items()
+            f"accuracy_at_{share:.0%}": each.metrics["accuracy"] for share, each in tested.items()
         }
         return experiment.finish(
             fitted, settings, claim, began,
-            test=accuracies["accuracy_at_100%"],
+            tested=tested[1.0],
+            figure=accuracies["accuracy_at_100%"],
             metric="accuracy",
             valid_metric="nats",
             **accuracies,

@@ -266,7 +266,8 @@ def finish(
     claim: Claim,
     began: float,
     *,
-    test: float,
+    tested: tbptt.Evaluation,
+    figure: float | None = None,
     show: Callable[[], None] = lambda: None,
     **result: Any,
 ) -> Result:
@@ -276,10 +277,12 @@ def finish(
       fitted: the trained run, as `fit` returns it.
       settings, claim: the run's settings and its folder.
       began: the `time.monotonic()` from which its seconds are counted.
-      test: the figure on the test part.
+      tested: the evaluation of the test part: each metric of the model's own becomes `test_NAME`.
+      figure: the figure on the test part. None: the loss.
       show: draws or prints more, once the result is on the disk.
       result: further entries of the result, as `metric`.
     """
+    test = tested.loss if figure is None else figure
     figures = {tags.RESULT_VALID: fitted.valid, tags.RESULT_TEST: test}
     fitted.writer.scalars(
         fitted.windows, {tag: figure for tag, figure in figures.items() if math.isfinite(figure)}
@@ -291,6 +294,7 @@ def finish(
         test=test,
         windows=fitted.windows,
         seconds=round(time.monotonic() - began, 1),
+        **{f"test_{name}": mean for name, mean in tested.metrics.items()},
         **result,
     )
     show()

@@ -88,12 +88,11 @@ def train_and_test(
             windows=windows, metric=metric, validate=validate, eval_every=eval_every,
         )  # fmt: skip
         tested = evaluate_test()
-        metrics: dict[str, Any] = {f"test_{name}": m for name, m in tested.metrics.items()}
         return finish(
             fitted, settings, claim, began,
-            test=figure(tested),
+            tested=tested,
+            figure=figure(tested),
             metric=metric,
-            **metrics,
             **(result or {}),
             steps_per_second=round(fitted.tokens_per_second),
         )  # fmt: skip
