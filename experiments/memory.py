@@ -1,4 +1,4 @@
-"""Measures what is learnt against lag, window length and carried state: copying and adding.
+"""Measures learning across a lag by windows of several lengths: the copying and adding tasks.
 
     python -m experiments.memory
     python -m experiments.memory --task=adding --shortest=20 --longest=20 --cuts=10,20,20/10

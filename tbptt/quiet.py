@@ -1,6 +1,6 @@
 """Imports TensorFlow without the log lines that its C++ libraries write while they load.
 
-These lines are about oneDNN and missing GPUs, whatever the log level is. If `TF_CPP_MIN_LOG_LEVEL`
+These lines are about oneDNN and missing GPUs, at any log level. If `TF_CPP_MIN_LOG_LEVEL`
 is set in the environment, or TensorFlow was imported before `tbptt`, this module does nothing.
 """
 

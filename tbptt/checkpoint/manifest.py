@@ -105,7 +105,7 @@ def _encoded(fact: Any) -> Any:
 
 
 def _decoded(fact: Any) -> Any:
-    """Decodes what `_encoded` returned."""
+    """Decodes a fact that `_encoded` encoded, with infinite floats and NaN."""
     if isinstance(fact, dict):
         if list(fact) == ["$float"] and fact["$float"] in ("inf", "-inf", "nan"):
             return float(fact["$float"])

@@ -174,9 +174,6 @@ class Checkpoints:
 
         Only one copy of the run is in memory at a time. The arrays belong to the writer from now
         on. `error` returns an error of the writer. With `read_only` nothing is written.
-
-        The arrays are the writer's from now on. An error is told by the next `error`. Read-only, it
-        does nothing.
         """
         if self._read_only:
             return

@@ -32,7 +32,7 @@ from tbptt.types import Stream
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What `fit` returns when all windows are trained; the model then has the best parameters.
+    """The result of `fit` when all windows are trained; the model has the best parameters.
 
     Attributes:
       writer: writes the run's summaries, still open.

@@ -87,7 +87,7 @@ class GRU(tf.Module):
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
-        """Creates the parameters; the arguments are those of `LSTM`."""
+        """Creates the layer's parameters; the arguments are those of `LSTM`."""
         super().__init__(name=name)
         seed_x, seed_h = split_seed(seed, 2)
         checks.check_at_least("input_size", input_size, 1)

@@ -108,7 +108,7 @@ class Standardizer:
         return cls(np.nanmean(series.values, axis=0), np.where(deviation > 0, deviation, 1.0))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Standardizes values `[..., C]`."""
+        """Standardizes values `[..., C]` by mean and deviation."""
         return (values - self.mean) / self.deviation
 
     def undo(self, values: np.ndarray, columns: Sequence[int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from tbptt.types import State
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a callback receives after a call of the trainer: step, metrics, the run's state.
+    """The argument of callbacks after a call of the trainer: step, metrics, the run's state.
 
     Attributes:
       step: the number of windows trained so far.

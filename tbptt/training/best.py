@@ -10,7 +10,7 @@ from tbptt.variables import named_parameters
 
 
 class KeepBest:
-    """Keeps the parameters with the lowest figure seen, on the host; a part of a checkpoint.
+    """Keeps a copy of the parameters with the lowest figure so far; checkpoints can save it.
 
     Attributes:
       figure: the lowest figure so far, usually a validation loss.

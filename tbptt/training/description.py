@@ -1,4 +1,4 @@
-"""Describes a trainer as plain values, so that a checkpoint can tell whether it would go on alike.
+"""Describes a trainer as plain values, by which a checkpoint refuses a run with another trainer.
 
 A description holds what is computed: hyperparameters of every transform and schedule, dropout
 rates, the structure of the model, seed, reduction, loss. It leaves out how it is computed:

@@ -1,7 +1,7 @@
 """Evaluates a model on a whole stream, with a recurrent state of its own.
 
 Evaluation never touches the state of training: every call starts from the initial state. Dynamic
-evaluation, which updates the parameters on the way, puts them back in the end.
+evaluation, which updates the parameters while it reads, restores them at the end.
 """
 
 import contextlib
@@ -95,8 +95,8 @@ class Evaluator:
 
     With an optimizer, this is dynamic evaluation: every window is scored and then trained on,
     without dropout, before the next one is scored. So the model adapts to what it reads, as new
-    names in a text, and each target is still scored by what came before it alone. Parameters and
-    optimizer state are put back in the end. That result depends on the window length.
+    names in a text, and each target is still scored by the text before it alone. Parameters and
+    optimizer state are restored at the end. That result depends on the window length.
 
     Args:
       model: the model to evaluate; its parameters are read at every call.

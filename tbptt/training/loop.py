@@ -26,7 +26,7 @@ class RunState:
     """The recurrent state and the cursor that a run carries between calls: save it to resume.
 
     Attributes:
-      loop_state: the recurrent state of all rows, and where each stands in its stream.
+      loop_state: the recurrent state of all rows, and the offset of each in its stream.
       cursor: the next window of the stream.
     """
 

@@ -44,7 +44,7 @@ def reaches_counted(weight: tf.Tensor, reset: tf.Tensor | None) -> tf.Tensor:
 
 
 def replace_unseen(window: Window, state: State) -> tuple[Window, State, tf.Tensor | None]:
-    """Replaces values of inputs, targets and state that are not finite and do not count by 0.
+    """Replaces non-finite values of inputs, targets and state by 0 where they affect no loss.
 
     Finite values stay the same to the bit. Windows without weights, and values that are not of a
     floating type, as ids, are returned as they are, without any computation.
