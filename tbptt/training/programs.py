@@ -34,7 +34,7 @@ class _Call:
 
     def __init__(self, function: Callable) -> None:
         self._function = function
-        self.__name__ = function.__name__  # of the program in traces and dumps
+        self.__name__ = function.__name__  # the program's name in traces and dumps
 
     def __call__(self, loop_state: Nest, chunk: Chunk) -> Nest:
         return self._function(loop_state, chunk)

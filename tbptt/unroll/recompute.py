@@ -58,7 +58,7 @@ def run(run_segment: Run, inputs: Nest, state: State, weights: Nest) -> tuple[tf
     if rest == 0:
         return outputs, state
     tail = tf.nest.map_structure(lambda x: x[count * length :], inputs)
-    last, state = run_segment(tail, state, weights)  # shorter than a segment: simply kept
+    last, state = run_segment(tail, state, weights)  # shorter than a segment: not recomputed
     return tf.concat([outputs, last], axis=0), state
 
 
