@@ -19,10 +19,11 @@ from tbptt.training.window import LOSS, LoopState, Sums, WindowGradients, contin
 from tbptt.types import Nest, Window
 
 Backward = Callable[[Window, LoopState, tf.Tensor], WindowGradients]
-"""`(window, loop_state, replica) -> gradients` of the mean loss of the replica's rows."""
+"""Computes the gradients of a replica's rows: `(window, loop_state, replica) -> gradients`."""
 
 Update = Callable[[Window, LoopState, Nest, WindowGradients, tf.Tensor], tuple[LoopState, Nest]]
-"""`(window, loop_state, metrics, gradients, continued) -> loop_state, metrics`: assigns."""
+"""Updates variables, state and metrics by the summed gradients:
+`(window, loop_state, metrics, gradients, continued) -> loop_state, metrics`."""
 
 
 class _Call:

@@ -133,8 +133,8 @@ class Trainer(tf.Module):
           loss_scale: loss scaling for matrix products in float16; each trainer needs its own.
             None: no loss scaling.
           average: averages the parameters after every window, once it has begun; of the same model.
-          replicas: the devices that train, each its own rows; everything with variables, the trainer
-            too, must be made in their `scope()`. None: this device alone.
+          replicas: the devices that train, each its own rows; everything with variables, the
+            trainer too, must be made in their `scope()`. None: this device alone.
           jit_compile: whether XLA compiles the loop; with replicas, the parts of a window before
             and after the all-reduce.
 

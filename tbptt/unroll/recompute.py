@@ -15,7 +15,7 @@ from tbptt.types import Nest, State
 from tbptt.unroll.closures import check_closes_over_nothing
 
 Run = Callable[[Nest, State, Nest], tuple[tf.Tensor, State]]
-"""`(inputs [S, B, ...], state, weights) -> (outputs [S, B, ...], state)`."""
+"""Runs a segment: `(inputs [S, B, ...], state, weights) -> (outputs [S, B, ...], state)`."""
 
 NO_ADVANCE = (
     "advance was given, but keep='states' keeps no state of every step, only those between "
