@@ -146,9 +146,12 @@ class Replicas:
         *,
         reduce_dtype: tf.DType | None = None,
     ) -> None:
-        """Args:
-        strategy: a `tf.distribute` strategy: mirrored, multi-worker or TPU. None: one replica.
-        reduce_dtype: the type in which gradients are sent and summed, as bfloat16; None: their own.
+        """Wraps a strategy; without one there is a single replica.
+
+        Args:
+          strategy: a `tf.distribute` strategy: mirrored, multi-worker or TPU. None: one replica.
+          reduce_dtype: the type in which gradients are sent and summed, as bfloat16; None: the type
+            that they have.
         """
         self.strategy: Any = strategy
         self.reduce_dtype = reduce_dtype
@@ -299,7 +302,7 @@ class Replicas:
             with tf.device(self._devices[replica]):
                 return tf.constant(of[replica])
 
-        if len(self.here) == 1:  # as what comes out of a run: a tensor, and no PerReplica of one
+        if len(self.here) == 1:  # a tensor, as `strategy.run` returns it, and no PerReplica value
             return part(self.here[0])
         return self.strategy.experimental_distribute_values_from_function(
             lambda context: part(int(context.replica_id_in_sync_group))

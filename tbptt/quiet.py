@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def standard_error_closed() -> Iterator[None]:
-    """Closes standard error inside the block, so that C++ libraries cannot write to it."""
+    """Sends standard error to `os.devnull` inside the block, which silences C++ libraries."""
     try:
         kept = os.dup(2)
     except OSError:  # there is no standard error

@@ -54,7 +54,7 @@ UNFINISHED = 75  # a run that saved and ended in time: nothing went wrong
 LAST_WORDS = 5.0  # seconds: a process that a worker leaves behind may hold its output open
 
 
-# Tells workers that are started again from those of another launch, see tbptt/experiment/folder.py.
+# Names this launch, so that a restarted worker recognises its run, see tbptt/experiment/folder.py.
 LAUNCH = f"{socket.gethostname()} {os.getpid()} {time.time()}"
 
 

@@ -72,7 +72,7 @@ def pieces_of(
         file.seek(offset)
         while block := file.read(BLOCK):
             if len(block) == BLOCK:
-                block += file.readline()  # no word is cut, and no character
+                block += file.readline()  # so that no word and no character is cut
             text = block if binary else files.decode(block, str(path), offset)
             offset += len(block)
             yield text, offset, file.tell() == path.stat().st_size
@@ -131,7 +131,7 @@ def prepare(
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        save(out, place)  # from now on the folder is ours
+        save(out, place)  # marks the folder as that of this run
         read(out, paths, place, encoder, lines, binary=kind == "bytes")
         if kind == "words" and not place.fixed:
             renumber(out, place, encoder.dtype)
@@ -177,7 +177,7 @@ def begin(
     elif kind == "bytes":
         known = list(corpus.BYTES)
     elif kind in corpus.BOUNDARY:
-        known = [corpus.BOUNDARY[kind]]  # which stands between documents
+        known = [corpus.BOUNDARY[kind]]  # the token between documents
     return Place(sources, known, fixed=vocabulary is not None)
 
 

@@ -1,7 +1,8 @@
 """Saving and resuming training runs, and parameter files; start at `snapshot`.
 
-To resume a run: `snapshot.resume` when it starts, `Checkpoints.save(snapshot(trainer, run_state))`
-between two calls, or the callback `save.Save`. For parameters alone: `parameters`, `from_torch`.
+A loop of one's own calls `snapshot.resume` when it starts, and between two calls
+`checkpoints.save(snapshot.snapshot(trainer, run_state))`, where `store.Checkpoints` is the folder;
+`save.Save` is a callback that does it. For parameters alone: `parameters` and `from_torch`.
 """
 
 from tbptt.checkpoint.from_torch import load_torch as load_torch

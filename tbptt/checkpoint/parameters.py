@@ -71,7 +71,7 @@ def load_parameters(path: str | os.PathLike[str], module: tf.Module) -> None:
             values = safetensors.load(path.read_bytes())
     except OSError:
         raise
-    except Exception as error:  # each reader has its own
+    except Exception as error:  # each reader raises errors of its own
         raise ValueError(f"{str(path)!r} cannot be read: {error}.") from None
     assign_parameters(module, values, source=repr(str(path)))
 

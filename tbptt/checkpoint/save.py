@@ -27,13 +27,15 @@ class Save:
         minutes: float = 0.0,
         agree: Callable[[bool], tuple[bool, ...]] = lambda due: (due,),
     ) -> None:
-        """Args:
-        checkpoints: the folder to write to.
-        take: returns a checkpoint, given a `RunState`; usually it calls `snapshot`.
-        agree: returns whether a checkpoint is due in any process of the run, as `Replicas.any`.
-        windows: the number of windows between checkpoints; 0: no saving by windows. A checkpoint
-          is written at the end of a call.
-        minutes: the number of minutes between checkpoints; 0: no saving by time.
+        """Creates a callback that saves every few windows, every few minutes, or both.
+
+        Args:
+          checkpoints: the folder to write to.
+          take: returns a checkpoint, given a `RunState`; usually it calls `snapshot`.
+          agree: returns whether a checkpoint is due in any process of the run, as `Replicas.any`.
+          windows: the number of windows between checkpoints; 0: no saving by windows. A checkpoint
+            is written at the end of a call.
+          minutes: the number of minutes between checkpoints; 0: no saving by time.
         """
         checks.check_at_least("windows between checkpoints", windows, 0)
         checks.check_at_least("minutes between checkpoints", minutes, 0.0)
@@ -54,7 +56,7 @@ class Save:
             self._last_step // self._windows
         )
         by_time = False
-        if self._seconds:  # clocks differ
+        if self._seconds:  # processes agree, because their clocks differ
             (by_time,) = self._agree(time.monotonic() - self._last_time >= self._seconds)
         if by_windows or by_time or report.finished:
             self.save(report.run_state)

@@ -106,7 +106,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         arrays = {name: array.view(_dtype(content, name)) for name, array in arrays.items()}
     except CheckpointError:
         raise
-    except Exception as error:  # of the system, of zipfile and of NumPy
+    except Exception as error:  # the system, zipfile and NumPy raise errors of their own
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     told = {name: shape for name, (_, shape) in content["arrays"].items()}
@@ -145,10 +145,12 @@ class Checkpoints:
     def __init__(
         self, folder: str | os.PathLike[str], *, keep: int = 3, read_only: bool = False
     ) -> None:
-        """Args:
-        folder: the folder that holds them. Only one process at a time may write to it.
-        keep: the number of checkpoints to keep.
-        read_only: whether to leave all files as they are, because another process writes.
+        """Opens the checkpoints in a folder, which need not exist yet.
+
+        Args:
+          folder: the folder that holds them. Only one process at a time may write to it.
+          keep: the number of checkpoints to keep.
+          read_only: whether to leave all files as they are, because another process writes.
         """
         checks.check_at_least("keep", keep, 1)
         self.folder = pathlib.Path(folder)
@@ -232,11 +234,11 @@ class Checkpoints:
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
             path = self.path(checkpoint.step)
-            if not path.exists():  # as after a restart that has made no window yet
+            if not path.exists():  # it exists after a restart that has trained no window yet
                 write_checkpoint(path, checkpoint)
             for step in self.steps()[: -self._keep]:
                 old = self.path(step)
-                old.rename(old.with_name(old.name + PARTIAL))  # half removed is not damaged
+                old.rename(old.with_name(old.name + PARTIAL))  # if interrupted, it is not "damaged"
                 shutil.rmtree(old.with_name(old.name + PARTIAL))
         except Exception as error:
             self._error = error

@@ -44,7 +44,7 @@ class Output:
         except OSError as error:
             self.error = error
             logging.error("Standard output cannot be written: %s.", error.strerror)
-            # What is still buffered would fail again when the process ends.
+            # Buffered text would fail again when the process ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -100,11 +100,11 @@ def fit(
     run when the process is told to stop.
 
     Args:
-      settings: of the run, to be shown and compared with those of its checkpoints.
+      settings: the run's settings, to show and to compare with those of its checkpoints.
       claim: the run's folder, locked.
       trainer: the model and its optimizer.
       feed: the windows to train on, see `open_feed`.
-      schedule: of the learning rate, to be shown in TensorBoard; None: it is not shown.
+      schedule: the learning rate's schedule, to show in TensorBoard; None: it is not shown.
       windows: the number of windows to train, from the beginning of the run.
       metric: the name of the validation figure.
       validate: returns the loss and the figure, of which lower is better. None: the last
@@ -121,7 +121,7 @@ def fit(
     """
     logdir, options, stream = claim.folder, claim.options, feed.stream
     replicas = claim.replicas
-    replicas.any(True)  # all are here, and the folder is the chief's
+    replicas.any(True)  # waits until all processes have started and the chief has the lock
     best = tbptt.KeepBest(trainer.model)
     parts = {"best": best, **(parts or {})}
     facts = {"settings": decisive(settings), "data": claim.data}
@@ -168,7 +168,7 @@ def fit(
 
     def take(run_state: tbptt.RunState) -> Checkpoint:
         best_file.write()
-        writer.flush()  # what is shown up to here is not shown again
+        writer.flush()  # a resumed run does not write events up to here again
         return snapshot.snapshot(trainer, run_state, parts=parts, facts=facts)
 
     save_windows, save_minutes = save_interval(options.save_every)
@@ -184,7 +184,7 @@ def fit(
             save.save(run_state)
         error = save.close()
     if not finished:
-        (unsaved,) = replicas.any(error is not None)  # nobody leaves before the chief has written
+        (unsaved,) = replicas.any(error is not None)  # no process ends before the chief has written
         writer.close()
         stopped.exit()
         why = "another worker was told to stop"
@@ -239,7 +239,7 @@ def resume(
         except CheckpointError as error:
             raise UsageError(f"{error} Use --restart to begin anew.") from None
         window = 0 if found is None else found.step
-        if claim.replicas.differ(window):  # before they restore, which they do together
+        if claim.replicas.differ(window):  # checked before all processes restore together
             raise UsageError(
                 f"The workers do not read the same checkpoint: this one finds window {window}. All "
                 "of them need the same --logdir, on a disk that they share."

@@ -15,7 +15,7 @@ def define_flags(settings: type[Settings], values: flags.FlagValues = flags.FLAG
 
     Args:
       settings: the class, whose `presets` are the choices of `--config`.
-      values: where the flags are defined.
+      values: the flag values in which the flags are defined.
     """
     presets = settings.presets
     first = next(iter(presets))

@@ -57,11 +57,13 @@ class Claim:
         *,
         data: str = "",
     ) -> None:
-        """Args:
-        settings: compared with the settings of the run in the folder.
-        options: name the folder, and say whether to restart.
-        replicas: the devices that train; None: this process alone.
-        data: a fingerprint of the data, see `data_of`; empty: the run reads no data.
+        """Prepares to lock the folder of a run; `with` locks it.
+
+        Args:
+          settings: compared with the settings of the run in the folder.
+          options: name the folder, and say whether to restart.
+          replicas: the devices that train; None: this process alone.
+          data: a fingerprint of the data, see `data_of`; empty: the run reads no data.
         """
         self.options, self.folder, self.data = options, options.folder, data
         self.replicas = replicas or Replicas()

@@ -19,7 +19,7 @@ from tbptt.streams.files import DataError
 
 flags.disclaim_key_flags()  # the flags defined below `launch` are the script's
 
-# What TensorFlow raises where another process of the run has ended.
+# The errors that TensorFlow raises if another process of the run has ended.
 LOST = (
     tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.FailedPreconditionError,
     tf.errors.DeadlineExceededError, tf.errors.CancelledError,

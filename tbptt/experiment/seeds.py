@@ -61,7 +61,7 @@ def run_seeds(
     if replicas.is_chief:
         with usage_errors():
             _claim_seeds(options)
-    replicas.any(True)  # the chief has moved aside what was there
+    replicas.any(True)  # waits until the chief has moved earlier runs aside
     results: list[Result] = []
     for seed in range(settings.seed, settings.seed + count):
         if options.seconds_left() <= 0:

@@ -15,7 +15,7 @@ from tbptt import checks
 from tbptt.distribution import STRATEGIES
 
 IMPORTED = time.monotonic()
-MOST_SEED = (1 << 31) - 1  # of `make_seed`
+MOST_SEED = (1 << 31) - 1  # the largest seed that `make_seed` takes
 
 UsedWith = Mapping[str, Sequence[Any] | None]
 AnySettings = TypeVar("AnySettings", bound="Settings")

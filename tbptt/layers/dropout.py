@@ -42,7 +42,7 @@ def keep_mask(shape: Sequence[int], rate: float, seed: Seed | None) -> tf.Tensor
     """Draws bools that are false with probability `rate`, the same compiled by XLA or not."""
     if seed is None:
         raise ValueError(f"dropout at rate {rate} needs a seed. Pass seed=, or rate 0.")
-    # Bits and not floats: TensorFlow and XLA draw the same bits and make other floats of them.
+    # Bits and not floats: TensorFlow and XLA draw the same bits, but make different floats of them.
     bits = tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
     )

@@ -151,32 +151,34 @@ class LSTM(tf.Module):
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
-        """Args:
-        input_size: D.
-        hidden_size: H.
-        seed: int32 `[2]`, the seed of the initial weights.
-        initializer: initializer of all matrices. None: Glorot for w_x and w_p, orthogonal for w_h
-            where it is square, else Glorot.
-        forget_bias: initial value of the forget gate's bias.
-        learn_initial_state: whether rows that reset start from a learned state instead of zeros.
-        peepholes: whether the gates see the cell (Gers, Schraudolph & Schmidhuber, 2002).
-        layer_norm: whether to normalise both products and the cell (Ba, Kiros & Hinton, 2016).
-        projection_size: P: the output and the hidden state are a projection of H units to P
-            (Sak, Senior & Beaufays, 2014).
-        recurrent_dropout: rate at which the hidden state is dropped before w_h, in training, by
-            one mask a window (Gal & Ghahramani, 2016).
-        weight_dropout: rate at which the entries of w_h are dropped, in training, by one mask a
-            window for all rows (DropConnect; Merity, Keskar & Socher, 2018).
-        zoneout: rates at which units of the hidden state and of the cell keep their old value,
-            by a mask a step in training, in expectation else (Krueger et al., 2017).
-        backend: `fused`, with a gradient of its own; `scan` or `reference`, see `unroll`; or
-            `auto`, which is `fused`: all three take all options. Or `cudnn`, on a GPU outside of
-            XLA, which refuses resets and most options, see `unroll.cudnn`.
-        keep: what the forward pass keeps for the gradient: `gates`, or `states`, which
-            computes the gates again, see `unroll.recompute`: less memory, more time.
-        compute_dtype: of the matrix products, see `precision.product`. None: `dtype`.
-        dtype: of parameters, inputs and state.
-        name: of the module.
+        """Creates the layer's parameters.
+
+        Args:
+          input_size: D.
+          hidden_size: H.
+          seed: int32 `[2]`, the seed of the initial weights.
+          initializer: initializer of all matrices. None: Glorot for w_x and w_p, orthogonal for w_h
+              where it is square, else Glorot.
+          forget_bias: initial value of the forget gate's bias.
+          learn_initial_state: whether rows that reset start from a learned state instead of zeros.
+          peepholes: whether the gates see the cell (Gers, Schraudolph & Schmidhuber, 2002).
+          layer_norm: whether to normalise both products and the cell (Ba, Kiros & Hinton, 2016).
+          projection_size: P: the output and the hidden state are a projection of H units to P
+              (Sak, Senior & Beaufays, 2014).
+          recurrent_dropout: rate at which the hidden state is dropped before w_h, in training, by
+              one mask a window (Gal & Ghahramani, 2016).
+          weight_dropout: rate at which the entries of w_h are dropped, in training, by one mask a
+              window for all rows (DropConnect; Merity, Keskar & Socher, 2018).
+          zoneout: rates at which units of the hidden state and of the cell keep their old value,
+              by a mask a step in training, in expectation else (Krueger et al., 2017).
+          backend: `fused`, with a gradient of its own; `scan` or `reference`, see `unroll`; or
+              `auto`, which is `fused`: all three take all options. Or `cudnn`, on a GPU outside of
+              XLA, which refuses resets and most options, see `unroll.cudnn`.
+          keep: the values kept for the gradient: `gates`, or `states` (gradient checkpointing),
+              which recomputes the gates, see `unroll.recompute`: less memory, more time.
+          compute_dtype: the type of the matrix products, see `precision.product`. None: `dtype`.
+          dtype: the type of parameters, inputs and state.
+          name: the name of the module.
         """
         super().__init__(name=name)
         checks.check_at_least("input_size", input_size, 1)
@@ -231,7 +233,7 @@ class LSTM(tf.Module):
         for key, value in optional.items():
             setattr(self, key, tf.Variable(value, name=key))
         self._optional = tuple(optional)
-        # Constants hold no parameter, so a plain tensor serves where nothing is learned.
+        # If the initial state is not learned it is a constant, not a parameter.
         make = tf.Variable if learn_initial_state else tf.constant
         self.initial_hidden = make(tf.zeros([self.output_size], dtype), name="initial_hidden")
         self.initial_cell = make(tf.zeros([hidden_size], dtype), name="initial_cell")

@@ -34,13 +34,15 @@ class Recurrent(tf.Module):
         backend: str = "auto",
         name: str | None = None,
     ) -> None:
-        """Args:
-        cell: `(inputs_t, state) -> (output_t, state)`. A `tf.Module`, if it has
-            parameters: the parameters of a bare function are not found, and so not trained.
-        initial_state: returns the initial state, leaves `[rows, ...]`, given the number of rows.
-        output_size: the size of the last axis of the outputs.
-        backend: see `unroll`.
-        name: the name of the module.
+        """Wraps a cell of one's own.
+
+        Args:
+          cell: `(inputs_t, state) -> (output_t, state)`. A `tf.Module`, if it has
+              parameters: the parameters of a bare function are not found, and so not trained.
+          initial_state: returns the initial state, leaves `[rows, ...]`, given the number of rows.
+          output_size: the size of the last axis of the outputs.
+          backend: see `unroll`.
+          name: the name of the module.
         """
         super().__init__(name=name)
         self._cell = cell

@@ -64,24 +64,26 @@ class EncoderDecoder(tf.Module):
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
-        """Args:
-        encoder: `[T, B, D_in - bypass] -> [T, B, H_e]`.
-        decoder: `[1, N, D] -> [1, N, H]`, its state's leaves `[N, n]`. It is called once a step of
-          the forecast, each time with another seed: all its dropout masks hold for one step only.
-        output_size: D.
-        loss: `(outputs, targets) -> [T, B]`, as `squared_error`.
-        steps: the number of values to forecast from each step.
-        seed: int32 `[2]`, the seed of the initial weights of bridges and readout.
-        metrics: further metrics by name, functions like `loss`.
-        teacher_forcing: in training, the probability that the decoder reads the true value before,
-          from `window.targets`, instead of its own output. 0: free-running, as in use; 1: always
-          forced; between them: scheduled sampling.
-        dropout_rate: rate of dropout on the encoder's outputs, in training.
-        dropout_per: `step` or `window`, see `dropout`.
-        input_dropout_rate: rate of dropout on the encoder's inputs, in training.
-        bypass: the number of first inputs that the encoder does not read, see `SequenceModel`.
-        initializer, dtype: for bridges and readout, see `Dense`.
-        name: the name of the module.
+        """Creates bridges and readout for the two given cores.
+
+        Args:
+          encoder: `[T, B, D_in - bypass] -> [T, B, H_e]`.
+          decoder: `[1, N, D] -> [1, N, H]`, its state's leaves `[N, n]`. It is called once for each
+            step of the forecast, with another seed: all its dropout masks hold for one step only.
+          output_size: D.
+          loss: `(outputs, targets) -> [T, B]`, as `squared_error`.
+          steps: the number of values to forecast from each step.
+          seed: int32 `[2]`, the seed of the initial weights of bridges and readout.
+          metrics: further metrics by name, functions like `loss`.
+          teacher_forcing: in training, the probability that the decoder reads the true value of the
+            step before, from `window.targets`, instead of its own. 0: free-running; 1: always
+            forced; between them: scheduled sampling.
+          dropout_rate: rate of dropout on the encoder's outputs, in training.
+          dropout_per: `step` or `window`, see `dropout`.
+          input_dropout_rate: rate of dropout on the encoder's inputs, in training.
+          bypass: the number of first inputs that the encoder does not read, see `SequenceModel`.
+          initializer, dtype: for bridges and readout, see `Dense`.
+          name: the name of the module.
 
         Raises:
           ValueError: a rate is out of range, or a part of the decoder's state is not `[N, n]`.

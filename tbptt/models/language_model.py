@@ -58,27 +58,29 @@ class LanguageModel(tf.Module):
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
-        """Args:
-        vocabulary_size: V.
-        embedding_size: D, the core's input size.
-        core: `[T, B, D] -> [T, B, H]`.
-        seed: int32 `[2]`, the seed of the initial weights.
-        tied: whether readout and embedding share one table (weight tying); needs D = H.
-        readout: a `Readout`, as one for a large vocabulary; with `tied`, a function that makes
-          it of the embedding's table `[V, D]`. None: `FullSoftmax`.
-        dropout_rate: rate of dropout on embedded inputs and the core's outputs, in training.
-        dropout_per: `step` or `window`, see `dropout`.
-        embedding_dropout: rate at which whole ids are dropped from the inputs of a window, in
-          training (Gal & Ghahramani, 2016).
-        activation_penalty, slowness_penalty: what `loss` adds in training: these times the mean
-          square over units of what the readout reads, and of the change of the core's output
-          from the step before (AR and TAR; Merity, McCann & Socher, 2017, Revisiting activation
-          regularization for language RNNs).
-        initializer: the initializer of embedding and readout. None: those of the layers.
-        compute_dtype: the type of the readout's product, see `precision.product`, unless `readout`
-          is given. None: `dtype`.
-        dtype: the type of the parameters and the logits.
-        name: the name of the module.
+        """Creates the embedding, and a readout unless one is given.
+
+        Args:
+          vocabulary_size: V.
+          embedding_size: D, the core's input size.
+          core: `[T, B, D] -> [T, B, H]`.
+          seed: int32 `[2]`, the seed of the initial weights.
+          tied: whether readout and embedding share one table (weight tying); needs D = H.
+          readout: a `Readout`, as one for a large vocabulary; with `tied`, a function that makes
+            it of the embedding's table `[V, D]`. None: `FullSoftmax`.
+          dropout_rate: rate of dropout on embedded inputs and the core's outputs, in training.
+          dropout_per: `step` or `window`, see `dropout`.
+          embedding_dropout: rate at which whole ids are dropped from the inputs of a window, in
+            training (Gal & Ghahramani, 2016).
+          activation_penalty, slowness_penalty: factors of penalties in training: on the mean
+            square over units of what the readout reads, and of the change of the core's output
+            from the step before (AR and TAR; Merity, McCann & Socher, 2017, Revisiting activation
+            regularization for language RNNs).
+          initializer: the initializer of embedding and readout. None: those of the layers.
+          compute_dtype: the type of the readout's product, see `precision.product`, unless
+            `readout` is given. None: `dtype`.
+          dtype: the type of the parameters and the logits.
+          name: the name of the module.
         """
         super().__init__(name=name)
         check_dropout(dropout_rate, dropout_per)

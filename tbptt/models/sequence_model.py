@@ -48,20 +48,22 @@ class SequenceModel(tf.Module):
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
-        """Args:
-        core: `[T, B, D] -> [T, B, H]`.
-        output_size: the size of the last axis of the outputs.
-        loss: `(outputs, targets) -> [T, B]`, as `squared_error`.
-        seed: int32 `[2]`, the seed of the readout's initial weights.
-        metrics: further metrics by name, functions like `loss`.
-        dropout_rate: rate of dropout on the core's outputs, in training.
-        dropout_per: `step` or `window`, see `dropout`.
-        input_dropout_rate: rate of dropout on the inputs, in training.
-        bypass: the number of first inputs that the core, whose input size is D - bypass, does not
-          read; the first output_size of them are added to the outputs. So a forecast starts from
-          the current values, and the core reads the other inputs, as their changes.
-        initializer, compute_dtype, dtype: for the readout, see `Dense`.
-        name: the name of the module.
+        """Creates a readout for the given core.
+
+        Args:
+          core: `[T, B, D] -> [T, B, H]`.
+          output_size: the size of the last axis of the outputs.
+          loss: `(outputs, targets) -> [T, B]`, as `squared_error`.
+          seed: int32 `[2]`, the seed of the readout's initial weights.
+          metrics: further metrics by name, functions like `loss`.
+          dropout_rate: rate of dropout on the core's outputs, in training.
+          dropout_per: `step` or `window`, see `dropout`.
+          input_dropout_rate: rate of dropout on the inputs, in training.
+          bypass: the number of first inputs that the core, whose input size is D - bypass, does not
+            read; the first output_size of them are added to the outputs. So a forecast starts from
+            the current values, and the core reads the other inputs, as their changes.
+          initializer, compute_dtype, dtype: for the readout, see `Dense`.
+          name: the name of the module.
         """
         super().__init__(name=name)
         check_dropout(dropout_rate, dropout_per)

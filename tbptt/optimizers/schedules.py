@@ -11,7 +11,7 @@ from tbptt.optimizers.transform import GradientTransform, stateless
 from tbptt.types import Nest
 
 Schedule = Callable[[tf.Tensor], tf.Tensor]
-"""`step int64 scalar -> float32 scalar`.
+"""A function of the step: `step -> learning rate`, an int64 scalar to a float32 scalar.
 
 If such a function has an attribute `description`, of values that JSON can hold, checkpoints save
 it; else they save the function's name.

@@ -52,16 +52,18 @@ class AdaptiveSoftmax(tf.Module):
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
-        """Args:
-        hidden_size: H.
-        vocabulary_size: V.
-        cutoffs: the first id of each tail, increasing, in (0, V).
-        seed: int32 `[2]`, the seed of the initial weights.
-        factor: each tail is narrower than the cluster before it by this factor, at least 1.
-        chunk: the number of ids scored at a time.
-        initializer: the initializer of all weights but the biases. None: Glorot's.
-        dtype: the type of the parameters.
-        name: the name of the module.
+        """Creates the parameters of head and tails.
+
+        Args:
+          hidden_size: H.
+          vocabulary_size: V.
+          cutoffs: the first id of each tail, increasing, in (0, V).
+          seed: int32 `[2]`, the seed of the initial weights.
+          factor: each tail is narrower than the cluster before it by this factor, at least 1.
+          chunk: the number of ids scored at a time.
+          initializer: the initializer of all weights but the biases. None: Glorot's.
+          dtype: the type of the parameters.
+          name: the name of the module.
         """
         super().__init__(name=name)
         check_sizes(hidden_size, vocabulary_size, chunk)

@@ -126,15 +126,17 @@ class ChunkedSoftmax(tf.Module):
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
-        """Args:
-        hidden_size: H.
-        vocabulary_size: V.
-        seed: int32 `[2]`, the seed of the initial weights.
-        chunk: the number of ids scored at a time: `T * B * chunk` numbers are in memory at once.
-        table: `[V, H]` variable to use as `w`, an embedding's table, for weight tying.
-        initializer: the initializer of `w`. None: Glorot's.
-        dtype: the type of the parameters.
-        name: the name of the module.
+        """Creates the readout's parameters.
+
+        Args:
+          hidden_size: H.
+          vocabulary_size: V.
+          seed: int32 `[2]`, the seed of the initial weights.
+          chunk: the number of ids scored at a time: `T * B * chunk` numbers are in memory at once.
+          table: `[V, H]` variable to use as `w`, an embedding's table, for weight tying.
+          initializer: the initializer of `w`. None: Glorot's.
+          dtype: the type of the parameters.
+          name: the name of the module.
         """
         super().__init__(name=name)
         check_sizes(hidden_size, vocabulary_size, chunk)

@@ -39,16 +39,18 @@ class FullSoftmax(tf.Module):
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
-        """Args:
-        hidden_size: H.
-        vocabulary_size: V.
-        seed: int32 `[2]`, the seed of the initial weights.
-        table: `[V, H]` variable whose transpose is used as `w`, an embedding's table, for weight
-          tying.
-        initializer: the initializer of `w`. None: Glorot's.
-        compute_dtype: the type of the product, see `precision.product`. None: `dtype`.
-        dtype: the type of the parameters and the logits.
-        name: the name of the module.
+        """Creates the readout's parameters.
+
+        Args:
+          hidden_size: H.
+          vocabulary_size: V.
+          seed: int32 `[2]`, the seed of the initial weights.
+          table: `[V, H]` variable whose transpose is used as `w`, an embedding's table, for weight
+            tying.
+          initializer: the initializer of `w`. None: Glorot's.
+          compute_dtype: the type of the product, see `precision.product`. None: `dtype`.
+          dtype: the type of the parameters and the logits.
+          name: the name of the module.
         """
         super().__init__(name=name)
         checks.check_at_least("hidden_size", hidden_size, 1)

@@ -47,15 +47,17 @@ class SampledSoftmax(tf.Module):
         dtype: tf.DType = tf.float32,
         name: str | None = None,
     ) -> None:
-        """Args:
-        hidden_size: H.
-        vocabulary_size: V.
-        samples: S, the number of ids drawn a window, at most V.
-        seed: int32 `[2]`, the seed of the initial weights.
-        chunk: the number of ids scored at a time by the exact loss.
-        initializer: the initializer of `w`. None: Glorot's.
-        dtype: the type of the parameters.
-        name: the name of the module.
+        """Creates the readout's parameters.
+
+        Args:
+          hidden_size: H.
+          vocabulary_size: V.
+          samples: S, the number of ids drawn a window, at most V.
+          seed: int32 `[2]`, the seed of the initial weights.
+          chunk: the number of ids scored at a time by the exact loss.
+          initializer: the initializer of `w`. None: Glorot's.
+          dtype: the type of the parameters.
+          name: the name of the module.
         """
         super().__init__(name=name)
         self.exact = ChunkedSoftmax(
@@ -118,7 +120,7 @@ class SampledSoftmax(tf.Module):
 
     def draw(self, seed: Seed) -> tf.Tensor:
         """Draws `[samples]` independent ids, each id v with probability q(v)."""
-        # Bits and integers: TensorFlow and XLA would make different floats, and other ids.
+        # Bits and integers: with floats, TensorFlow and XLA would draw different ids.
         bits = tf.random.stateless_uniform(
             [self._samples], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
         )

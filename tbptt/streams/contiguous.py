@@ -38,20 +38,22 @@ class ContiguousStream(RowStream):
         shuffle: str = "none",
         seed: int = 0,
     ) -> None:
-        """Args:
-        tokens: one-dimensional integers. A memory map is read window by window, and never
-            kept in memory.
-        rows: B.
-        vocabulary_size: every token must be below it.
-        window_length: T, of windows one after another.
-        truncation: other windows; instead of `window_length`.
-        tail: `drop`: tokens that do not fill whole windows are left out, less than T a row and B
-            in all; `pad`: every target occurs exactly once, and padding has weight 0.
-        shuffle: what changes from epoch to epoch. `none`: nothing; `offset`: the first token, by
-            less than T, so that windows end elsewhere; `rotate`: the place in its stretch at which
-            each row begins; the row starts anew where the stretch begins (Press, 2019, Partially
-            shuffling the training data to improve language models).
-        seed: the seed of all randomness.
+        """Creates a stream on one sequence of tokens.
+
+        Args:
+          tokens: one-dimensional integers. A memory map is read window by window, and never
+              kept in memory.
+          rows: B.
+          vocabulary_size: every token must be below it.
+          window_length: T, of windows one after another.
+          truncation: other windows; instead of `window_length`.
+          tail: `drop`: tokens that do not fill whole windows are left out, less than T a row and B
+              in all; `pad`: every target occurs exactly once, and padding has weight 0.
+          shuffle: what changes from epoch to epoch. `none`: nothing; `offset`: the first token, by
+              less than T, so that windows end elsewhere; `rotate`: the place in its stretch where
+              each row begins; the row starts anew where the stretch begins (Press, 2019, Partially
+              shuffling the training data to improve language models).
+          seed: the seed of all randomness.
 
         Raises:
           ValueError: B or T below 1, or more rows than the tokens can fill.

@@ -47,17 +47,19 @@ class DocumentStream(SegmentStream):
         whole: bool = False,
         seed: int = 0,
     ) -> None:
-        """Args:
-        documents: the tokens `[N]` of all documents; memory maps stay on disk.
-        rows: B.
-        vocabulary_size: every token must be below it.
-        window_length: T, of windows one after another.
-        truncation: other windows; instead of `window_length`.
-        boundary: a token that is read before each document and predicted after it.
-        shuffle: whether the order changes from epoch to epoch.
-        whole: whether to keep each document on one row, see `SegmentStream`: for evaluation, with
-          `shuffle=False`.
-        seed: the seed of all randomness.
+        """Creates a stream on documents of tokens.
+
+        Args:
+          documents: the tokens `[N]` of all documents; memory maps stay on disk.
+          rows: B.
+          vocabulary_size: every token must be below it.
+          window_length: T, of windows one after another.
+          truncation: other windows; instead of `window_length`.
+          boundary: a token that is read before each document and predicted after it.
+          shuffle: whether the order changes from epoch to epoch.
+          whole: whether to keep each document on one row, see `SegmentStream`: for evaluation, with
+            `shuffle=False`.
+          seed: the seed of all randomness.
 
         Raises:
           ValueError: a document has one token and there is no `boundary`; or there are more rows

@@ -178,7 +178,7 @@ def _read(stream: Stream, cursor: Cursor, count: int, where: Placement) -> Windo
     rows = where.rows_here(stream.rows)
     if isinstance(stream, RowStream):
         return stream.windows(cursor, count, rows)[0]
-    return stream.windows(cursor, count)[0].of_rows(rows)  # it reads all rows or none
+    return stream.windows(cursor, count)[0].of_rows(rows)  # such a stream reads all rows
 
 
 def _chunk(windows: Window, first: int, count: int) -> Chunk:

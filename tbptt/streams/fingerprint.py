@@ -64,7 +64,7 @@ def _stretches(stream: RowStream, steps: int) -> Iterator[tuple[int, int]]:
     part = stream.row_length / parts
     length = min(int(part), max(1, steps // (parts * stream.rows)))
     places = np.random.default_rng(0).random(parts)
-    places[-1] = 1.0  # the last step is there
+    places[-1] = 1.0  # the last stretch includes the last step
     for k, place in enumerate(places):
         yield int(k * part + place * (part - length)), length
 

@@ -44,17 +44,19 @@ class FrameStream(SegmentStream):
         whole: bool = True,
         seed: int = 0,
     ) -> None:
-        """Args:
-        segments: frames `[N, D]`; memory maps stay on disk.
-        labels: labels of frames or of sequences, see above. None: the next frame is the target.
-        rows: B.
-        window_length: T, of windows one after another.
-        truncation: other windows; instead of `window_length`.
-        classes: the number of classes: labels are integers below it. None: no check.
-        score: the steps at which a label of a sequence counts: its `last` step or `every` step.
-        shuffle: whether the order changes from epoch to epoch.
-        whole: whether to keep each sequence on one row, see `SegmentStream`.
-        seed: the seed of all randomness.
+        """Creates a stream on sequences of frames.
+
+        Args:
+          segments: frames `[N, D]`; memory maps stay on disk.
+          labels: labels of frames or of sequences, see above. None: the next frame is the target.
+          rows: B.
+          window_length: T, of windows one after another.
+          truncation: other windows; instead of `window_length`.
+          classes: the number of classes: labels are integers below it. None: no check.
+          score: the steps at which a label of a sequence counts: its `last` step or `every` step.
+          shuffle: whether the order changes from epoch to epoch.
+          whole: whether to keep each sequence on one row, see `SegmentStream`.
+          seed: the seed of all randomness.
 
         Raises:
           ValueError: frames are not finite, labels do not fit, a sequence has one frame and there

@@ -53,10 +53,12 @@ class RowStream(abc.ABC):
         epochs_alike: bool = True,
         seed: int = 0,
     ) -> None:
-        """Args:
-        rows, row_length, truncation, seed: see above.
-        whole: whether to leave out steps at the end that do not fill a whole window.
-        epochs_alike: whether `read` returns the same in every epoch.
+        """Sets the sizes of the stream; a subclass calls it.
+
+        Args:
+          rows, row_length, truncation, seed: see above.
+          whole: whether to leave out steps at the end that do not fill a whole window.
+          epochs_alike: whether `read` returns the same in every epoch.
         """
         self.rows = rows
         self.row_length = row_length

@@ -127,10 +127,12 @@ class SegmentStream(RowStream):
         whole: bool,
         seed: int,
     ) -> None:
-        """Args:
-        steps: `[N]` int64, the number of steps of each segment, 1 or more.
-        rows, truncation, seed: see `RowStream`.
-        shuffle, whole: see above.
+        """Assigns the segments to rows; a subclass calls it.
+
+        Args:
+          steps: `[N]` int64, the number of steps of each segment, 1 or more.
+          rows, truncation, seed: see `RowStream`.
+          shuffle, whole: see above.
         """
         checks.check_at_least("rows", rows, 1)
         self.segments = len(steps)

@@ -158,26 +158,28 @@ class SeriesStream(SegmentStream):
         whole: bool = False,
         seed: int = 0,
     ) -> None:
-        """Args:
-        series: one or more series with the same columns.
-        standardizer: standardizes all values, usually `Standardizer.of` the training part.
-        rows: B.
-        window_length: T, of windows one after another.
-        truncation: other windows; instead of `window_length`.
-        targets: names of the columns to predict. None: all.
-        horizon: the number of lines to predict ahead, 1 or more.
-        path: whether the targets are all lines up to the horizon, `[..., horizon * columns]`, the
-          next line first, instead of the last one alone; they are scored if none is missing. For
-          `EncoderDecoder`.
-        warm_up: the number of first lines of each series that are read but not scored: the context
-          of a test part that continues a longer series.
-        masked: whether the inputs say which values are present. None: only if any is missing.
-          Streams that feed one model must agree.
-        changes: whether C more inputs, after the values, are the change of each since the line
-          before; 0 if either is missing.
-        shuffle: whether the order of the stretches changes from epoch to epoch.
-        whole: whether to keep each stretch on one row, see `SegmentStream`.
-        seed: the seed of all randomness.
+        """Creates a stream on the stretches of all series.
+
+        Args:
+          series: one or more series with the same columns.
+          standardizer: standardizes all values, usually `Standardizer.of` the training part.
+          rows: B.
+          window_length: T, of windows one after another.
+          truncation: other windows; instead of `window_length`.
+          targets: names of the columns to predict. None: all.
+          horizon: the number of lines to predict ahead, 1 or more.
+          path: whether the targets are all lines up to the horizon, `[..., horizon * columns]`, the
+            next line first, instead of the last one alone; they are scored if none is missing. For
+            `EncoderDecoder`.
+          warm_up: the number of first lines of each series that are read but not scored, as the
+            context of a test part that continues a longer series.
+          masked: whether the inputs say which values are present. None: only if any is missing.
+            Streams that feed one model must agree.
+          changes: whether C more inputs, after the values, are the change of each since the line
+            before; 0 if either is missing.
+          shuffle: whether the order of the stretches changes from epoch to epoch.
+          whole: whether to keep each stretch on one row, see `SegmentStream`.
+          seed: the seed of all randomness.
 
         Raises:
           ValueError: columns are unknown or differ between series, or no stretch is longer than

@@ -6,8 +6,8 @@ import numpy as np
 
 from tbptt import checks
 
-SHORT_PROBABILITY = 0.05  # of a window of half the length, with jitter: Merity et al. (2018)
-LEAST_JITTERED = 5  # steps: no jittered window is shorter, if T allows
+SHORT_PROBABILITY = 0.05  # probability of half the length, with jitter: Merity et al. (2018)
+LEAST_JITTERED = 5  # the smallest number of steps of a jittered window, if T allows
 
 
 @dataclasses.dataclass(frozen=True)

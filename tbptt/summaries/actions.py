@@ -27,7 +27,7 @@ class TrainingSummaries:
     def scalars(self, report: Report) -> None:
         """Writes the metrics of the last call to TensorBoard."""
         speed = self.progress.tokens_per_second
-        if speed:  # not of the first call, which compiles
+        if speed:  # 0 after the first call, which compiles
             self.writer.scalars(report.step, {tags.TOKENS_PER_SECOND: speed})
         means = {tags.train(name): mean for name, mean in report.metrics.means.items()}
         if self.schedule is not None:

@@ -21,10 +21,12 @@ class SummaryWriter:
     """
 
     def __init__(self, logdir: str | os.PathLike[str] | None, *, first_step: int = 0) -> None:
-        """Args:
-        logdir: the run's folder. None: nothing is written, as by all workers but the chief.
-        first_step: the step at which the run resumes. TensorBoard is told to drop events of an
-          earlier process at later steps, which no checkpoint holds, so that its lines are unbroken.
+        """Opens the event file in the run's folder.
+
+        Args:
+          logdir: the run's folder. None: nothing is written, as by all workers but the chief.
+          first_step: the step at which the run resumes. TensorBoard is told to drop events that an
+            earlier process wrote for later steps, which no checkpoint holds.
         """
         self._logdir = logdir
         self._failed = False

@@ -154,7 +154,7 @@ class Evaluator:
                 raise ValueError("One device evaluates dynamically: leave out replicas.")
             self._replicas.check_copies(model.trainable_variables)
             self._program = tf.function(
-                # Not of `score` itself: of a tf.function it makes one trace for all replicas.
+                # Given `score` itself, a tf.function, `run` would trace it once for all replicas.
                 lambda *given: strategy.run(lambda *its: score(*its), given),
                 autograph=False,
             )

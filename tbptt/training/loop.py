@@ -52,7 +52,7 @@ def train(
     Args:
       trainer: the trainer, which trains the windows of a call.
       feed: the windows to train on, see `open_feed`.
-      run_state: where to start; a new run starts from
+      run_state: the state to start from; a new run starts from
         `RunState(trainer.initial_loop_state(rows))`, one that is resumed from `resume(...)`.
       windows: the step to stop at.
       actions: callbacks between calls, in this order: `Every` and `EveryCall`.

@@ -39,10 +39,12 @@ class LossScale(tf.Module):
     def __init__(
         self, initial: float = 2.0**15, *, growth_interval: int = 2000, name: str = "loss_scale"
     ) -> None:
-        """Args:
-        initial: first value, a power of two from 1 to 2**126.
-        growth_interval: the scale doubles after this many finite windows in a row.
-        name: the name of the module.
+        """Creates the variables of the scale.
+
+        Args:
+          initial: first value, a power of two from 1 to 2**126.
+          growth_interval: the scale doubles after this many finite windows in a row.
+          name: the name of the module.
 
         Raises:
           ValueError: a value is out of its range.
@@ -76,7 +78,7 @@ def divide(gradient: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """Computes `gradient / scale` in the gradient's type, even if that type cannot hold the scale.
 
     Args:
-      gradient: of any shape.
+      gradient: a tensor of any shape.
       scale: float32 scalar.
 
     Example: 2**16 is beyond float16.

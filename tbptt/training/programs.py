@@ -19,10 +19,11 @@ from tbptt.training.window import LOSS, LoopState, Sums, WindowGradients, contin
 from tbptt.types import Nest, Window
 
 Backward = Callable[[Window, LoopState, tf.Tensor], WindowGradients]
-"""`(window, loop_state, replica) -> gradients` of the mean loss of the replica's rows."""
+"""Computes the gradients of a replica's rows: `(window, loop_state, replica) -> gradients`."""
 
 Update = Callable[[Window, LoopState, Nest, WindowGradients, tf.Tensor], tuple[LoopState, Nest]]
-"""`(window, loop_state, metrics, gradients, continued) -> loop_state, metrics`: assigns."""
+"""Updates variables, state and metrics by the summed gradients:
+`(window, loop_state, metrics, gradients, continued) -> loop_state, metrics`."""
 
 
 class _Call:
@@ -34,7 +35,7 @@ class _Call:
 
     def __init__(self, function: Callable) -> None:
         self._function = function
-        self.__name__ = function.__name__  # of the program in traces and dumps
+        self.__name__ = function.__name__  # the program's name in traces and dumps
 
     def __call__(self, loop_state: Nest, chunk: Chunk) -> Nest:
         return self._function(loop_state, chunk)

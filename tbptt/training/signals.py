@@ -54,7 +54,7 @@ class StopOnSignal:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        for each in self.SIGNALS:  # the next one ends the process, whatever it is doing
+        for each in self.SIGNALS:  # a second signal ends the process at once
             signal.signal(each, signal.SIG_DFL)
         logging.info(
             "%s: the run stops after this call and is saved. A second signal stops it at once.",

@@ -122,19 +122,21 @@ class Trainer(tf.Module):
         replicas: Replicas | None = None,
         jit_compile: bool = True,
     ) -> None:
-        """Args:
-        model: a `Model` and `tf.Module`; its `loss` is minimised.
-        optimizer: a transform, see `optimizers.transform`.
-        reduction: how a window's loss becomes the scalar that is differentiated, see
-          `losses.reduce`.
-        seed: the seed of all randomness in training, together with the step.
-        loss_scale: loss scaling for matrix products in float16; each trainer needs its own.
-          None: no loss scaling.
-        average: averages the parameters after every window, once it has begun; of the same model.
-        replicas: the devices that train, each its own rows; everything with variables must be made
-          in their `scope()`, the trainer too. None: this device alone.
-        jit_compile: whether XLA compiles the loop; with replicas, the parts of a window before and
-          after the all-reduce.
+        """Creates the optimizer state and the program, which is traced by the first call.
+
+        Args:
+          model: a `Model` and `tf.Module`; its `loss` is minimised.
+          optimizer: a transform, see `optimizers.transform`.
+          reduction: how a window's loss becomes the scalar that is differentiated, see
+            `losses.reduce`.
+          seed: the seed of all randomness in training, together with the step.
+          loss_scale: loss scaling for matrix products in float16; each trainer needs its own.
+            None: no loss scaling.
+          average: averages the parameters after every window, once it has begun; of the same model.
+          replicas: the devices that train, each its own rows; everything with variables, the
+            trainer too, must be made in their `scope()`. None: this device alone.
+          jit_compile: whether XLA compiles the loop; with replicas, the parts of a window before
+            and after the all-reduce.
 
         Raises:
           ValueError: the model was made outside the replicas' scope.

@@ -190,7 +190,7 @@ def window_gradients(
         objective, parameters, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     state = true_state(changed, state, lambda: model.loss(window, begun, **how)[1])
-    # An embedding's gradient comes as slices; every transform below wants tensors.
+    # An embedding's gradient is IndexedSlices; all transforms need tensors.
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     if scale is not None:
         gradients = [divide(gradient, scale) for gradient in gradients]

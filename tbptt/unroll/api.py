@@ -9,7 +9,7 @@ from tbptt.unroll import reference, scan
 from tbptt.unroll.reference import Cell
 
 BACKENDS = {"reference": reference.run, "scan": scan.run}
-KEEP = ("gates", "states")  # what a layer keeps for the gradient: see `recompute`
+KEEP = ("gates", "states")  # values that a layer keeps for the gradient, see `recompute`
 
 
 def check_backend(backend: str, *own: str) -> None:

@@ -61,7 +61,7 @@ def check_layer(dtype: tf.DType, **options: Any) -> None:
             f"dtype ({tf.as_dtype(dtype).name}) must be float32 or float16 with backend='cudnn'. "
             "Use backend='fused', which takes every floating type."
         )
-    # Other GPUs' libraries have the operation too, but order the gates in another way.
+    # Libraries of other GPUs have the operation too, but another order of gates.
     cuda = tf.sysconfig.get_build_info().get("is_cuda_build", False)
     gpus = tf.config.get_visible_devices("GPU")
     if not (cuda and gpus):
@@ -256,9 +256,9 @@ def _run(
         params=params,
         sequence_lengths=tf.fill([rows], steps),
         rnn_mode=mode,
-        is_training=True,  # keeps what the gradient needs
+        is_training=True,  # keeps the values that the gradient needs
         time_major=True,
-        name=f"cudnn_{mode}_needs_jit_compile_False",  # what XLA quotes when it refuses
+        name=f"cudnn_{mode}_needs_jit_compile_False",  # XLA quotes the name when it refuses
     )
     return outputs, last_hidden, last_cell
 

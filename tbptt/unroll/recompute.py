@@ -15,7 +15,7 @@ from tbptt.types import Nest, State
 from tbptt.unroll.closures import check_closes_over_nothing
 
 Run = Callable[[Nest, State, Nest], tuple[tf.Tensor, State]]
-"""`(inputs [S, B, ...], state, weights) -> (outputs [S, B, ...], state)`."""
+"""Runs a segment: `(inputs [S, B, ...], state, weights) -> (outputs [S, B, ...], state)`."""
 
 NO_ADVANCE = (
     "advance was given, but keep='states' keeps no state of every step, only those between "
@@ -58,7 +58,7 @@ def run(run_segment: Run, inputs: Nest, state: State, weights: Nest) -> tuple[tf
     if rest == 0:
         return outputs, state
     tail = tf.nest.map_structure(lambda x: x[count * length :], inputs)
-    last, state = run_segment(tail, state, weights)  # shorter than a segment: simply kept
+    last, state = run_segment(tail, state, weights)  # shorter than a segment: not recomputed
     return tf.concat([outputs, last], axis=0), state
 
 

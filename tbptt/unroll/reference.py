@@ -8,7 +8,7 @@ from tbptt.state import detach, scale_gradient, select
 from tbptt.types import Controls, Nest, State
 
 Cell = Callable[[Nest, State], tuple[Nest, State]]
-"""`(inputs_t, state) -> (output_t, state)`: one step of all rows, leaves `[B, ...]`."""
+"""Runs one step of all rows: `(inputs_t, state) -> (output_t, state)`, leaves `[B, ...]`."""
 
 
 def run(

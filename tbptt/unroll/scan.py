@@ -18,7 +18,7 @@ def run(
     """Runs a cell in a `tf.while_loop`, which TensorFlow differentiates; see `unroll`."""
     reset, gradient_scale, advance = controls
     steps = tf.nest.flatten(inputs)[0].shape[0]
-    # A TensorArray and not inputs[t]: the gradient of a slice is as large as the whole.
+    # A TensorArray and not inputs[t], because the gradient of a slice is as large as the array.
     arrays = tf.nest.map_structure(lambda x: _array(steps, x.dtype, x.shape[1:]).unstack(x), inputs)
     written = tf.nest.map_structure(
         lambda spec: _array(steps, spec.dtype, spec.shape),
@@ -42,7 +42,7 @@ def run(
         lambda t, *_: t < steps,
         step,
         (tf.constant(0), state, () if advance is None else detach(state), written),
-        maximum_iterations=steps,  # XLA needs the bound to keep what the gradient reads
+        maximum_iterations=steps,  # XLA needs the bound to allocate values for the gradient
         parallel_iterations=1,
     )
     outputs = tf.nest.map_structure(lambda a: a.stack(), written)

@@ -68,7 +68,7 @@ class Machine(NamedTuple):
 
 
 # Peaks and links are the vendors' figures; share, step and dispatch are assumed, not measured:
-# docs/scaling.md says why these.
+# docs/scaling.md gives the reasons.
 GPU = dict(flops=495e12, share=0.3, step=15e-6, dispatch=500e-6)  # H100 SXM, TF32
 TPU = dict(flops=197e12, share=0.3, step=4e-6, dispatch=500e-6)  # v5e, bfloat16
 NVLINK, NETWORK, TORUS = (450e9, 3e-6), (50e9, 10e-6), (100e9, 1e-6)

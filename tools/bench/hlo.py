@@ -26,7 +26,7 @@ def export(trainer: tbptt.Trainer, loop_state: Any, chunk: Any) -> Exported:
     """Exports one call of a trainer that XLA compiles, without running it."""
     program = trainer._program
     text = program.experimental_get_compiler_ir(loop_state, chunk)(stage="stablehlo")
-    # TensorFlow leaves copies in it that are no StableHLO; to the same shape, a reshape is one.
+    # TensorFlow leaves copies in the text that are no StableHLO; a reshape to the same shape is.
     text = re.sub(
         r"mhlo\.copy (%[\w#]+) : (tensor<[^>]*>)", r"stablehlo.reshape \1 : (\2) -> \2", text
     )

@@ -67,7 +67,7 @@ def prepare(text: pathlib.Path, out: pathlib.Path) -> None:
 
 def measure(folder: pathlib.Path, kind: str) -> dict[str, float]:
     """Trains on a corpus; returns ms a window, MB resident before and at most, seconds to open."""
-    small_model.build()  # TensorFlow's own: what is resident before there is any corpus
+    small_model.build()  # TensorFlow's own memory is resident before there is any corpus
     before, began = small_model.resident_mb(), time.perf_counter()
     corpus = prepared.open_corpus(folder)
     vocabulary, tokens, ends = corpus.vocabulary, corpus.tokens, corpus.ends

@@ -40,10 +40,12 @@ class Program:
     def __init__(
         self, text: str, arguments: Sequence[np.ndarray], carried: Mapping[int, int]
     ) -> None:
-        """Args:
-        text: the module, as StableHLO.
-        arguments: the arguments of the first call.
-        carried: maps results of a call to arguments of the next call, by index.
+        """Compiles a module and puts its arguments on the device.
+
+        Args:
+          text: the module, as StableHLO.
+          arguments: the arguments of the first call.
+          carried: maps results of a call to arguments of the next call, by index.
         """
         import jax
 

@@ -80,7 +80,7 @@ def kill_once(folder: pathlib.Path, rng: random.Random, in_save: bool) -> bool |
     """
     checkpoints = folder / "checkpoints"
     before, deadline = newest(checkpoints), time.monotonic() + LIMIT
-    # A few deaths come before anything new was saved; most leave some progress behind.
+    # Some kills come before a new checkpoint is written; most come after one.
     early = rng.random() < 0.1
     with start(folder) as process:
         while not early and newest(checkpoints) <= before and process.poll() is None:

@@ -72,7 +72,7 @@ class Worker:
             stderr=self._errors,
             bufsize=0,
             env=os.environ | dict(environment or {}),
-            start_new_session=True,  # Ctrl-C is for the one who started it, who closes it
+            start_new_session=True,  # Ctrl-C reaches only the parent, which closes this process
         )
 
     def turn(self, windows: int) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def peak_mb() -> float:
 def serve(name: str, size: Size) -> None:
     """Builds a contestant, and trains the number of windows that each line of the input gives."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a package prints is no answer
+    os.dup2(2, 1)  # text that a package prints must not be read as an answer
 
     def answer(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)

@@ -1,4 +1,4 @@
-"""The `fused` backend: cells over a whole window with custom gradients, faster than TensorFlow's.
+"""The `fused` backend: runs cells over a whole window with gradients written for speed.
 
 Differentiated automatically, a loop adds up the gradient of the recurrent weights at every step.
 Here the backward loop computes only the gradients of the state and stores those of the products;

@@ -20,10 +20,10 @@ from tbptt.unroll.fused.loop import (
 )
 
 Product = Callable[[tf.Tensor, str], tf.Tensor]
-"""`(a [B, D], name) -> a @ matrices[name]`."""
+"""Multiplies by a weight matrix: `(a [B, D], name) -> a @ matrices[name]`."""
 
 Step = Callable[[Nest, State, Nest, Product], tuple[tf.Tensor, State]]
-"""`(inputs_t, state, vectors, product) -> (output_t, state)`: a cell for `run`."""
+"""A cell for `run`: `(inputs_t, state, vectors, product) -> (output_t, state)`."""
 
 
 def run(

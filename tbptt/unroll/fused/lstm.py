@@ -63,7 +63,7 @@ def run(
 
     @tf.custom_gradient
     def window(*inputs: tf.Tensor) -> tuple[Parts, Callable]:
-        del inputs  # named above; here they only say what has a gradient
+        del inputs  # passed only so that they get a gradient; the names above are used
         final, (hiddens, cells, *gates) = loop(forward, state, range(steps))
         final = reached(advance, (hiddens, cells), final)
 
