@@ -247,7 +247,7 @@ class Replicas:
         return tf.nest.map_structure(lambda leaf: _joined(self._parts(leaf)), nest)
 
     def one(self, nest: Nest) -> Nest:
-        """Returns the part that this process's first replica has."""
+        """Returns what the first replica of this process has, as plain tensors."""
         return tf.nest.map_structure(lambda leaf: self._parts(leaf)[0], nest)
 
     def gather(self, nest: Nest) -> Nest:
@@ -261,7 +261,7 @@ class Replicas:
         return tf.nest.pack_sequence_as(nest, gathered)
 
     def sum(self, *numbers: float) -> tuple[float, ...]:
-        """Sums each number over the processes; all must call it at the same time."""
+        """Sums Python numbers over the processes, which call it together; not gradients."""
         if len(self.here) == self.count:
             return numbers
         total = self.strategy.reduce(

@@ -50,7 +50,9 @@ class Cursor:
 
 
 class Controls(NamedTuple):
-    """Resets, gradient cuts and advance of a window's steps; a model hands them on to its core.
+    """Controls of a window's steps: `reset [T, B]`, `gradient_scale [T, B]` and `advance`.
+
+    A model hands them on to its core, and a core to `unroll`.
 
     Attributes:
       reset: `[T, B]` bool: row b starts anew at step t, that is, the initial state is
@@ -67,7 +69,9 @@ class Controls(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A window: `T` steps of all `B` rows; or `K` stacked windows, every field `[K, ...]`.
+    """One window of data: inputs and targets `[T, B, ...]`, weights, offsets, resets of its rows.
+
+    Streams return `K` stacked windows, every field `[K, ...]`.
 
     Attributes:
       inputs: `[T, B]` ids or `[T, B, D]` features (or a nest of such).
@@ -152,7 +156,10 @@ class Stream(Protocol):
 
 
 class Core(Protocol):
-    """One or more recurrent layers: a `tf.Module` that holds parameters, and never the state."""
+    """Recurrent layers: `core(inputs, state, controls) -> (outputs, state)`; a `tf.Module`.
+
+    It holds parameters, and never the state.
+    """
 
     output_size: int
 

@@ -38,7 +38,7 @@ def snapshot(
     parts: Mapping[str, Part] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Copies everything that a training run needs to resume to the host, and returns it.
+    """Copies all that a run needs to resume into a `Checkpoint`; `Checkpoints.save` writes it.
 
     Args:
       trainer: gives parameters, optimizer state, averages, loss scale and step.

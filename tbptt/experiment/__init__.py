@@ -1,4 +1,4 @@
-"""For scripts of one's own: flags, a run's folder, checkpoints, resume, seeds and results.
+"""For scripts of your own: `launch` and `train_and_test` give flags, resume, TensorBoard, seeds.
 
 A script imports this package, `from tbptt import experiment`, defines a frozen dataclass `Settings`
 and a function `main(settings, options)`, and ends with `launch(main, Settings)`. `main` builds

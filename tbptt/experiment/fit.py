@@ -125,7 +125,7 @@ def fit(
     best = tbptt.KeepBest(trainer.model)
     parts = {"best": best, **(parts or {})}
     facts = {"settings": decisive(settings), "data": claim.data}
-    checkpoints, start = resume(claim, trainer, stream, parts, facts)
+    checkpoints, start = resume_in_folder(claim, trainer, stream, parts, facts)
     best_file = BestFile(logdir / "best_parameters.npz" if claim.writes else None, best)
     first = trainer.windows_seen
     announce(logdir, trainer.model, first, windows, replicas)
@@ -212,14 +212,14 @@ def fit(
     )
 
 
-def resume(
+def resume_in_folder(
     claim: Claim,
     trainer: tbptt.Trainer,
     stream: Stream,
     parts: Mapping[str, snapshot.Part],
     facts: Mapping[str, Any],
 ) -> tuple[Checkpoints, tbptt.RunState]:
-    """Restores trainer and parts from the newest checkpoint in the folder, if there is one.
+    """Resumes from the newest checkpoint in the run's folder, after checks of workers and data.
 
     Returns:
       The folder's checkpoints, and the run state to train from.

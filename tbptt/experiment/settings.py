@@ -269,7 +269,7 @@ def save_interval(text: str) -> tuple[int, float]:
 
 
 def decisive(settings: Settings) -> dict[str, Any]:
-    """Returns the settings that decide the numbers of a run, without those marked `report`."""
+    """Returns the settings that must be the same to resume a run: all not marked `report`."""
     report = {f.name for f in dataclasses.fields(settings) if f.metadata.get("report")}
     return {n: value for n, value in dataclasses.asdict(settings).items() if n not in report}
 

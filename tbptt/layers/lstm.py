@@ -39,7 +39,7 @@ def lstm_step(
     projected: bool = False,
     zoneout: Sequence[float] = (0.0, 0.0),
 ) -> tuple[tf.Tensor, LSTMState]:
-    """Runs an LSTM cell for one step.
+    """Computes one LSTM step: gates of `z_x + h @ w_h`, then the output and the new state.
 
         i, f, g, o = split(z_x + h @ w_h)
         c <- sigmoid(f) * c + sigmoid(i) * tanh(g)

@@ -16,7 +16,7 @@ ALL = slice(None)
 
 
 class Span(NamedTuple):
-    """Some consecutive steps of some rows, as a subclass of `RowStream` reads them.
+    """What `RowStream.read` returns: inputs, targets, weight and resets of some steps of some rows.
 
     Attributes:
       inputs, targets: `[B, N, ...]`, N steps of B rows.

@@ -91,7 +91,7 @@ class Segments:
 
 
 class Deal(NamedTuple):
-    """The order of segments in an epoch, along a line of steps made of all rows, one after another.
+    """The order of the segments in one epoch, and where each begins when the rows are laid in line.
 
     Attributes:
       order: `[N]`, the segments along the line.

@@ -1,8 +1,8 @@
-"""The laws of recurrent training, as functions that check a part of your own.
+"""Tests a cell, model, readout, stream or trainer of your own: resets, truncation, rows, resume.
 
     from tbptt import testing
 
-    testing.check_core(core, inputs)        # laws 1 to 4: windows, truncation, resets, rows
+    testing.check_core(core, inputs)        # laws 1 to 4: continuation, truncation, resets, rows
     testing.check_same_core(core, other, inputs)  # law 5: another backend of it, or a reference
     testing.check_model(model, window)      # laws 1, 3, 4, 5, 9 of its losses
     testing.check_readout(readout, hidden, targets)

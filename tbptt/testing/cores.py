@@ -1,4 +1,4 @@
-"""Laws 1 to 5 for a core: a recurrent layer, or any cell in a `Recurrent`."""
+"""Tests a recurrent layer, or a cell in a `Recurrent`: continuation, truncation, resets, rows."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def check_core(
     jit_compile: bool = False,
     precision: str | None = None,
 ) -> None:
-    """Checks laws 1 to 4 for a core: windows in a row, truncation, resets, rows.
+    """Checks a core: two windows are one, truncation, resets, independent rows; laws 1 to 4.
 
     Args:
       core: a `Core`; a cell is one in a `Recurrent`.
@@ -51,7 +51,7 @@ def check_continuation(
     jit_compile: bool = False,
     precision: str | None = None,
 ) -> None:
-    """Checks law 1 for a core: two windows in a row are one long window.
+    """Checks that a core gives the same in two windows in a row as in one long window: law 1.
 
     Outputs, final state and all gradients are compared, where the gradient is not cut between the
     windows.
@@ -90,7 +90,7 @@ def check_continuation(
 def check_truncation(
     core: Core, inputs: Nest, state: State | None = None, *, jit_compile: bool = False
 ) -> None:
-    """Checks law 2 for a core: through a detached state no gradient reaches what came before.
+    """Checks that no gradient passes a detached state to the window before: law 2.
 
     A core that keeps state in itself, or in variables, breaks it.
 
@@ -139,7 +139,7 @@ def check_reset(
     jit_compile: bool = False,
     precision: str | None = None,
 ) -> None:
-    """Checks law 3 for a core: a row that resets forgets all before, NaN included.
+    """Checks that a row that resets forgets everything before, NaN included: law 3.
 
     The last row resets at the first, a middle and the last step of a window. Everything before
     that, its inputs and its state, is NaN. From there on it must equal a row that begins there,
@@ -194,7 +194,7 @@ def check_rows(
     jit_compile: bool = False,
     precision: str | None = None,
 ) -> None:
-    """Checks law 4 for a core: permuting rows permutes results, and no row sees another.
+    """Checks that permuting rows permutes results, and that no row sees another: law 4.
 
     Args:
       core, inputs, state, jit_compile, precision: see `check_core`.
@@ -240,7 +240,7 @@ def check_same_core(
     precision: str | None = None,
     **options: Any,
 ) -> None:
-    """Checks law 5: two cores give the same outputs, final state and gradients.
+    """Checks that two cores give the same outputs, final state and gradients: law 5.
 
     Args:
       actual: a core, say on the backend `scan`, or a faster form of one.

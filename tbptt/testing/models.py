@@ -1,4 +1,4 @@
-"""Laws 1, 3, 4, 5 and 9 for a model: what its `loss` returns for a window, and when it resets."""
+"""Tests a model of your own: what `loss` returns, continuation, resets, independent rows."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ def check_model(
     jit_compile: bool = False,
     precision: str | None = None,
 ) -> None:
-    """Checks the contract and laws 1, 3, 4, 5 and 9 for a model, in every step of a window.
+    """Checks a model: what `loss` returns, continuation, resets, independent rows, evaluation.
 
-    Its loss and metrics have the documented shapes; two windows in a row have the losses of one
-    long window; a row that resets inside the window forgets what was before; permuting rows
-    permutes losses; the model's predictions and its loss lead to the same state; scoring changes
-    no variable; and the same seed gives the same loss in training.
+    These are laws 1, 3, 4, 5 and 9. Loss and metrics have the documented shapes; two windows in a
+    row have the losses of one long window; a row that resets inside the window forgets what was
+    before; permuting rows permutes losses; the model's predictions and its loss lead to the same
+    state; scoring changes no variable; and the same seed gives the same loss in training.
 
     Args:
       model: a `Model`.

@@ -1,4 +1,4 @@
-"""Laws 4 and 5 for a readout, and that its loss is that of its own logits."""
+"""Tests a readout of your own: its loss is the cross entropy of its logits, row by row."""
 
 import numpy as np
 import tensorflow as tf
@@ -16,11 +16,12 @@ def check_readout(
     jit_compile: bool = False,
     precision: str | None = None,
 ) -> None:
-    """Checks the contract and laws 4 and 5 for a readout.
+    """Checks that a readout's loss is the cross entropy of its logits, and rows are independent.
 
-    Without training, loss and gradients are those of the cross entropy of `logits`; logits are
-    `[..., V]` for hidden states `[..., H]` of any leading shape; and a place's loss depends on its
-    own hidden state alone. In training the loss is finite, and has the same shape.
+    These are laws 4 and 5. Without training, loss and gradients are those of the cross entropy of
+    `logits`; logits are `[..., V]` for hidden states `[..., H]` of any leading shape; and the loss
+    of a step depends on its own hidden state alone. In training the loss is finite, and has the
+    same shape.
 
     Args:
       readout: a `Readout`.

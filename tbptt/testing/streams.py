@@ -1,4 +1,4 @@
-"""Law 11 for a stream, and that its windows are a pure function of the cursor."""
+"""Tests a stream of your own: the cursor decides the windows; each row continues or resets."""
 
 from typing import Any
 
@@ -10,7 +10,9 @@ from tbptt.types import Cursor, Stream, Window, advance
 
 
 def check_stream(stream: Stream, *, windows: int = 200) -> None:
-    """Checks the contract and law 11 for a stream.
+    """Checks a stream: shapes, windows that the cursor alone decides, rows that continue or reset.
+
+    The last is law 11.
 
     Args:
       stream: a `Stream`.
@@ -64,7 +66,7 @@ def check_cursor(stream: Stream, *, windows: int = 200) -> None:
 
 
 def check_offsets(stream: Stream, *, windows: int = 200) -> None:
-    """Checks law 11 for a stream: a window begins where its rows stand, or starts them anew.
+    """Checks that each row of a window continues where the last window ended, or is reset: law 11.
 
     Args:
       stream, windows: see `check_stream`. Without `offset` in its windows nothing can be checked.
@@ -94,7 +96,7 @@ def check_offsets(stream: Stream, *, windows: int = 200) -> None:
 
 
 def check_stream_rows(stream: Stream, *, windows: int = 200) -> None:
-    """Checks that some rows alone are those of all: what one process of many reads.
+    """Checks that reading only some rows, as one of many processes does, gives the same rows.
 
     A stream whose method `windows` takes no rows cannot be read by several processes, and is not
     checked.

@@ -1,4 +1,4 @@
-"""Laws 6, 7, 8, 9 and 12 for a trainer with a model, an optimizer and a stream of one's own."""
+"""Tests a trainer with parts of your own: resume to the bit, evaluation, one trace, replicas."""
 
 import pathlib
 import tempfile
@@ -26,11 +26,12 @@ For `check_replicas` it takes `replicas=`, and makes all that has variables in t
 
 
 def check_training(make_trainer: MakeTrainer, stream: Stream, *, windows: int = 5) -> None:
-    """Checks laws 6, 7, 9 and 12 for a trainer: calls, resume, evaluation, one trace.
+    """Checks that resume is exact to the bit, and that evaluation and calls change nothing.
 
-    Windows in one call or in several give the same bits; an evaluation between them changes
-    nothing, and gives the same figure twice; a run that is saved to disk and resumed by another
-    trainer gives the bits of a run left alone; and no program is traced again.
+    These are laws 6, 7, 9 and 12. Windows in one call or in several give the same bits; an
+    evaluation between them changes nothing, and gives the same figure twice; a run that is saved to
+    disk and resumed by another trainer gives the bits of a run left alone; and no program is traced
+    again.
 
     Args:
       make_trainer: see `MakeTrainer`.
@@ -98,7 +99,7 @@ def check_replicas(
     windows: int = 5,
     precision: str | None = None,
 ) -> None:
-    """Checks law 8: R replicas with B / R rows each follow one device with all B rows.
+    """Checks that R replicas with B / R rows each follow one device with all B rows: law 8.
 
     It is checked within tolerance, because sums over replicas are rounded in another order, and
     without dropout, which every replica draws for itself.

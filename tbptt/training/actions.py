@@ -56,7 +56,7 @@ class Action(Protocol):
         """The function to call with a `Report`."""
 
     def distance(self, step: int) -> int:
-        """Returns the number of windows after which a call must end for the callback to run."""
+        """Returns in how many windows the callback is due; the loop ends its call there."""
 
     def is_due(self, report: Report) -> bool:
         """Returns whether the callback runs after the call that `report` describes."""

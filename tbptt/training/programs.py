@@ -47,7 +47,7 @@ def make_program(function: Callable, *, jit_compile: bool) -> Any:
 
 
 def trace_window(function: Callable, windows: Window, loop_state: Nest) -> Any:
-    """Traces `function(window, loop_state)` before the loop that calls it is built.
+    """Traces a window before the loop that calls it, so that the names of its metrics are known.
 
     A `tf.while_loop` needs the structure of its sums before its first turn, and only the outputs
     of a model show which metrics it has: they are the `structured_outputs` of the returned
@@ -66,7 +66,7 @@ def trace_window(function: Callable, windows: Window, loop_state: Nest) -> Any:
 
 
 def fold(chunk: Chunk, body: Callable[[Window, Nest], Nest], carry: Nest) -> Nest:
-    """Runs `carry <- body(window, carry)` for each window of `chunk`, in one `tf.while_loop`.
+    """Runs the inner loop: `carry <- body(window, carry)` for each window, in one `tf.while_loop`.
 
     The number of windows and their places are data, so every call runs the same program.
 

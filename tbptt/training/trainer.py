@@ -89,7 +89,10 @@ class Metrics(NamedTuple):
 
 
 class Trainer(tf.Module):
-    """Trains a model: holds parameters, optimizer state and step count, and the compiled program.
+    """Trains a model: `trainer(loop_state, chunk)` runs many windows in one compiled `tf.function`.
+
+    It holds parameters, optimizer state and step count. XLA compiles the loop unless
+    `jit_compile=False`.
 
     Attributes:
       model: the model that is trained.

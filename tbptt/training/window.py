@@ -88,7 +88,7 @@ def start_state(model: Model, window: Window, state: State) -> State:
 
 
 def continues(window: Window, offset: tf.Tensor) -> tf.Tensor:
-    """Returns whether every row continues at `offset [B]` or starts anew, as a bool scalar."""
+    """Returns false if a row neither continues where the last window ended nor starts anew."""
     if window.offset is None:
         return tf.constant(True)
     fine = tf.equal(window.offset, offset)

@@ -1,6 +1,6 @@
-"""Gradient checkpointing: keeps the state between segments of a window, and recomputes the rest.
+"""Gradient checkpointing, `keep="states"` of a layer: keeps a few states, recomputes the rest.
 
-Layers use it with `keep="states"`: less memory for a second forward pass.
+Less memory for a second forward pass.
 
 Reference: Chen et al. (2016), Training deep nets with sublinear memory cost; Gruslys et al.
   (2016), Memory-efficient backpropagation through time.

@@ -1,4 +1,4 @@
-"""Runs any cell that names its products with weights; TensorFlow differentiates the rest of it."""
+"""Runs a layer's options fused: weight gradients in one product, the rest by TensorFlow."""
 
 from collections.abc import Callable
 
