@@ -1,4 +1,4 @@
-"""Data-parallel training: `Replicas` of a strategy, each with its own rows and their state.
+"""Places rows and state on replicas; their gradients are summed in `training/programs.py`.
 
 Rows are divided contiguously, and a row stays on its replica: replica r of R has rows r * B / R to
 (r + 1) * B / R, their windows and their state. Every replica has a copy of the parameters. Once a

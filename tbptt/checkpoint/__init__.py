@@ -1,4 +1,4 @@
-"""Saving and resuming training runs, and parameter files; start at `snapshot`.
+"""Saves and resumes runs: `Checkpoints.save(snapshot(...))`, `resume(...)`; parameter files.
 
 A loop of one's own calls `snapshot.resume` when it starts, and between two calls
 `checkpoints.save(snapshot.snapshot(trainer, run_state))`, where `store.Checkpoints` is the folder;

@@ -1,4 +1,4 @@
-"""`unroll`: runs a cell over a window, with resets of single rows, on the backend of choice."""
+"""`unroll`: runs a cell over a window; the backends select the initial state where rows reset."""
 
 import tensorflow as tf
 
