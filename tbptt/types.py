@@ -69,7 +69,7 @@ class Controls(NamedTuple):
 
 
 class Window(NamedTuple):
-    """One window of data: inputs and targets `[T, B, ...]`, weights, offsets, resets of its rows.
+    """One window of data: inputs, targets `[T, B, ...]`, weights, offsets, `controls` (resets).
 
     Streams return `K` stacked windows, every field `[K, ...]`.
 

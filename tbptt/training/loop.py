@@ -23,7 +23,7 @@ class NonFiniteError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """The recurrent state and the cursor that a run carries between calls: save it to resume.
+    """The recurrent state and the cursor between calls; `snapshot` saves it with the trainer.
 
     Attributes:
       loop_state: the recurrent state of all rows, and the offset of each in its stream.

@@ -38,7 +38,7 @@ Sums = dict[str, Sum]
 
 
 class LoopState(NamedTuple):
-    """The recurrent state and offsets that a training loop carries from window to window.
+    """What windows of one call carry: recurrent state and offsets; a `RunState` adds the cursor.
 
     Attributes:
       state: the rows' recurrent state, leaves `[B, ...]`.

@@ -1,4 +1,4 @@
-"""`unroll`: runs a cell over a window; the backends select the initial state where rows reset."""
+"""`unroll`: runs a cell over a window; `reference.py` defines how rows reset, by `select`."""
 
 import tensorflow as tf
 

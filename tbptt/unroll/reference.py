@@ -18,7 +18,7 @@ def run(
     controls: Controls,
     initial_state: State,
 ) -> tuple[Nest, State]:
-    """Runs a cell in a Python loop over t, which defines resets, cuts and advance; slow to trace."""
+    """Runs a cell in a Python loop over t, the definition of resets and cuts; slow to trace."""
     reset, gradient_scale, advance = controls
     outputs, states = [], []
     for t in range(tf.nest.flatten(inputs)[0].shape[0]):
