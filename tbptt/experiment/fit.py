@@ -93,7 +93,7 @@ def fit(
     histogram_every: int = 0,
     parts: Mapping[str, snapshot.Part] | None = None,
 ) -> Fit:
-    """Trains a model in a run's folder and leaves the best parameters in it.
+    """Trains with validation, checkpoints and TensorBoard; `train_and_test` calls it, and tests.
 
     It continues from the newest checkpoint in the folder; shows progress; validates; keeps the
     parameters with the lowest figure; writes checkpoints and TensorBoard summaries; and saves the

@@ -89,7 +89,7 @@ class Metrics(NamedTuple):
 
 
 class Trainer(tf.Module):
-    """Trains a model: `trainer(loop_state, chunk)` runs many windows in one call, `jit_compile`d by XLA.
+    """Trains a model: `trainer(loop_state, chunk)` runs many windows in one call, with XLA or not.
 
     It holds parameters, optimizer state and step count. XLA compiles the loop unless
     `jit_compile=False`.
