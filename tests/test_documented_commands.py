@@ -218,7 +218,8 @@ RUNS = {
     "python -m tools.launch --workers=2 -- COMMAND": Run([], says(r"0\b.*hello", r"1\b.*hello")),
     "python -m tools.launch --hosts=alpha:2222,beta:2222 -- COMMAND": Run([], says("echo hello")),
     "python -m tools.bench.compare_replicas --windows=200": Run(
-        ["--windows=2"], says("2 windows: loss", "largest relative difference")
+        ["--windows=2", "--nojit_compile"],
+        says("2 windows: loss", "largest relative difference"),
     ),
     "python -m tools.bench.scaling --sizes=char --measure=2": Run(
         ["--sizes=small", "--rounds=1", "--windows=1"], says(r"\| *2 *\|")
@@ -232,15 +233,18 @@ RUNS = {
     ),
     "python -m tools.bench.synthetic_words --folder=/tmp/words": Run([], says("")),
     "python -m tools.bench.flatness": Run(
-        ["--call_windows=8", "--large=40000", "--small=4000", "--repeats=1"],
-        says(r"\| 7 to 8 \| \d+\.\d+ \|", r"\| large / small \| \d+\.\d+ \| \d+\.\d+ \|"),
+        ["--call_windows=8", "--large=40000", "--small=4000", "--repeats=1", "--calls=8"],
+        # The time of the last quarter is a difference, and noise may make it negative.
+        says(r"\| 7 to 8 \| -?\d+\.\d+ \|", r"\| large / small \| \d+\.\d+ \| \d+\.\d+ \|"),
     ),
     "python -m tools.bench.soak --windows=100000": Run(
         ["--windows=500"], says(r"\n\| 10 \|", "500 windows: "), verdict=True
     ),
     "python -m tools.bench.save_cost": Run(["--hidden=8", "--saves=1"], says("million parameters")),
     "python -m tools.bench.torture --kills=200": Run(
-        ["--kills=1"], says("1 kills, [01] during a save, 1 runs: no difference, no hang")
+        ["--kills=1", "--run_windows=150"],
+        # A run that ends before it is killed is followed by another one.
+        says(r"1 kills, [01] during a save, \d+ runs: no difference, no hang"),
     ),
     "python -m tools.bench.benchmark --rounds=7": Run(
         ["--rounds=1", "--sizes=small", "--contestants=ours-fused-plain"], says("ours-fused-plain")

@@ -197,14 +197,14 @@ class Evaluator:
 
     def _score(self, loop_state: LoopState, chunk: Chunk) -> tuple[LoopState, tf.Tensor]:
         traced = trace_window(self._measure, chunk.windows, loop_state.state)
-        self._names = tuple(traced.structured_outputs.sums)
+        self._names = tuple(traced.outputs.sums)
 
         def score_window(
             window: Window, carried: tuple[LoopState, tf.Tensor]
         ) -> tuple[LoopState, tf.Tensor]:
             loop_state, total = carried
             broken = ~continues(window, loop_state.offset)
-            result = traced(window, loop_state.state)
+            result = traced.call(window, loop_state.state)
             self._learn(result)
             parts = [part for name in self._names for part in result.sums[name]]
             of_window = [tf.cast(part, tf.float32) for part in (*parts, broken)]

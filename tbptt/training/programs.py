@@ -9,7 +9,7 @@ compiled; one all-reduce; update, compiled.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -46,23 +46,39 @@ def make_program(function: Callable, *, jit_compile: bool) -> Any:
     return tf.function(_Call(function), autograph=False, jit_compile=jit_compile)
 
 
-def trace_window(function: Callable, windows: Window, loop_state: Nest) -> Any:
+class TracedWindow(NamedTuple):
+    """A function of one window, and what it returns.
+
+    Attributes:
+      call: the function; assigns nothing.
+      outputs: its outputs: symbolic ones where it was traced.
+    """
+
+    call: Callable[[Window, Nest], Any]
+    outputs: Any
+
+
+def trace_window(function: Callable, windows: Window, loop_state: Nest) -> TracedWindow:
     """Traces a window before the loop that calls it, so that the names of its metrics are known.
 
-    A `tf.while_loop` needs the structure of its sums before its first turn, and only the outputs
-    of a model show which metrics it has: they are the `structured_outputs` of the returned
-    function. TensorFlow inlines the function, so tracing it first does not change the program.
+    A loop has to know what it adds up before its first turn, and only the outputs of a model tell
+    which metrics it has. TensorFlow puts the body of the traced function in the place of each call,
+    so the program is the same as without it. Where `tf.config.run_functions_eagerly` is on, nothing
+    is traced, and a debugger sees every value.
 
     Args:
-      function: the function to trace; it must assign no variable.
+      function: `(window, loop_state) -> outputs`; assigns nothing.
       windows: stacked `[K, ...]`.
       loop_state: a nest of tensors.
     """
+    if tf.config.functions_run_eagerly():
+        return TracedWindow(function, function(windows.at(0), loop_state))
     window = tf.nest.map_structure(
         lambda x: None if x is None else tf.TensorSpec(x.shape[1:], x.dtype), windows
     )
     loop_state = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), loop_state)
-    return tf.function(function, autograph=False).get_concrete_function(window, loop_state)
+    traced = tf.function(function, autograph=False).get_concrete_function(window, loop_state)
+    return TracedWindow(traced, traced.structured_outputs)
 
 
 def fold(chunk: Chunk, body: Callable[[Window, Nest], Nest], carry: Nest) -> Nest:

@@ -245,9 +245,11 @@ class Trainer(tf.Module):
         ) -> tuple[LoopState, Metrics]:
             loop_state, metrics = carried
             continued = continues(window, loop_state.offset)
-            return self._update(window, loop_state, metrics, traced(window, loop_state), continued)
+            return self._update(
+                window, loop_state, metrics, traced.call(window, loop_state), continued
+            )
 
-        return fold(chunk, train_window, (loop_state, Metrics.none(traced.structured_outputs.sums)))
+        return fold(chunk, train_window, (loop_state, Metrics.none(traced.outputs.sums)))
 
     def _backward(
         self,

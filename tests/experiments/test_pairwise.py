@@ -87,17 +87,6 @@ class RecordedEvaluator(tbptt.Evaluator):
         return self.found[-1]
 
 
-class Untraced:
-    """Stands in for `trace_window`: calls the function for each window, and traces nothing."""
-
-    def __init__(self, function, windows, loop_state):
-        self.function = function
-        self.structured_outputs = function(windows.at(0), loop_state)
-
-    def __call__(self, window, loop_state):
-        return self.function(window, loop_state)
-
-
 class TrainedError(Exception):
     """Ends an experiment when it has trained: its evaluation is not wanted."""
 
@@ -105,14 +94,11 @@ class TrainedError(Exception):
 @contextlib.contextmanager
 def eagerly(eager):
     """Trains without tracing: two windows on the reference take less time so."""
-    with pytest.MonkeyPatch.context() as patch:
-        if eager:
-            patch.setattr(tbptt.training.trainer, "trace_window", Untraced)
-        tf.config.run_functions_eagerly(eager)
-        try:
-            yield
-        finally:
-            tf.config.run_functions_eagerly(False)
+    tf.config.run_functions_eagerly(eager)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 def trained(monkeypatch, name, settings, logdir, *, again=None):

@@ -65,6 +65,29 @@ def test_calls_resume_and_evaluation_keep_the_bits(kind, backend, jit):
     testing.check_training(lambda: make_trainer(kind, **options), make_stream(), windows=12)
 
 
+def test_eager_mode_runs_every_window_in_python(jit):
+    """With `run_functions_eagerly` a debugger sees the numbers of every window; the loss is same."""
+    trainer, seen = make_trainer(optimizer=optimizers.sgd(0.1), jit=jit), []
+    first_values, loss = values_of(trainer), trainer.model.loss
+
+    def looks(window, state, **options):
+        result, state = loss(window, state, **options)
+        if tf.executing_eagerly():
+            seen.append(float(tf.reduce_mean(result.loss)))
+        return result, state
+
+    losses = []
+    for eager in (False, True):
+        put_back(trainer, first_values)
+        tf.config.run_functions_eagerly(eager)
+        trainer.model.loss = looks
+        log = tbptt.Every(1, lambda report: losses.append(report.metrics.loss))
+        run(trainer, make_stream(), 4, 4, actions=[log])
+        tf.config.run_functions_eagerly(False)
+    assert_close(np.float32(losses[4:]), np.float32(losses[:4]))
+    assert set(np.float32(losses[4:]).round(5)) <= set(np.float32(seen).round(5))
+
+
 def test_feeds_agree_to_the_bit():
     results = []
     for feed in (tbptt.ResidentFeed, tbptt.PrefetchFeed):

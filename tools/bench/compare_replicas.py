@@ -23,6 +23,7 @@ from tbptt import optimizers
 from tbptt.experiment import Options, replicas_of
 
 WINDOWS = flags.DEFINE_integer("windows", 200, "Windows to train.", lower_bound=1)
+JIT_COMPILE = flags.DEFINE_bool("jit_compile", True, "Compile the training loops with XLA.")
 TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference of a loss, relative.")
 LOSSES = flags.DEFINE_string(
     "losses", None, "For the processes that it starts: train, and write the losses to this file."
@@ -42,7 +43,7 @@ SETUPS = {
 }
 
 
-def losses(windows: int, devices: int) -> tuple[list[float], bool]:
+def losses(windows: int, devices: int, jit_compile: bool) -> tuple[list[float], bool]:
     """Returns the loss of every window, and whether this process must write them."""
     replicas = replicas_of(Options(logical_devices=devices))
     rng = np.random.default_rng(0)
@@ -60,7 +61,7 @@ def losses(windows: int, devices: int) -> tuple[list[float], bool]:
             VOCABULARY, 16, tbptt.LSTM(16, 32, seed=seeds[0]), seed=seeds[1]
         )
         optimizer = optimizers.chain(optimizers.clip_by_global_norm(0.3), optimizers.adam(0.01))
-        trainer = tbptt.Trainer(model, optimizer, replicas=replicas)
+        trainer = tbptt.Trainer(model, optimizer, replicas=replicas, jit_compile=jit_compile)
     found: list[float] = []
     tbptt.train(
         trainer,
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     del argv
     if LOSSES.value:
         logging.set_verbosity(logging.WARNING)
-        found, writes = losses(WINDOWS.value, DEVICES.value)
+        found, writes = losses(WINDOWS.value, DEVICES.value, JIT_COMPILE.value)
         if writes:
             pathlib.Path(LOSSES.value).write_text(json.dumps(found))
         return
@@ -86,6 +87,7 @@ def main(argv: list[str]) -> None:
         for name, command in tqdm.tqdm(SETUPS.items(), disable=not sys.stderr.isatty()):
             file = pathlib.Path(folder, f"{len(results)}.json")
             flags_of = [f"--losses={file}", f"--windows={WINDOWS.value}"]
+            flags_of.append("--jit_compile" if JIT_COMPILE.value else "--nojit_compile")
             ended = subprocess.run([*command, *flags_of], capture_output=True, text=True)
             if ended.returncode:
                 sys.exit(f"error: {name}: {(ended.stdout + ended.stderr)[-2000:]}")

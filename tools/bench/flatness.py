@@ -25,6 +25,7 @@ REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each figure; media
 LARGE = flags.DEFINE_integer("large", 100_000_000, "Tokens of the large stream.")
 SMALL = flags.DEFINE_integer("small", 100_000, "Tokens of the small stream.")
 WINDOWS = flags.DEFINE_integer("call_windows", 1000, "Windows of the longest call.", lower_bound=4)
+CALLS = flags.DEFINE_integer("calls", 40, "Calls of 20 windows on each stream.", lower_bound=8)
 TOKEN_FILE = flags.DEFINE_string(
     "token_file", None, "Measure this token file only, and print JSON."
 )
@@ -62,6 +63,7 @@ def by_size(small: pathlib.Path, large: pathlib.Path) -> None:
     for _ in range(REPEATS.value):
         for path, measured in found.items():
             command = [sys.executable, "-m", "tools.bench.flatness", f"--token_file={path}"]
+            command.append(f"--calls={CALLS.value}")
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             measured.append(json.loads(output))
     medians = {
@@ -80,7 +82,7 @@ def main(_: list[str]) -> None:
     if TOKEN_FILE.value:
         path = pathlib.Path(TOKEN_FILE.value)
         stream = small_model.open_stream(path, rows=ROWS, window_length=WINDOW)
-        print(json.dumps(small_model.measure(stream)))
+        print(json.dumps(small_model.measure(stream, CALLS.value)))
         return
     with tempfile.TemporaryDirectory() as folder:
         small, large = pathlib.Path(folder, "small.bin"), pathlib.Path(folder, "large.bin")

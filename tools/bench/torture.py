@@ -29,18 +29,20 @@ from tools.inspect_checkpoint import difference, read_newest
 
 KILLS = flags.DEFINE_integer("kills", 200, "Number of times that a process is killed.")
 COMPILED = flags.DEFINE_bool("compiled", False, "With XLA; every start then compiles.")
+WINDOWS = flags.DEFINE_integer("run_windows", 400, "Windows of a run.", lower_bound=50)
 SEED = flags.DEFINE_integer("random_seed", 0, "Seed of the instants of the kills.")
 LIMIT = 300.0  # seconds after which a start without a checkpoint, or an end, counts as a hang
 
 ARGUMENTS = [
     "--rows=4", "--hidden=96", "--dropout=0.3", "--recurrent_dropout=0.2", "--window_length=16",
-    "--max_windows=400", "--windows_per_call=3", "--eval_every=50", "--save_every=3",
+    "--windows_per_call=3", "--eval_every=50", "--save_every=3",
 ]  # fmt: skip
 
 
 def start(folder: pathlib.Path) -> subprocess.Popen:
     """Starts the experiment as a user does, in a process."""
     command = [sys.executable, "-m", "experiments.forecast", f"--logdir={folder}", *ARGUMENTS]
+    command.append(f"--max_windows={WINDOWS.value}")
     command.append("--jit_compile" if COMPILED.value else "--nojit_compile")
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
