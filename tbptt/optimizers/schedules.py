@@ -39,7 +39,7 @@ def warmup_cosine(peak: float, warmup_steps: int, total_steps: int, floor: float
       [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
 
     Reference: Loshchilov & Hutter (2017), SGDR: stochastic gradient descent with warm
-      restarts (one period of it).
+      restarts (one period).
     """
     checks.check_at_least("warmup_steps", warmup_steps, 0)
     checks.check_at_least("total_steps", total_steps, max(1, warmup_steps))
