@@ -12,22 +12,8 @@ class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Changes the docstring of `obj` before it is parsed."""
         if obj.docstring is not None:
-            text = separate_names(indent_first_section(obj.docstring.value))
+            text = separate_names(obj.docstring.value)
             obj.docstring.value = head_examples(text)
-
-
-def indent_first_section(text: str) -> str:
-    """Indents the arguments of a docstring that begins with `Args:`.
-
-    Removing the common indentation has moved them to the margin. Sections behind them are at the
-    margin too, and stay there.
-    """
-    if not text.startswith("Args:\n"):
-        return text
-    first, _, body = text.partition("\n")
-    sections = r"(^(?:Raises|Returns|Example).*|\Z)"
-    arguments, section, rest = re.split(sections, body, maxsplit=1, flags=re.M)
-    return f"{first}\n{re.sub('^(?=.)', '  ', arguments, flags=re.M)}{section}{rest}"
 
 
 def separate_names(text: str) -> str:

@@ -66,7 +66,7 @@ def test_calls_resume_and_evaluation_keep_the_bits(kind, backend, jit):
 
 
 def test_eager_mode_runs_every_window_in_python(jit):
-    """With `run_functions_eagerly` a debugger sees the numbers of every window; the loss is same."""
+    """With `run_functions_eagerly` a debugger sees every window's numbers; the losses are equal."""
     trainer, seen = make_trainer(optimizer=optimizers.sgd(0.1), jit=jit), []
     first_values, loss = values_of(trainer), trainer.model.loss
 
