@@ -260,7 +260,7 @@ RUNS = {
         ["--rounds=1"], needs("torch", "bench", "ms")
     ),
     "python -m tools.bench.run_hlo --config=char --export=FOLDER": Run(
-        [], says("FOLDER: .* arguments")
+        ["--config=small"], says("FOLDER: .* arguments")
     ),
 }  # fmt: skip
 # What cannot be run within a test of this suite, and what sees to it instead.

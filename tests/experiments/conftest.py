@@ -10,12 +10,22 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags, logging
 from absl.testing import flagsaver
 
 from tbptt.experiment import Options, usage_errors
 from tbptt.experiment import flags as command_flags
 from tbptt.experiment.launch import run_flags
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _not_optimised():
+    """Programs that run a few windows are not worth optimising; in tests/training they are."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
 
 SMALL = dict(rows=2, hidden=4, max_windows=3, windows_per_call=2, jit_compile=False)
 

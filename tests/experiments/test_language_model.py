@@ -38,8 +38,9 @@ def test_preset_runs(tmp_path, corpus_file, config):
         if config == "char"
         else dict.fromkeys(["train_text", "valid_text", "test_text"], corpus_file)
     )
-    # Python's own documentation by windows of 5 would take long to evaluate.
-    sizes = {"window_length": 200} if config == "char" else {"embedding": 4}
+    # All of Python's own documentation, by windows of 5, would take long to evaluate.
+    short = {"window_length": 200, "valid_fraction": 0.01, "test_fraction": 0.01}
+    sizes = short if config == "char" else {"embedding": 4}
     if config == "awd_ptb":
         sizes |= {"jitter": 1.0, "top_hidden": 4}
     result = trained(tmp_path / "run", config=config, **texts, **sizes)

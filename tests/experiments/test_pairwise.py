@@ -23,14 +23,6 @@ TOLERANCES = {"float32": 2e-3, "bfloat16": 5e-2}
 CASES = [(name, k) for name, table in TABLES.items() for k in range(len(table.combinations))]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _not_optimised():
-    """Programs that run two windows are not worth optimising."""
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Every kind of file that an experiment reads."""

@@ -62,18 +62,22 @@ def test_chunks_equal_the_whole_without_a_function():
 def test_only_the_first_count_rows_count(rows, jit):
     """Whatever the count, as data; and what stands in the rows after it does not matter."""
     hidden, w, b, targets = make(rows=rows)
+
+    def of_count(loss, jit):
+        """Returns a function of count and inputs: one program for every count."""
+        return tf.function(
+            lambda count, *inputs: with_gradients(lambda *a: loss(*a, count), *inputs),
+            autograph=False, jit_compile=jit,
+        )  # fmt: skip
+
+    definition = of_count(lambda *a: tf.where(tf.range(rows) < a[-1], whole(*a[:-1]), 0.0), False)
+    chunked = of_count(lambda *a: softmax_loss(*a[:-1], chunk=7, count=a[-1]), jit)
     for count in sorted({0, 1, rows // 2, POSITIONS, rows}):
         if count > rows:
             continue
-        first = tf.range(rows) < count
-        spoilt = tf.where(first[:, None], hidden, np.nan)
-        expected_loss, expected = with_gradients(
-            lambda *a, first=first: tf.where(first, whole(*a), 0.0), hidden, w, b, targets
-        )
-        loss, gradients = with_gradients(
-            lambda *a, count=count: softmax_loss(*a, chunk=7, count=tf.constant(count)),
-            spoilt, w, b, targets, jit=jit,
-        )  # fmt: skip
+        spoilt = tf.where(tf.range(rows)[:, None] < count, hidden, np.nan)
+        expected_loss, expected = definition(tf.constant(count), hidden, w, b, targets)
+        loss, gradients = chunked(tf.constant(count), spoilt, w, b, targets)
         assert_close(loss, expected_loss)
         assert_close(gradients, expected)
 

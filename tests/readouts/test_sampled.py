@@ -134,11 +134,10 @@ def test_the_same_numbers_plain_and_compiled():
         gradients = tape.gradient(loss, [hidden, readout.exact.w, readout.exact.b])
         return loss, [tf.convert_to_tensor(g) for g in gradients]
 
+    compiled = tf.function(run, jit_compile=True, autograph=False)
+    plain = tf.function(run, autograph=False)
     for seed in tbptt.split_seed(tbptt.make_seed(2), 5):
-        assert_close(
-            tf.function(run, jit_compile=True, autograph=False)(seed),
-            tf.function(run, autograph=False)(seed),
-        )
+        assert_close(compiled(seed), plain(seed))
 
 
 def test_the_seed_decides():
