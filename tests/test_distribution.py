@@ -83,7 +83,7 @@ def test_one_replica_leaves_everything_as_it_is():
     with replicas.scope():
         assert not isinstance(tf.Variable(1.0), tf.distribute.DistributedValues)
     state = {"a": tf.ones([3, 2]), "b": tf.constant(2)}
-    for method in (replicas.deal, replicas.local, replicas.gather, replicas.one):
+    for method in (replicas.scatter, replicas.local, replicas.gather, replicas.one):
         assert_same_bits(method(state), state)
     window = tbptt.Window(np.zeros([2, 5, 3]), np.ones([2, 5, 3]))
     put = replicas.put(window)

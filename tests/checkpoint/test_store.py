@@ -260,8 +260,8 @@ def test_every_version_that_was_is_read(version):
     assert {name: (a.dtype.name, a.tolist()) for name, a in found.arrays.items()} == {
         "model.w": ("float32", [[0.0, 0.25, 0.5], [0.75, 1.0, 1.25]]),
         "step": ("int64", 12),
-        "loop_state.run_state": ("int64", [5, 9]),
-        "loop_state.state.hidden": ("float32", [[0.5, -1.0]]),
+        "carry.position": ("int64", [5, 9]),
+        "carry.state.hidden": ("float32", [[0.5, -1.0]]),
         "average.begun": ("bool", True),
         "half": ("bfloat16", [1.5, -2.0]),
     }
