@@ -28,11 +28,11 @@ MAY_IMPORT = {
     "layers": {"precision", "unroll", "state"},
     "readouts": {"layers", "losses"},
     "models": {"layers", "losses", "readouts", "unroll", "state"},
-    "serving": {"state"},
+    "serving": {"state", "checkpoint"},
     "training": TRAINING,
     "checkpoint": {"training", *TRAINING},
     "summaries": {"training", *TRAINING},
-    "testing": {"checkpoint", "training", *TRAINING},
+    "testing": {"checkpoint", "serving", "training", *TRAINING},
     "experiment": {"checkpoint", "summaries", "training", *TRAINING},
 }
 FORBIDDEN = ("keras", "tensorflow.python", "tensorflow.compat.v1", "pickle")

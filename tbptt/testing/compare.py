@@ -19,6 +19,7 @@ LAWS = {
     7: "saved and resumed: the same bits",
     8: "replicas follow one device",
     9: "evaluation changes nothing",
+    10: "streaming is the forward pass",
     11: "a window begins where its rows stand, or starts them anew",
     12: "one trace a program",
 }
