@@ -120,6 +120,11 @@ class LanguageModel(tf.Module):
             readout = self._tied(readout)
         self.readout = self._fitting(readout)
 
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of ids, V: inputs are from 0 to V - 1."""
+        return int(self.embedding.table.shape[0])
+
     def initial_state(self, rows: int) -> State:
         """Returns the core's state of `rows` rows that have read nothing."""
         checks.check_at_least("rows", rows, 1)

@@ -8,8 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tbptt import checks
-from tbptt.seeds import fold_in
-from tbptt.types import Model, Seed, State
+from tbptt.types import Model, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +54,10 @@ class Sampling:
         return {name: tf.constant(value, kinds.get(name, tf.float32)) for name, value in values}
 
 
-def log_probabilities(
+def ranked_probabilities(
     logits: tf.Tensor, seen: tf.Tensor, settings: dict[str, tf.Tensor]
-) -> tf.Tensor:
-    """Computes the logarithm of the distribution that the next token is drawn from.
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Computes the distribution that the next token is drawn from, the most probable one first.
 
     Args:
       logits: `[B, V]`.
@@ -66,25 +65,51 @@ def log_probabilities(
       settings: of `Sampling.as_tensors`.
 
     Returns:
-      `[B, V]`: log probabilities, minus infinity where a token is cut off.
+      `[B, V]` ids, and their probabilities in the same order: 0 where a token is cut off.
     """
     logits = tf.cast(logits, tf.float32)
     penalty = settings["repetition_penalty"]
     penalised = tf.where(logits > 0, logits / penalty, logits * penalty)
-    logits = tf.where(seen, penalised, logits) / settings["temperature"]
-    log_p = tf.nn.log_softmax(logits)
-    size = log_p.shape[-1]
-    order = tf.argsort(log_p, direction="DESCENDING", stable=True)
-    ranked = tf.gather(log_p, order, batch_dims=1)
-    rank = tf.range(size)[None]
-    top_k = tf.where(settings["top_k"] > 0, settings["top_k"], size)
-    before = tf.cumsum(tf.exp(ranked), axis=-1, exclusive=True)
-    kept = (rank < top_k) & ((before < settings["top_p"]) | (settings["top_p"] >= 1.0))
-    kept &= ranked >= ranked[:, :1] + tf.math.log(settings["min_p"])
-    kept |= rank == 0  # at least one
-    place = tf.argsort(order)
-    log_p = tf.where(tf.gather(kept, place, batch_dims=1), log_p, -np.inf)
-    return log_p - tf.reduce_logsumexp(log_p, axis=-1, keepdims=True)
+    log_p = tf.nn.log_softmax(tf.where(seen, penalised, logits) / settings["temperature"])
+    ids = tf.argsort(log_p, direction="DESCENDING", stable=True)
+    p = tf.exp(tf.gather(log_p, ids, batch_dims=1))
+    rank = tf.range(log_p.shape[-1])[None]
+    kept = (rank < settings["top_k"]) | (settings["top_k"] == 0)
+    before = tf.cumsum(p, axis=-1, exclusive=True)
+    kept &= (before < settings["top_p"]) | (settings["top_p"] >= 1.0)
+    kept &= p >= p[:, :1] * settings["min_p"]
+    p = tf.where(kept | (rank == 0), p, 0.0)
+    return ids, p / tf.reduce_sum(p, axis=-1, keepdims=True)
+
+
+def draw(ids: tf.Tensor, p: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """Draws one token a row by inverting the distribution: the first whose sum of `p` exceeds u.
+
+    Args:
+      ids, p: `[B, V]`, of `ranked_probabilities`.
+      uniform: `[B]`, from 0 to below 1.
+
+    Returns:
+      `[B]` int32.
+    """
+    sums = tf.cumsum(p, axis=-1)
+    rank = tf.reduce_sum(tf.cast(sums <= uniform[:, None] * sums[:, -1:], tf.int32), axis=-1)
+    last = tf.reduce_sum(tf.cast(p > 0, tf.int32), axis=-1) - 1  # where rounding leads beyond
+    return tf.gather(ids, tf.minimum(rank, last), batch_dims=1)
+
+
+def uniforms(seeds: np.ndarray, begun: int, count: int) -> np.ndarray:
+    """Returns numbers `begun` to `begun + count` of each seed's own sequence: `[count, B]`.
+
+    They are Philox's, a counter-based generator, and multiples of 2^-24 below 1, which float32
+    holds exactly; so they are the same on every machine.
+    """
+    columns = []
+    for seed in seeds:
+        key = np.asarray(seed, np.int64).view(np.uint64)
+        numbers = np.random.Generator(np.random.Philox(key=key)).integers(0, 1 << 24, begun + count)
+        columns.append(numbers[begun:])
+    return np.stack(columns, axis=1).astype(np.float32) / np.float32(1 << 24)
 
 
 class Sampler:
@@ -136,7 +161,7 @@ class Sampler:
           last: `[B]` ids: the last token of each row, which the model has not read yet.
           state: before `last`, leaves `[B, ...]`.
           count: tokens to draw, 1 <= count <= most.
-          seeds: `[B, 2]` int32, one seed a row.
+          seeds: `[B, 2]` integers, one seed a row.
           sampling: see `Sampling`.
           seen: `[B, V]` bool: tokens that `repetition_penalty` counts as repeated. None: `last`.
           begun: tokens that were drawn in earlier calls with these seeds.
@@ -154,14 +179,15 @@ class Sampler:
         if size is not None and not ((last >= 0) & (last < size)).all():
             raise ValueError(f"last ({last.tolist()}) must be ids from 0 to {size - 1}.")
         checks.check_shape("last", last, [None])
-        seeds = tf.convert_to_tensor(seeds, tf.int32)
+        seeds = np.asarray(seeds)
         checks.check_shape("seeds", seeds, [len(last), 2])
+        numbers = np.zeros([self._most, len(last)], np.float32)
+        numbers[:count] = uniforms(seeds, begun, count)
         tokens, state = self._program(
             tf.constant(last, tf.int32),
             state,
             tf.constant(count, tf.int32),
-            seeds,
-            tf.constant(begun, tf.int32),
+            tf.constant(numbers),
             None if seen is None else tf.constant(seen),
             sampling.as_tensors(),
         )
@@ -172,44 +198,34 @@ class Sampler:
         last: tf.Tensor,
         state: State,
         count: tf.Tensor,
-        seeds: Seed,
-        begun: tf.Tensor,
+        numbers: tf.Tensor,
         seen: tf.Tensor | None,
         settings: dict[str, tf.Tensor],
     ) -> tuple[tf.Tensor, State]:
-        rows = last.shape[0]
-        outputs, after = self._model(last[None], state)
+        """Reads `last` and draws; `numbers [most, B]` are uniform."""
+        outputs, state = self._model(last[None], state)
         size = outputs.shape[-1]
-        seen = tf.zeros([rows, size], tf.bool) if seen is None else seen
-        seen |= tf.one_hot(last, size, on_value=True, off_value=False, dtype=tf.bool)
-        tokens = tf.zeros([self._most, rows], tf.int32)
 
-        def draw(k: tf.Tensor, logits: tf.Tensor, seen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            log_p = log_probabilities(logits, seen, settings)
-            keys = tf.stack([fold_in(seeds[row], begun + k) for row in range(rows)])
-            uniform = tf.stack(
-                [
-                    tf.random.stateless_uniform([size], keys[row], alg="philox")
-                    for row in range(rows)
-                ]
-            )
-            gumbel = -tf.math.log(-tf.math.log(tf.maximum(uniform, 1e-38)))
-            token = tf.argmax(log_p + gumbel, axis=-1, output_type=tf.int32)
-            one_hot = tf.one_hot(token, size, on_value=True, off_value=False, dtype=tf.bool)
-            return token, seen | one_hot
+        def one_hot(token: tf.Tensor) -> tf.Tensor:
+            return tf.one_hot(token, size, on_value=True, off_value=False, dtype=tf.bool)
 
-        def turn(k: tf.Tensor, token: tf.Tensor, state: State, seen: tf.Tensor, tokens: tf.Tensor):
+        def turn(
+            k: tf.Tensor, token: tf.Tensor, state: State, seen: tf.Tensor, tokens: tf.Tensor
+        ) -> tuple[Any, ...]:
             outputs, state = self._model(token[None], state)
-            token, seen = draw(k, outputs[0], seen)
-            tokens = tf.tensor_scatter_nd_update(tokens, [[k]], token[None])
-            return k + 1, token, state, seen, tokens
+            return add(k, outputs[0], state, seen, tokens)
 
-        token, seen = draw(tf.constant(0), outputs[0], seen)
-        tokens = tf.tensor_scatter_nd_update(tokens, [[0]], token[None])
-        _, _, after, _, tokens = tf.while_loop(
-            lambda k, *_: k < count,
-            turn,
-            (tf.constant(1), token, after, seen, tokens),
-            parallel_iterations=1,
+        def add(
+            k: tf.Tensor, logits: tf.Tensor, state: State, seen: tf.Tensor, tokens: tf.Tensor
+        ) -> tuple[Any, ...]:
+            token = draw(*ranked_probabilities(logits, seen, settings), numbers[k])
+            tokens = tf.tensor_scatter_nd_update(tokens, [[k]], token[None])
+            return k + 1, token, state, seen | one_hot(token), tokens
+
+        seen = one_hot(last) if seen is None else seen | one_hot(last)
+        tokens = tf.zeros([self._most, last.shape[0]], tf.int32)
+        begun = add(tf.constant(0), outputs[0], state, seen, tokens)
+        _, _, state, _, tokens = tf.while_loop(
+            lambda k, *_: k < count, turn, begun, parallel_iterations=1
         )
-        return tokens, after
+        return tokens, state

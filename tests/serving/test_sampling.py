@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from tbptt.serving.sampling import Sampler, Sampling, log_probabilities
+from tbptt.serving.sampling import Sampler, Sampling, draw, ranked_probabilities, uniforms
 from tbptt.testing import assert_close, assert_same_bits
 
 SEEDS = tbptt.split_seed(tbptt.make_seed(8), 3)
@@ -14,7 +14,10 @@ NONE_SEEN = tf.zeros([2, 4], tf.bool)
 
 
 def distribution(logits=LOGITS, seen=NONE_SEEN, **settings):
-    return np.exp(log_probabilities(tf.constant(logits), seen, Sampling(**settings).as_tensors()))
+    """The probabilities of tokens 0 to V - 1."""
+    ids, p = ranked_probabilities(tf.constant(logits), seen, Sampling(**settings).as_tensors())
+    assert np.all(np.diff(p, axis=-1) <= 0)
+    return np.take_along_axis(p.numpy(), np.argsort(ids, axis=-1), axis=-1)
 
 
 def normalised(*rows):
@@ -37,6 +40,20 @@ def test_settings_by_hand():
     negative = np.float32([[-1.0, 0.0, 0.0, 0.0]] * 2)
     expected = [np.exp([-2.0, 0.0, 0.0, 0.0]), np.exp([-1.0, 0.0, 0.0, 0.0])]
     assert_close(distribution(negative, seen, repetition_penalty=2.0), normalised(*expected))
+
+
+def test_a_draw_inverts_the_distribution():
+    ids, p = tf.constant([[2, 0, 1]] * 6), tf.constant([[0.5, 0.3, 0.2]] * 5 + [[0.6, 0.4, 0.0]])
+    drawn = draw(ids, p, tf.constant([0.0, 0.49, 0.51, 0.79, 0.81, 0.9999999]))
+    assert drawn.numpy().tolist() == [2, 2, 0, 0, 1, 0]
+
+
+def test_numbers_of_a_seed_go_on_and_are_uniform():
+    whole = uniforms(np.array([[0, 1], [0, 2]]), 0, 5000)
+    assert_same_bits(uniforms(np.array([[0, 2]]), 1000, 50)[:, 0], whole[1000:1050, 1])
+    assert 0 <= whole.min() < whole.max() < 1
+    assert np.abs(whole.mean(axis=0) - 0.5).max() < 4 / np.sqrt(12 * 5000)
+    assert abs(np.corrcoef(whole.T)[0, 1]) < 4 / np.sqrt(5000)
 
 
 @pytest.mark.parametrize(
@@ -68,14 +85,14 @@ def sampler(model):
     return Sampler(model, most=40, jit_compile=False)
 
 
-def draw(sampler, model, rows, count, seeds, sampling=None, last=2, **options):
+def sample(sampler, model, rows, count, seeds, sampling=None, last=2, **options):
     state = model.initial_state(rows)
     return sampler(np.full([rows], last), state, count, seeds, sampling or Sampling(), **options)
 
 
 def test_a_rows_tokens_depend_on_its_seed_alone(model, sampler):
-    together, _ = draw(sampler, model, 3, 20, SEEDS)
-    other, _ = draw(sampler, model, 3, 20, [SEEDS[2], SEEDS[0], SEEDS[0]])
+    together, _ = sample(sampler, model, 3, 20, SEEDS)
+    other, _ = sample(sampler, model, 3, 20, [SEEDS[2], SEEDS[0], SEEDS[0]])
     assert_same_bits(other[:, 0], together[:, 2])
     assert_same_bits(other[:, 1], together[:, 0])
     assert_same_bits(other[:, 2], together[:, 0])
@@ -83,8 +100,8 @@ def test_a_rows_tokens_depend_on_its_seed_alone(model, sampler):
 
 
 def test_tokens_in_two_calls_are_those_of_one(model, sampler):
-    whole, end = draw(sampler, model, 3, 20, SEEDS)
-    first, state = draw(sampler, model, 3, 7, SEEDS)
+    whole, end = sample(sampler, model, 3, 20, SEEDS)
+    first, state = sample(sampler, model, 3, 7, SEEDS)
     second, last = sampler(first[-1], state, 13, SEEDS, begun=7)
     assert_same_bits(np.concatenate([first, second]), whole)
     assert_same_bits(last, end)
@@ -92,7 +109,7 @@ def test_tokens_in_two_calls_are_those_of_one(model, sampler):
 
 def test_state_and_tokens_are_those_of_the_model(model, sampler):
     """The most probable token of the model, step by step, with top_k of 1."""
-    tokens, state = draw(sampler, model, 3, 6, SEEDS, Sampling(top_k=1))
+    tokens, state = sample(sampler, model, 3, 6, SEEDS, Sampling(top_k=1))
     inputs, carried, expected = tf.constant([[2, 2, 2]]), model.initial_state(3), []
     for _ in range(6):
         before = carried
@@ -106,12 +123,11 @@ def test_state_and_tokens_are_those_of_the_model(model, sampler):
 def test_frequencies_are_the_models(model):
     """One drawn token of 4,000 rows: within four standard deviations of softmax(logits / t)."""
     rows = 4000
-    settings = Sampling(temperature=0.7).as_tensors()
     logits, _ = model(tf.constant([[2]]), model.initial_state(1))
-    p = np.exp(log_probabilities(logits[0], tf.zeros([1, 7], tf.bool), settings))[0]
+    p = distribution(logits[0].numpy(), tf.zeros([1, 7], tf.bool), temperature=0.7)[0]
     wide = Sampler(model, most=1, jit_compile=False)
     seeds = np.stack([np.zeros(rows), np.arange(rows)], axis=1).astype(np.int32)
-    tokens, _ = draw(wide, model, rows, 1, seeds, Sampling(temperature=0.7))
+    tokens, _ = sample(wide, model, rows, 1, seeds, Sampling(temperature=0.7))
     found = np.bincount(tokens[0], minlength=7) / rows
     assert np.all(np.abs(found - p) < 4 * np.sqrt(p * (1 - p) / rows))
 
@@ -119,8 +135,8 @@ def test_frequencies_are_the_models(model):
 def test_one_program_for_all_settings(model, sampler):
     before = sampler.traces
     for settings in (Sampling(0.3), Sampling(top_k=2), Sampling(top_p=0.5, min_p=0.1)):
-        draw(sampler, model, 3, 5, SEEDS, settings)
-    draw(sampler, model, 3, 40, SEEDS)
+        sample(sampler, model, 3, 5, SEEDS, settings)
+    sample(sampler, model, 3, 40, SEEDS)
     assert sampler.traces == max(before, 1)
 
 
@@ -135,4 +151,4 @@ def test_one_program_for_all_settings(model, sampler):
 )
 def test_calls_that_cannot_be_are_refused(model, sampler, arguments, message):
     with pytest.raises(ValueError, match=message):
-        draw(sampler, model, 3, **(dict(count=2, seeds=SEEDS) | arguments))
+        sample(sampler, model, 3, **(dict(count=2, seeds=SEEDS) | arguments))
