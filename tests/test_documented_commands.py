@@ -240,6 +240,10 @@ RUNS = {
     "python -m tools.bench.soak --windows=100000": Run(
         ["--windows=500"], says(r"\n\| 10 \|", "500 windows: "), verdict=True
     ),
+    "python -m tools.bench.streaming": Run(
+        ["--units=8", "--sessions=3", "--steps=3", "--rounds=1"],
+        says(r"\| streamer \| \d+ \| 1.00 \|", r"\| evaluation \| [\d,]+ \| 1.00 \|"),
+    ),
     "python -m tools.bench.save_cost": Run(["--hidden=8", "--saves=1"], says("million parameters")),
     "python -m tools.bench.torture --kills=200": Run(
         ["--kills=1", "--run_windows=150"],

@@ -78,7 +78,7 @@ class Batcher:
         self.close()
 
     def _work(self) -> None:
-        open_, batch = True, []
+        open_ = True
         while open_ or self._later:
             batch, open_ = self._gather(open_)
             if batch:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tbptt import checks
 from tbptt.checkpoint.store import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
+from tbptt.serving.chunks import ChunkJoiner, Steps
 from tbptt.state import named_leaves
 from tbptt.types import Model, Nest, State
 
@@ -111,7 +112,7 @@ class Streamer:
         self._chunk_sizes = sorted(set(chunk_sizes), reverse=True)
         self._batch_sizes = sorted(set(batch_sizes))
         one = model.initial_state(1)
-        self._structure = one
+        self._structure, self._outputs = one, None  # outputs: their structure, if they are nested
         self._names = list(named_leaves(one))
         rows = [np.asarray(leaf) for leaf in tf.nest.flatten(one)]
         self._initial = [leaf[0] for leaf in rows]
@@ -119,7 +120,7 @@ class Streamer:
         self._capacity, self._free = capacity, list(range(capacity))[::-1]
         self._sessions: dict[str, _Session] = {}
         self._lock = threading.RLock()
-        self._kinds: list[tuple[np.dtype, tuple[int, ...]]] | None = None
+        self._join = ChunkJoiner(getattr(model, "vocabulary_size", None))
         self._run = tf.function(self._model_step, autograph=False, jit_compile=jit_compile)
 
     def _model_step(self, inputs: Nest, state: State) -> tuple[Nest, State]:
@@ -141,11 +142,15 @@ class Streamer:
         Args:
           example: inputs of one step or more, `[N, ...]`, as for `feed`.
         """
-        inputs = self._checked(example)
-        for steps in self._chunk_sizes:
+        steps = self._join({"example": example})
+        for size in self._chunk_sizes:
             for batch in self._batch_sizes:
-                piece = _map(lambda x, n=steps: np.resize(x, [n, *x.shape[1:]]), inputs)
-                self._forward([piece] * batch, [self._initial] * batch)
+                inputs = _map(
+                    lambda x, n=size, b=batch: tf.constant(np.resize(x, [n, b, *x.shape[1:]])),
+                    steps.inputs,
+                )
+                leaves = [np.repeat(leaf[None], batch, axis=0) for leaf in self._initial]
+                self._forward(inputs, [tf.constant(leaf) for leaf in leaves])
 
     def open(self, session: str) -> None:
         """Opens a session that has read nothing.
@@ -190,52 +195,81 @@ class Streamer:
           The outputs by session. If anything raises, no session has changed.
         """
         with self._lock:
-            chunks = {name: self._checked(chunk, name) for name, chunk in inputs.items()}
-            found = {name: self._find(name) for name in chunks}
-            self._check_room(sum(session.row is None for session in found.values()))
-            states = {name: self._state_of(session) for name, session in found.items()}
-            outputs: dict[str, list[Nest]] = {name: [] for name in chunks}
-            read = dict.fromkeys(chunks, 0)
-            for size in self._chunk_sizes:
-                while due := [n for n in chunks if _length(chunks[n]) - read[n] >= size]:
-                    for first in range(0, len(due), self._batch_sizes[-1]):
-                        names = due[first : first + self._batch_sizes[-1]]
-                        self._advance(names, size, chunks, read, states, outputs)
+            found = [self._find(name) for name in inputs]
+            self._check_room(sum(session.row is None for session in found))
+            steps = self._join(inputs)
+            states = self._gather(found)
+            outputs = self._run_all(steps, states)
             now = time.monotonic()
-            for name, session in found.items():
-                self._write(session, name, states[name])
-                session.steps += read[name]
+            for session, name in zip(found, inputs, strict=True):
+                if session.row is None:
+                    self._put(session, name, self._initial)
                 session.used = now
-            return {name: _map(_join, *parts) for name, parts in outputs.items()}
+            rows = np.array([session.row for session in found])
+            for all_rows, leaf in zip(self._rows, states, strict=True):
+                all_rows[rows] = leaf
+            for session, count in zip(found, steps.lengths.tolist(), strict=True):
+                session.steps += count
+            parts = zip(steps.begins.tolist(), (steps.begins + steps.lengths).tolist(), strict=True)
+            if isinstance(outputs, np.ndarray):
+                return {n: outputs[i:j] for n, (i, j) in zip(inputs, parts, strict=True)}
+            return {
+                name: _map(lambda x, i=i, j=j: x[i:j], outputs)
+                for name, (i, j) in zip(inputs, parts, strict=True)
+            }
+
+    def _run_all(self, steps: Steps, states: list[np.ndarray]) -> Nest:
+        """Runs all steps and replaces the states; returns outputs, one session behind the other."""
+        outputs: Any = None
+        read = np.zeros_like(steps.lengths)
+        for size in self._chunk_sizes:
+            while len(due := np.flatnonzero(steps.lengths - read >= size)):
+                for first in range(0, len(due), self._batch_sizes[-1]):
+                    some = due[first : first + self._batch_sizes[-1]]
+                    at = (steps.begins + read)[some] + np.arange(size)[:, None]  # [T, B]
+                    results = self._advance(some, at, steps, states)
+                    if outputs is None:
+                        outputs = [np.empty([len(steps), *x.shape[2:]], x.dtype) for x in results]
+                    for out, leaf in zip(outputs, results, strict=True):
+                        out[at] = leaf
+                    read[some] += size
+        return outputs[0] if self._outputs is None else _packed(self._outputs, outputs)
 
     def _advance(
-        self,
-        names: list[str],
-        size: int,
-        chunks: dict[str, Nest],
-        read: dict[str, int],
-        states: dict[str, list[np.ndarray]],
-        outputs: dict[str, list[Nest]],
-    ) -> None:
-        """Runs `size` steps of these sessions as one batch, and takes states and outputs in."""
-        pieces = [_map(lambda x, at=read[n]: x[at : at + size], chunks[n]) for n in names]
-        results, after = self._forward(pieces, [states[name] for name in names])
-        for k, name in enumerate(names):
-            outputs[name].append(_map(lambda x, k=k: x[:, k], results))
-            states[name] = [leaf[k] for leaf in after]
-            read[name] += size
+        self, some: np.ndarray, at: np.ndarray, steps: Steps, states: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Runs steps `at [T, B]` of sessions `some [B]`, and replaces their states.
+
+        What fills the batch up to a compiled size are copies of its first session.
+        """
+        count = len(some)
+        batch = next(size for size in self._batch_sizes if size >= count)
+        filled = np.concatenate([np.arange(count), np.zeros(batch - count, np.int64)])
+        inputs = _map(lambda x: tf.constant(x[at[:, filled]]), steps.inputs)
+        results, after = self._forward(inputs, [tf.constant(leaf[some[filled]]) for leaf in states])
+        for leaf, new in zip(states, after, strict=True):
+            leaf[some] = new[:count]
+        return [leaf[:, :count] for leaf in results]
 
     def _forward(
-        self, pieces: list[Nest], states: list[list[np.ndarray]]
-    ) -> tuple[Nest, list[np.ndarray]]:
-        """Runs the compiled model; what fills the batch are copies of its first row."""
-        batch = next(size for size in self._batch_sizes if size >= len(pieces))
-        pieces = pieces + [pieces[0]] * (batch - len(pieces))
-        states = states + [states[0]] * (batch - len(states))
-        inputs = _map(lambda *rows: tf.constant(np.stack(rows, axis=1)), *pieces)
-        leaves = [tf.constant(np.stack(rows)) for rows in zip(*states, strict=True)]
-        results, after = self._run(inputs, tf.nest.pack_sequence_as(self._structure, leaves))
-        return _map(lambda x: x.numpy(), results), [x.numpy() for x in tf.nest.flatten(after)]
+        self, inputs: Nest, leaves: list[tf.Tensor]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Runs the compiled model on `[T, B, ...]`; returns leaves of outputs and of the state."""
+        results, after = self._run(inputs, _packed(self._structure, leaves))
+        if tf.nest.is_nested(results):
+            self._outputs = results
+        return (
+            [leaf.numpy() for leaf in tf.nest.flatten(results)],
+            [leaf.numpy() for leaf in tf.nest.flatten(after)],
+        )
+
+    def _gather(self, sessions: list[_Session]) -> list[np.ndarray]:
+        """Returns copies of the states of sessions, leaves `[n, ...]`, wherever they are."""
+        if all(session.row is not None for session in sessions):
+            rows = np.array([session.row for session in sessions])
+            return [leaf[rows] for leaf in self._rows]
+        each = [self._state_of(session) for session in sessions]
+        return [np.stack(leaves) for leaves in zip(*each, strict=True)]
 
     def reset(self, session: str) -> None:
         """Forgets everything that a session has read; its marks stay."""
@@ -287,7 +321,7 @@ class Streamer:
         """Returns a copy of the state of a session, leaves `[1, ...]`."""
         with self._lock:
             leaves = [leaf[None] for leaf in self._state_of(self._find(session))]
-            return tf.nest.pack_sequence_as(self._structure, leaves)
+            return _packed(self._structure, leaves)
 
     def set_state(self, session: str, state: State) -> None:
         """Replaces the state of a session by `state`, leaves `[1, ...]`.
@@ -389,44 +423,6 @@ class Streamer:
                 "free. Close or evict sessions, or make a Streamer with a larger capacity."
             )
 
-    def _checked(self, inputs: Nest, session: str | None = None) -> Nest:
-        """Returns inputs as arrays; raises ValueError where they cannot be used."""
-        whose = "inputs" if session is None else f"inputs of session {session!r}"
-        arrays = (
-            _map(np.asarray, inputs) if isinstance(inputs, dict | tuple) else np.asarray(inputs)
-        )
-        flat = tf.nest.flatten(arrays)
-        lengths = {array.shape[0] if array.ndim else 0 for array in flat}
-        if len(lengths) != 1 or 0 in lengths:
-            raise ValueError(
-                f"{whose} have shapes {[list(array.shape) for array in flat]}, but must be "
-                "[N, ...] with the same N of 1 or more."
-            )
-        flat = [self._checked_leaf(whose, array) for array in flat]
-        kinds = [(array.dtype, array.shape[1:]) for array in flat]
-        if self._kinds is not None and kinds != self._kinds:
-            raise ValueError(
-                f"{whose} are {_written(kinds)}, but were {_written(self._kinds)} before. All "
-                "chunks must have the same type and shape but for the steps."
-            )
-        self._kinds = kinds
-        return tf.nest.pack_sequence_as(arrays, flat)
-
-    def _checked_leaf(self, whose: str, array: np.ndarray) -> np.ndarray:
-        if np.issubdtype(array.dtype, np.integer):
-            size = getattr(self._model, "vocabulary_size", None)
-            bad = (array < 0) | (array >= (size or np.iinfo(np.int32).max))
-            if bad.any():
-                rule = "0 or more" if size is None else f"from 0 to {size - 1}"
-                raise ValueError(f"{whose} have the id {array[bad][0]}; ids must be {rule}.")
-            return array.astype(np.int32)
-        if not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"{whose} have type {array.dtype}; they must be numbers.")
-        if not np.isfinite(array).all():
-            place = [int(k) for k in np.argwhere(~np.isfinite(array))[0]]
-            raise ValueError(f"{whose} have the value {array[tuple(place)]} at {place}.")
-        return array.astype(np.float32)
-
 
 def _remove(evicted: list[np.ndarray] | pathlib.Path | None) -> None:
     """Removes the folder that a state was evicted to."""
@@ -434,19 +430,11 @@ def _remove(evicted: list[np.ndarray] | pathlib.Path | None) -> None:
         shutil.rmtree(evicted, ignore_errors=True)
 
 
+def _packed(structure: Nest, leaves: list[Any]) -> Nest:
+    return tf.nest.pack_sequence_as(structure, leaves)
+
+
 def _map(function: Any, *nests: Nest) -> Nest:
+    if len(nests) == 1 and not isinstance(nests[0], dict | tuple | list):
+        return function(nests[0])  # faster than tf.nest
     return tf.nest.map_structure(function, *nests)
-
-
-def _length(nest: Nest) -> int:
-    return len(tf.nest.flatten(nest)[0])
-
-
-def _join(*parts: np.ndarray) -> np.ndarray:
-    return np.concatenate(parts)
-
-
-def _written(kinds: list[tuple[np.dtype, tuple[int, ...]]]) -> str:
-    return ", ".join(
-        f"{dtype}[N{''.join(f', {size}' for size in shape)}]" for dtype, shape in kinds
-    )

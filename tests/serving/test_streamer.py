@@ -56,8 +56,25 @@ def test_streaming_equals_the_forward_pass_of_an_encoder_with_a_decoder():
     testing.check_streaming(model, make_inputs(5, 2))
 
 
+def test_streaming_of_a_model_with_several_outputs():
+    """Law 10."""
+
+    class Two(tbptt.SequenceModel):
+        def __call__(self, *arguments, **options):
+            outputs, state = super().__call__(*arguments, **options)
+            return {"value": outputs, "square": outputs[..., 0] ** 2}, state
+
+    model = Two(make_core("gru"), 2, tbptt.squared_error, seed=SEEDS[0])
+    testing.check_streaming(model, make_inputs(5, 2))
+
+
 def test_a_streamer_that_forgets_is_found(monkeypatch):
-    monkeypatch.setattr(Streamer, "_write", lambda *_: None)
+    gather = Streamer._gather
+
+    def forgets(streamer, sessions):
+        return [0 * leaf for leaf in gather(streamer, sessions)]
+
+    monkeypatch.setattr(Streamer, "_gather", forgets)
     with pytest.raises(testing.LawError, match=r"Law 10 .*the outputs of session 0"):
         testing.check_streaming(make_model(), IDS)
 
@@ -167,7 +184,7 @@ def test_a_bad_request_changes_nothing():
         streamer.feed(name, [1, 2])
     before = [streamer.state(name) for name in "ab"]
     with pytest.raises(
-        ValueError, match=r"inputs of session 'b' have the id 7; ids must be from 0"
+        ValueError, match=r"session 'b' have the value 7 at step 0, but must be ids from 0 to 6"
     ):
         streamer.feed_many({"a": [1], "b": [7]})
     with pytest.raises(SessionError, match="no session 'c'"):
@@ -175,12 +192,26 @@ def test_a_bad_request_changes_nothing():
     testing.assert_same_bits([streamer.state(name) for name in "ab"], before)
 
 
+def test_values_are_checked_for_the_session_that_sent_them():
+    streamer = make_streamer(tbptt.SequenceModel(
+        make_core("lstm"), 2, tbptt.squared_error, seed=SEEDS[0]
+    ))  # fmt: skip
+    for name in "ab":
+        streamer.open(name)
+    good, bad = np.zeros([2, 3], np.float32), np.float32([[0, 0, 0], [0, np.inf, 0]])
+    with pytest.raises(ValueError, match=r"'b' have the value inf at step 1, but must be f"):
+        streamer.feed_many({"a": good, "b": bad})
+    assert streamer.feed_many({"a": good, "b": good})["b"].shape == (2, 2)
+    with pytest.raises(ValueError, match=r"'b' are float32\[N, 4\], but were float32\[N, 3"):
+        streamer.feed_many({"a": good, "b": np.zeros([2, 4])})
+
+
 BAD = {
     "empty": (lambda s: s.feed("a", []), r"shapes \[\[0\]\]"),
     "scalar": (lambda s: s.feed("a", 3), r"must be \[N, \.\.\.\]"),
-    "negative id": (lambda s: s.feed("a", [-1]), "have the id -1; ids must be from 0 to 6"),
+    "negative id": (lambda s: s.feed("a", [-1]), "have the value -1 at step 0, but must be ids"),
     "text": (lambda s: s.feed("a", ["x"]), "they must be numbers"),
-    "NaN": (lambda s: s.feed("a", [0.0, np.nan]), r"value nan at \[1\]"),
+    "NaN": (lambda s: s.feed("a", [0.0, np.nan]), "All chunks must have the same type"),
     "other type": (lambda s: s.feed("a", [0.5]), "All chunks must have the same type"),
     "unknown": (lambda s: s.feed("z", [1]), "There is no session 'z'; 1 are open. Open it"),
     "open twice": (lambda s: s.open("a"), "There is a session 'a' already"),
@@ -253,7 +284,7 @@ def test_threads_share_batches_and_keep_each_session_in_order():
         bad = batcher.submit("0", [99])
         good = batcher.submit("1", [3])
         assert good.result().shape == (1, 7)
-        with pytest.raises(ValueError, match="have the id 99"):
+        with pytest.raises(ValueError, match="have the value 99"):
             bad.result()
     expected, _ = model(tf.constant(streams.T, tf.int32), model.initial_state(8))
     for number, outputs in found.items():
