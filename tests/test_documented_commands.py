@@ -240,7 +240,7 @@ RUNS = {
     "python -m tools.bench.soak --windows=100000": Run(
         ["--windows=500"], says(r"\n\| 10 \|", "500 windows: "), verdict=True
     ),
-    "python -m tools.bench.streaming": Run(
+    "python -m tools.bench.streaming --rounds=7": Run(
         ["--units=8", "--sessions=3", "--steps=3", "--rounds=1"],
         says(r"\| streamer \| \d+ \| 1.00 \|", r"\| evaluation \| [\d,]+ \| 1.00 \|"),
     ),

@@ -16,11 +16,12 @@ class Steps:
     Attributes:
       inputs: `[N, ...]`, or a nest of such.
       begins, lengths: `[n]`: where each session's steps begin, and how many they are.
+      kinds: type and shape of a step of each leaf of the inputs.
     """
 
-    def __init__(self, inputs: Nest, lengths: np.ndarray) -> None:
+    def __init__(self, inputs: Nest, lengths: np.ndarray, kinds: list[Kind]) -> None:
         """Creates the steps of sessions that send so many each."""
-        self.inputs, self.lengths = inputs, lengths
+        self.inputs, self.lengths, self.kinds = inputs, lengths, kinds
         self.begins = np.cumsum(lengths) - lengths
 
     def __len__(self) -> int:
@@ -30,7 +31,8 @@ class Steps:
 class ChunkJoiner:
     """Joins chunks of sessions, `[N, ...]` each, and refuses those that a model cannot take.
 
-    All chunks must have the types and shapes, but for the steps, of the first that was ever joined.
+    All chunks must have the types and shapes, but for the steps, of those that `remember` was
+    called with.
     """
 
     def __init__(self, vocabulary_size: int | None) -> None:
@@ -51,27 +53,39 @@ class ChunkJoiner:
             joined = self._leaves("", np.concatenate(each))
         else:
             leaves = [self._leaves(name, chunk) for name, chunk in chunks.items()]
-            lengths = np.array([len(one[0]) for one in leaves])
+            for name, arrays in zip(chunks, leaves, strict=True):
+                self._check_kinds(name, _kinds(arrays), self._kinds or _kinds(leaves[0]))
+            lengths = np.array([len(arrays[0]) for arrays in leaves])
             joined = [np.concatenate(parts) for parts in zip(*leaves, strict=True)]
-        nest = _is_nest(each[0])
-        steps = Steps(tf.nest.pack_sequence_as(each[0], joined) if nest else joined[0], lengths)
         for array in joined:
-            self._check_values(array, list(chunks), steps)
-        return steps
+            self._check_values(array, list(chunks), lengths)
+        ready = [x if x.dtype.kind == "f" else x.astype(np.int32, copy=False) for x in joined]
+        inputs = tf.nest.pack_sequence_as(each[0], ready) if _is_nest(each[0]) else ready[0]
+        return Steps(inputs, lengths, _kinds(ready))
+
+    def remember(self, steps: Steps) -> None:
+        """Remembers the kind of steps that a model has taken; later ones must be of the same."""
+        self._kinds = steps.kinds
 
     def _alike(self, chunks: list[Nest]) -> bool:
         """Returns whether all are arrays of one kind that was joined before, none of them empty."""
         if self._kinds is None or len(self._kinds) != 1:
             return False
-        shape = self._kinds[0][1]
-        dtype = getattr(chunks[0], "dtype", None)
+        kind, shape = self._kinds[0]
+        first = chunks[0]
+        if type(first) is not np.ndarray or (first.dtype.kind == "f") != (kind.kind == "f"):
+            return False
         return all(
-            type(x) is np.ndarray and x.dtype == dtype and x.shape[1:] == shape and len(x) > 0
+            type(x) is np.ndarray
+            and x.dtype == first.dtype
+            and x.ndim == len(shape) + 1
+            and x.shape[1:] == shape
+            and len(x) > 0
             for x in chunks
         )
 
     def _leaves(self, name: str, chunk: Nest) -> list[np.ndarray]:
-        """Returns the arrays of a chunk, ids as int32 and features as float32."""
+        """Returns the arrays of a chunk, features as float32."""
         leaves = [np.asarray(x) for x in (tf.nest.flatten(chunk) if _is_nest(chunk) else [chunk])]
         lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
         if len(lengths) != 1 or 0 in lengths:
@@ -84,21 +98,24 @@ class ChunkJoiner:
                 raise ValueError(
                     f"The inputs of session {name!r} have type {leaf.dtype}; they must be numbers."
                 )
+            if leaf.dtype.kind == "f" and self._size is not None:
+                raise ValueError(
+                    f"The inputs of session {name!r} have type {leaf.dtype}, but must be ids, "
+                    f"whole numbers from 0 to {self._size - 1}."
+                )
             if leaf.dtype.kind == "f":
                 leaves[k] = leaf.astype(np.float32, copy=False)
-            elif leaf.dtype != np.int32:
-                leaves[k] = np.clip(leaf, -1, np.iinfo(np.int32).max).astype(np.int32)
-        kinds = [(leaf.dtype, leaf.shape[1:]) for leaf in leaves]
-        if self._kinds is not None and kinds != self._kinds:
-            raise ValueError(
-                f"The inputs of session {name!r} are {_written(kinds)}, but were "
-                f"{_written(self._kinds)} before. All chunks must have the same type and shape but "
-                "for the steps."
-            )
-        self._kinds = kinds
         return leaves
 
-    def _check_values(self, array: np.ndarray, names: list[str], steps: Steps) -> None:
+    def _check_kinds(self, name: str, kinds: list[Kind], expected: list[Kind]) -> None:
+        if kinds != expected:
+            raise ValueError(
+                f"The inputs of session {name!r} are {_written(kinds)}, but those of others, or "
+                f"before, {_written(expected)}. All chunks must have the same type and shape but "
+                "for the steps."
+            )
+
+    def _check_values(self, array: np.ndarray, names: list[str], lengths: np.ndarray) -> None:
         """Raises ValueError for the first value that the model cannot take."""
         if array.dtype.kind == "f":
             fine, rule = np.isfinite(array), "finite"
@@ -108,11 +125,18 @@ class ChunkJoiner:
         if fine.all():
             return
         wrong = tuple(int(k) for k in np.argwhere(~fine)[0])
-        place = int(np.searchsorted(steps.begins, wrong[0], side="right")) - 1
+        begins = np.cumsum(lengths) - lengths
+        place = int(np.searchsorted(begins, wrong[0], side="right")) - 1
         raise ValueError(
             f"The inputs of session {names[place]!r} have the value {array[wrong]} at step "
-            f"{wrong[0] - int(steps.begins[place])}, but must be {rule}."
+            f"{wrong[0] - int(begins[place])}, but must be {rule}."
         )
+
+
+def _kinds(leaves: list[np.ndarray]) -> list[Kind]:
+    """Returns type and shape of a step of each leaf, where all whole numbers are of one type."""
+    ids = np.dtype(np.int32)
+    return [(ids if leaf.dtype.kind in "iu" else leaf.dtype, leaf.shape[1:]) for leaf in leaves]
 
 
 def _is_nest(inputs: Nest) -> bool:

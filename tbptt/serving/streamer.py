@@ -194,12 +194,15 @@ class Streamer:
         Returns:
           The outputs by session. If anything raises, no session has changed.
         """
+        if not inputs:
+            return {}
         with self._lock:
             found = [self._find(name) for name in inputs]
             self._check_room(sum(session.row is None for session in found))
             steps = self._join(inputs)
             states = self._gather(found)
             outputs = self._run_all(steps, states)
+            self._join.remember(steps)
             now = time.monotonic()
             for session, name in zip(found, inputs, strict=True):
                 if session.row is None:
