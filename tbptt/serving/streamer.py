@@ -307,9 +307,9 @@ class Streamer:
                 raise SessionError(
                     f"Session {session!r} has no mark {name!r}. It has {sorted(found.marks)}."
                 )
-            found.steps, state = found.marks[name]
+            steps, state = found.marks[name]
             self._write(found, session, state)
-            found.used = time.monotonic()
+            found.steps, found.used = steps, time.monotonic()
 
     def close(self, session: str) -> None:
         """Ends a session, and forgets its state and its marks."""

@@ -60,9 +60,11 @@ class _Here:
     """Places all rows on the device of this process."""
 
     def rows_here(self, rows: int) -> slice:
+        """Returns all rows."""
         return slice(0, rows)
 
     def put(self, windows: Window) -> Window:
+        """Puts stacked NumPy windows on the default device."""
         return tf.nest.map_structure(
             lambda field: None if field is None else tf.constant(field), windows
         )

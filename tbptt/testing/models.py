@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tbptt.state import select, take_rows
 from tbptt.testing.compare import assert_close, assert_same_bits, require
-from tbptt.training.window import LOSS, PENALTY
+from tbptt.training.window import LOSS, PENALTY, row_count, step_count
 from tbptt.types import Controls, Model, Nest, Seed, State, Window, WindowLoss
 
 
@@ -40,7 +40,7 @@ def check_model(
       >>> check_model(model, Window(ids, ids))
     """
     window = window._replace(controls=Controls())
-    state = model.initial_state(_rows(window))
+    state = model.initial_state(row_count(window))
     variables = list(model.variables)  # type: ignore[attr-defined]
     before = [variable.numpy() for variable in variables]
 
@@ -60,7 +60,7 @@ def check_model(
     _, predicted = model(window.inputs, state, window.controls)
     assert_close(predicted, final, **how, law=0, what="the state after model(inputs)")
 
-    steps, rows = _steps(window), _rows(window)
+    steps, rows = step_count(window), row_count(window)
     seam = max(1, steps // 2)
     first, carried = score(_part(window, 0, seam), state)
     second, last = score(_part(window, seam, steps), carried)
@@ -106,7 +106,7 @@ def check_model(
 
 def _check_contract(window: Window, result: WindowLoss, final: State, state: State) -> None:
     """Checks shapes and types of what `loss` returned."""
-    shape = [_steps(window), _rows(window)]
+    shape = [step_count(window), row_count(window)]
     require(
         isinstance(result, WindowLoss),
         0,
@@ -148,14 +148,6 @@ def _per_step(*results: WindowLoss) -> dict[str, tuple[tf.Tensor, ...]]:
         if not isinstance(value, tuple) and len(value.shape):
             found[name] = tuple(result.metrics[name] for result in results)
     return found
-
-
-def _steps(window: Window) -> int:
-    return int(tf.nest.flatten(window.inputs)[0].shape[0])
-
-
-def _rows(window: Window) -> int:
-    return int(tf.nest.flatten(window.inputs)[0].shape[1])
 
 
 def _part(window: Window, first: int, last: int) -> Window:

@@ -1,5 +1,6 @@
 """Tests a stream of your own: the cursor decides the windows; each row continues or resets."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -86,10 +87,13 @@ def check_offsets(stream: Stream, *, windows: int = 200) -> None:
     if together.controls.advance is not None:
         moved = np.asarray(together.controls.advance)[:-1, None]
     fine = (together.offset[1:] == together.offset[:-1] + moved) | starts[1:]
-    for k, row in np.argwhere(~fine)[:1]:
-        raise_at = f"row {row} of window {k + 1} is at {together.offset[k + 1, row]}"
+    if not fine.all():
+        k, row = np.argwhere(~fine)[0]
         require(
-            False, 11, f"{raise_at}, but window {k} left it elsewhere, and it does not start anew."
+            False,
+            11,
+            f"row {row} of window {k + 1} is at {together.offset[k + 1, row]}, but window {k} left "
+            "it elsewhere, and it does not start anew.",
         )
     begins = starts[:: stream.windows_per_epoch]
     require(begins[0].all(), 11, "a row does not start anew in the first window of the stream.")
@@ -107,7 +111,7 @@ def check_stream_rows(stream: Stream, *, windows: int = 200) -> None:
     Raises:
       LawError: they are others.
     """
-    if "rows" not in stream.windows.__code__.co_varnames[: stream.windows.__code__.co_argcount]:
+    if "rows" not in inspect.signature(stream.windows).parameters:
         return
     count = _count(stream, windows)
     windows_of_all, end = stream.windows(Cursor(), count)

@@ -246,12 +246,17 @@ def test_bad_calls_are_answered(case):
 def test_a_full_streamer_says_what_to_do():
     streamer = make_streamer(capacity=1)
     streamer.open("a")
+    streamer.mark("a", "begin")
+    streamer.feed("a", [1, 2])
     with pytest.raises(SessionError, match=r"1 more rows are needed, but 0 of 1 are free\. Close"):
         streamer.open("b")
     streamer.evict("a")
     streamer.open("b")
     with pytest.raises(SessionError, match="0 of 1 are free"):
         streamer.feed("a", [1])  # b has the only row
+    with pytest.raises(SessionError, match="0 of 1 are free"):
+        streamer.rollback("a", "begin")
+    assert {info.name: info.steps for info in streamer.sessions()} == {"a": 2, "b": 0}
     streamer.close("b")
     assert streamer.feed("a", [1]).shape == (1, 7)
 

@@ -28,7 +28,7 @@ SYMBOLS, WINDOW = 256, 32
 
 
 def build(units: int) -> tbptt.LanguageModel:
-    """Builds the language model."""
+    """Builds a language model over bytes: embedding, LSTM and softmax of so many units."""
     seeds = tbptt.split_seed(tbptt.make_seed(0), 2)
     core = tbptt.LSTM(units, units, seed=seeds[0])
     return tbptt.LanguageModel(SYMBOLS, units, core, seed=seeds[1])
