@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tbptt.serving.sampling import Sampling, draw, ranked_probabilities
 
-SIZES = (1, 8, 64)  # numbers of rows that are traced
+SIZES = (1, 4, 16, 64)  # numbers of rows that are traced
 ALIGNED = 16  # the vocabulary is filled up to a multiple of it
 NEVER = -1e30  # the logit of what fills it up
 
