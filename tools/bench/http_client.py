@@ -8,7 +8,9 @@ from collections.abc import Callable
 def request(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
     """Returns the bytes of a request with a JSON body."""
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *headers]
-    if method == "POST" and not any(header.lower().startswith("content-type") for header in headers):
+    if method == "POST" and not any(
+        header.lower().startswith("content-type") for header in headers
+    ):
         lines.append("Content-Type: application/json")
     if body or method == "POST":
         lines.append(f"Content-Length: {len(body)}")

@@ -98,10 +98,12 @@ class Engine:
         self._wake = asyncio.Event()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._task: asyncio.Task | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Begins to run rounds, in the running event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._work())
+        self.loop = asyncio.get_running_loop()
+        self._task = self.loop.create_task(self._work())
 
     async def stop(self) -> None:
         """Ends the thread; whatever still waits is cancelled."""
