@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "layers": {"precision", "unroll", "state"},
     "readouts": {"layers", "losses"},
     "models": {"layers", "losses", "readouts", "unroll", "state"},
-    "serving": {"state", "checkpoint"},
+    "serving": {"state", "checkpoint", "streams"},
     "training": TRAINING,
     "checkpoint": {"training", *TRAINING},
     "summaries": {"training", *TRAINING},
