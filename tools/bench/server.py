@@ -82,7 +82,7 @@ def requests_of(session: str, work: str, steps: int) -> list[bytes]:
     """Returns the requests that a connection sends in turn."""
     path = f"/sessions/{session}/{work}"
     if work == "generate":
-        bodies = [{"count": steps, "temperature": 0.8, "seed": seed} for seed in range(4)]
+        bodies: list[dict] = [{"count": steps, "seed": seed} for seed in range(4)]
     else:
         ids = np.random.default_rng(0).integers(0, SYMBOLS, [16, steps]).tolist()
         bodies = [{"inputs": chunk, "outputs": "last"} for chunk in ids]
@@ -118,7 +118,7 @@ def measure_streamer(steps: int, sessions: int) -> float:
     for name in names:
         streamer.open(name)
     chunk = {name: np.arange(steps) % SYMBOLS for name in names}
-    taken = []
+    taken: list[float] = []
     end = time.perf_counter() + SECONDS.value
     while time.perf_counter() < end or len(taken) < 3:
         began = time.perf_counter()

@@ -55,11 +55,12 @@ def main() -> None:
     """Serves until it is killed."""
     import uvicorn
 
+    application = make_app(int(sys.argv[1]))
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
     bound.listen(1024)
     print(bound.getsockname()[1], flush=True)
-    config = uvicorn.Config(make_app(int(sys.argv[1])), log_level="error", access_log=False)
+    config = uvicorn.Config(application, log_level="error", access_log=False)
     uvicorn.Server(config).run(sockets=[bound])
 
 

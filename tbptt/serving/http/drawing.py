@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tbptt.serving.sampling import Sampling, draw, ranked_probabilities
+from tbptt.serving.drawing import draw, ranked_probabilities
+from tbptt.serving.sampling import Sampling
 
 SIZES = (1, 4, 16, 64)  # numbers of rows that are traced
 ALIGNED = 16  # the vocabulary is filled up to a multiple of it
@@ -66,13 +67,12 @@ class Drawing:
 
 def _columns(requests: Sequence[Request]) -> dict[str, tf.Tensor]:
     """Returns the settings `[rows, 1]` by name."""
-    settings = [request.sampling for request in requests]
+    kinds = {"top_k": np.int32}
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    rows = [[getattr(one.sampling, name) for name in names] for one in requests]
     return {
-        field.name: tf.constant(
-            [[getattr(one, field.name)] for one in settings],
-            tf.int32 if field.name == "top_k" else tf.float32,
-        )
-        for field in dataclasses.fields(Sampling)
+        name: tf.constant(np.array(column, kinds.get(name, np.float32))[:, None])
+        for name, column in zip(names, zip(*rows, strict=True), strict=True)
     }
 
 

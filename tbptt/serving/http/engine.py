@@ -1,13 +1,15 @@
-"""`Engine`: one thread that runs the model in rounds, in each of them many sessions together.
+"""`Engine`: runs the model in rounds, in each of them many sessions together.
 
 While a round runs, requests gather; the next round takes those that wait, so that nobody waits for
-a timer. A round takes a session once, and at most as many as the streamer runs in one batch: what
-the event loop does for the others meanwhile costs no time.
+a timer. A round takes a session once, and at most as many as the streamer runs in one batch. If
+that many wait, a second round overlaps with the first: one runs the model while the other one draws
+tokens, and the event loop serves the rest.
 """
 
 import asyncio
 import collections
 import concurrent.futures
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,7 @@ class _Job:
         self.future: asyncio.Future = asyncio.get_running_loop().create_future()
         self.result: Any = None
         self.error: Exception | None = None
+        self.steps = 0  # that were read
 
     def resolve(self) -> None:
         if self.future.done():  # cancelled
@@ -95,25 +98,27 @@ class Engine:
         self._language, self._drawing = language, Drawing()
         self._calls: list[_Call] = []
         self._jobs: collections.deque[_Feed | _Write] = collections.deque()
-        self._wake = asyncio.Event()
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._task: asyncio.Task | None = None
+        self._wake, self._wake_second = asyncio.Event(), asyncio.Event()
+        self._threads = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="engine")
+        self._tasks: list[asyncio.Task] = []
+        self._calling = threading.Lock()
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Begins to run rounds, in the running event loop."""
         self.loop = asyncio.get_running_loop()
-        self._task = self.loop.create_task(self._work())
+        works = (self._work(self._wake, 1), self._work(self._wake_second, self._rows))
+        self._tasks = [self.loop.create_task(work) for work in works]
 
     async def stop(self) -> None:
-        """Ends the thread; whatever still waits is cancelled."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._thread.shutdown(wait=True)
+        """Ends the rounds that run; whatever still waits gets no answer."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=True)
 
     async def call(self, function: Callable[[], Any]) -> Any:
-        """Runs a function between two rounds and returns its result."""
+        """Runs a function in an engine's thread, one at a time, and returns its result."""
         job = _Call(function)
         self._calls.append(job)
         self._wake.set()
@@ -139,27 +144,39 @@ class Engine:
     async def _add(self, job: _Feed | _Write) -> Any:
         self._jobs.append(job)
         self._wake.set()
+        if len(self._jobs) >= self._rows:
+            self._wake_second.set()
         return await job.future
 
-    async def _work(self) -> None:
+    async def _work(self, wake: asyncio.Event, least: int) -> None:
+        """Runs rounds whenever `least` jobs wait, or a call."""
         loop = asyncio.get_running_loop()
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._calls or self._jobs:
+            await wake.wait()
+            while self._calls or len(self._jobs) >= least:
                 calls, self._calls = self._calls, []
                 jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self._rows))]
-                await loop.run_in_executor(self._thread, self._round, calls, jobs)
+                await loop.run_in_executor(self._threads, self._round, calls, jobs)
                 for job in (*calls, *jobs):
                     job.resolve()
+                self._count(jobs)
                 await asyncio.sleep(0)  # whoever waited for this round may join the next one
+            wake.clear()
+
+    def _count(self, jobs: list[_Feed | _Write]) -> None:
+        """Counts a round in the metrics."""
+        metrics = self._metrics
+        if jobs:
+            metrics.rounds.add(len(jobs))
+        for job in jobs:
+            metrics.steps += job.steps
+            metrics.tokens += job.steps if isinstance(job, _Write) else 0
 
     def _round(self, calls: list[_Call], jobs: list[_Feed | _Write]) -> None:
         """Runs calls, then the first step of all jobs, then the further tokens to draw."""
-        for call in calls:
-            call.run()
-        if jobs:
-            self._metrics.rounds.add(len(jobs))
+        with self._calling:
+            for call in calls:
+                call.run()
         while jobs:
             writes = [job for job in jobs if isinstance(job, _Write)]
             try:
@@ -170,7 +187,6 @@ class Engine:
                 jobs, writes, tokens = [job for job in jobs if job not in writes], [], []
             for job, token in zip(writes, tokens, strict=True):
                 job.result.append(token)
-            self._metrics.tokens += len(tokens)
             self._read(jobs)
             jobs = [job for job in writes if job.error is None and not job.ended]
 
@@ -191,7 +207,7 @@ class Engine:
             if isinstance(job, _Feed):
                 job.result = outputs[name]
             steps = len(tf.nest.flatten(chunks[name])[0])
-            self._metrics.steps += steps
+            job.steps += steps
             if self._language:
                 session.read(chunks[name], outputs[name][-1])
             else:

@@ -11,6 +11,7 @@ import orjson
 import tensorflow as tf
 from absl import logging
 
+from tbptt.serving.drawing import uniforms
 from tbptt.serving.http.limits import Refusal
 from tbptt.serving.http.page import PAGE, PAGE_HEADERS
 from tbptt.serving.http.reading import (
@@ -23,7 +24,8 @@ from tbptt.serving.http.reading import (
 )
 from tbptt.serving.http.service import Service
 from tbptt.serving.http.sessions import Session, check_name
-from tbptt.serving.sampling import Sampling, uniforms
+from tbptt.serving.sampling import Sampling
+from tbptt.serving.text import TextDecoder
 
 BURST = 4  # tokens that a session draws in one round, when it is not its first
 MOST_BEGUN = 1_000_000  # numbers of a seed that may be left out
@@ -155,7 +157,7 @@ async def feed(service: Service, request: Request) -> Answer:
     want = fields.take("outputs", str, "all")
     if want not in ("all", "last", "none"):
         raise Refusal(400, f"outputs ({ascii(want)[:60]}) must be all, last or none.")
-    inputs = inputs_of(fields, service.size, service.text, service.limits)
+    inputs = inputs_of(fields, service.size, service.vocabulary, service.limits)
     async with service.using(request.session) as session:
         outputs = await service.feed(session, inputs, want)
         content: dict[str, Any] = {"steps": session.place.steps}
@@ -195,7 +197,7 @@ def _writing_of(fields: Fields, service: Service) -> Writing:
         seed_of(fields),
         fields.between("begun", 0, MOST_BEGUN, 0),
         sampling_of(fields),
-        stop_of(fields, service.size, service.text),
+        stop_of(fields, service.size, service.vocabulary),
         fields.take("stream", bool, False),
     )
 
@@ -206,7 +208,9 @@ async def generate(service: Service, request: Request) -> Answer:
     fields = Fields(request.body, known)
     writing = _writing_of(fields, service)
     has_prompt = any(name in fields for name in PROMPT)
-    prompt = inputs_of(fields, service.size, service.text, service.limits) if has_prompt else None
+    prompt = (
+        inputs_of(fields, service.size, service.vocabulary, service.limits) if has_prompt else None
+    )
     async with service.using(request.session) as session:
         if prompt is not None:
             await service.feed(session, prompt, "none")
@@ -220,12 +224,13 @@ async def generate(service: Service, request: Request) -> Answer:
             if writing.stream:
                 return await _stream(service, session, writing, request)
             content: dict[str, Any] = {"tokens": []}
-            if service.text is not None:
-                decode, content["text"] = service.text.decoder(session.place.last), ""
+            decode = _decoder(service, session)
+            if decode is not None:
+                content["text"] = ""
             async for tokens in _drawn(service, session, writing):
                 content["tokens"] += tokens
-                if service.text is not None:
-                    content["text"] += "".join(map(decode, tokens))
+                if decode is not None:
+                    content["text"] += decode(tokens)
             return as_json(content | _end(session, writing, content["tokens"]))
         finally:
             session.writing = False
@@ -259,7 +264,7 @@ async def _stream(service: Service, session: Session, writing: Writing, request:
     """Sends each token as a server-sent event, until the client is gone."""
     headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
     await request.send({"type": "http.response.start", "status": 200, "headers": headers})
-    decode = service.text.decoder(session.place.last) if service.text else None
+    decode = _decoder(service, session)
     gone = asyncio.ensure_future(request.receive())
     drawn: list[int] = []
     kind, end = b"error", {"error": "The tokens cannot be drawn; the server's log says why."}
@@ -278,8 +283,15 @@ async def _stream(service: Service, session: Session, writing: Writing, request:
     return Answer(200, sent=True)
 
 
-def _event(token: int, decode: Callable[[int], str] | None) -> bytes:
-    content = {"token": token} if decode is None else {"token": token, "text": decode(token)}
+def _decoder(service: Service, session: Session) -> TextDecoder | None:
+    """Returns a decoder of what follows in a session, if the model has a vocabulary."""
+    if service.vocabulary is None or session.place.last is None:
+        return None
+    return TextDecoder(service.vocabulary, before=[session.place.last])
+
+
+def _event(token: int, decode: TextDecoder | None) -> bytes:
+    content = {"token": token} if decode is None else {"token": token, "text": decode([token])}
     return b"data: %b\n\n" % orjson.dumps(content)
 
 

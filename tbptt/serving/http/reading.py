@@ -10,8 +10,9 @@ import orjson
 import tensorflow as tf
 
 from tbptt.serving.http.limits import Limits, Refusal
-from tbptt.serving.http.text import Text
 from tbptt.serving.sampling import Sampling
+from tbptt.serving.text import encode_prompt
+from tbptt.streams.corpus import Vocabulary
 from tbptt.types import Nest
 
 TYPES = {
@@ -89,13 +90,15 @@ class Fields:
         return value
 
 
-def inputs_of(fields: Fields, size: int | None, text: Text | None, limits: Limits) -> Nest:
+def inputs_of(
+    fields: Fields, size: int | None, vocabulary: Vocabulary | None, limits: Limits
+) -> Nest:
     """Returns the steps to feed, `[N, ...]`, from the field `inputs` or `text`.
 
     Args:
       fields: has one of the two.
       size: the number of symbols, if the inputs are ids.
-      text: encodes texts, if the model has a vocabulary.
+      vocabulary: encodes texts, if the model has one.
       limits: for the number of steps.
 
     Raises:
@@ -104,7 +107,7 @@ def inputs_of(fields: Fields, size: int | None, text: Text | None, limits: Limit
     if ("inputs" in fields) == ("text" in fields):
         raise Refusal(400, "Give the steps to read as inputs or, to a model of language, as text.")
     if "text" in fields:
-        inputs: Nest = _encoded(fields.take("text", str), text)
+        inputs: Nest = _encoded(fields.take("text", str), vocabulary)
     else:
         inputs = _arrays(fields.raw("inputs"), size)
     lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in tf.nest.flatten(inputs)}
@@ -118,11 +121,11 @@ def inputs_of(fields: Fields, size: int | None, text: Text | None, limits: Limit
     return inputs
 
 
-def _encoded(given: str, text: Text | None) -> np.ndarray:
-    if text is None:
+def _encoded(given: str, vocabulary: Vocabulary | None) -> np.ndarray:
+    if vocabulary is None:
         raise Refusal(400, "This model has no vocabulary of text; give ids or features as inputs.")
     try:
-        return text.encode(given)
+        return np.asarray(encode_prompt(vocabulary, given), np.int32)
     except ValueError as error:
         raise Refusal(400, _sentence(error)) from None
 
@@ -199,7 +202,7 @@ def seed_of(fields: Fields) -> int:
     return fields.between("seed", 0, LARGEST_SEED, 0)
 
 
-def stop_of(fields: Fields, size: int, text: Text | None) -> frozenset[int]:
+def stop_of(fields: Fields, size: int, vocabulary: Vocabulary | None) -> frozenset[int]:
     """Returns the tokens after which nothing more is drawn, given as ids or texts.
 
     Raises:
@@ -210,11 +213,13 @@ def stop_of(fields: Fields, size: int, text: Text | None) -> frozenset[int]:
         raise Refusal(400, f"stop has {len(given)} tokens, but may have 100.")
     tokens = set()
     for one in given:
-        if isinstance(one, str) and text is not None:
-            try:
-                tokens.add(text.token(one))
-            except ValueError as error:
-                raise Refusal(400, f"stop: {_sentence(error)}") from None
+        if isinstance(one, str) and one and vocabulary is not None:
+            ids = _encoded(one, vocabulary)
+            if len(ids) != 1:
+                raise Refusal(
+                    400, f"stop has {_short(one)}, which is {len(ids)} tokens, but must be one."
+                )
+            tokens.add(int(ids[0]))
         elif type(one) is int and 0 <= one < size:
             tokens.add(one)
         else:

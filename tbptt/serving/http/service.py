@@ -16,7 +16,6 @@ from tbptt.serving.http.engine import Engine
 from tbptt.serving.http.limits import DEFAULTS, Limits, RateLimit, Refusal
 from tbptt.serving.http.metrics import Metrics
 from tbptt.serving.http.sessions import Session, Sessions
-from tbptt.serving.http.text import Text
 from tbptt.serving.streamer import Streamer
 from tbptt.state import named_leaves
 from tbptt.types import Model, Nest
@@ -31,7 +30,7 @@ class Service:
     Attributes:
       model, limits: as given.
       size: the number of symbols of a language model; None: another model.
-      text: converts text, if there is a vocabulary.
+      vocabulary: of a language model that reads and writes text.
       sessions, engine, metrics, rate: see their classes.
       stopping: whether no new requests are taken.
       hurry: whether generation ends as soon as it can.
@@ -71,7 +70,7 @@ class Service:
                 f"The vocabulary has {len(vocabulary)} tokens, but the model {self.size}; they are "
                 "not of one run."
             )
-        self.text = None if vocabulary is None else Text(vocabulary)
+        self.vocabulary = vocabulary
         self.streamer = Streamer(
             model,
             capacity=limits.sessions,
@@ -204,7 +203,7 @@ class Service:
     def about(self) -> dict[str, Any]:
         """Returns what a client is told of the model."""
         state = named_leaves(self.model.initial_state(1))
-        vocabulary = self.text.vocabulary if self.text else None
+        vocabulary = self.vocabulary
         return {
             "kind": "language model" if self.size else "model",
             "class": type(self.model).__name__,

@@ -18,7 +18,7 @@ FEED, GENERATE = "/sessions/good/feed", "/sessions/good/generate"
 NESTED = b'{"inputs": ' + b"[" * 1500 + b"]" * 1500 + b"}"
 # method, path, JSON or bytes, headers; status, and what the sentence says
 BAD = {
-    "float ids": ("POST", FEED, {"inputs": [1, 2.5]}, 400, "whole numbers from 0 to 11, but step 1 is a number"),
+    "float ids": ("POST", FEED, {"inputs": [1, 2.5]}, 400, "from 0 to 11, but step 1 is a number"),
     "boolean ids": ("POST", FEED, {"inputs": [1, True]}, 400, "step 1 is true or false"),
     "text as ids": ("POST", FEED, {"inputs": ["1"]}, 400, "step 0 is text"),
     "null as ids": ("POST", FEED, {"inputs": [1, 2, None]}, 400, "step 2 is null"),
@@ -29,26 +29,25 @@ BAD = {
     "NaN": ("POST", FEED, b'{"inputs": [NaN]}', 400, "is not JSON"),
     "infinity": ("POST", FEED, b'{"inputs": [1e999]}', 400, "step 0 is|not JSON"),
     "one number": ("POST", FEED, {"inputs": 3}, 400, "list of steps, but is a whole number"),
-    "an object of inputs": ("POST", FEED, {"inputs": {"a": [1]}}, 400, "list of steps, but is an object"),
+    "an object of inputs": ("POST", FEED, {"inputs": {"a": [1]}}, 400, "but is an object"),
     "empty chunk": ("POST", FEED, {"inputs": []}, 400, "1 or more steps"),
-    "huge chunk": ("POST", FEED, {"inputs": [1] * 101}, 413, "101 steps, but a request may have 100"),
+    "huge chunk": ("POST", FEED, {"inputs": [1] * 101}, 413, "101 steps.* may have 100"),
     "no inputs": ("POST", FEED, {}, 400, "Give the steps"),
     "inputs twice": ("POST", FEED, {"inputs": [1], "text": "a"}, 400, "Give the steps"),
-    "unknown character": ("POST", FEED, {"text": "abz"}, 400, "'z' on line 1 is not among the 12"),
-    "empty text": ("POST", FEED, {"text": ""}, 400, "has no characters"),
-    "text is a number": ("POST", FEED, {"text": 5}, 400, "text must be text, but is a whole number"),
+    "unknown character": ("POST", FEED, {"text": "abz"}, 400, "has 'z', which"),
+    "text is a number": ("POST", FEED, {"text": 5}, 400, "text must be text"),
     "half a surrogate pair": ("POST", FEED, b'{"text": "\\ud800"}', 400, "is not JSON"),
     "unknown outputs": ("POST", FEED, {"inputs": [1], "outputs": "some"}, 400, "all, last or none"),
-    "unknown field": ("POST", FEED, {"inputs": [1], "steps": 3}, 400, "no field 'steps'; the fields here"),
-    "unknown session": ("POST", "/sessions/nobody/feed", {"inputs": [1]}, 404, "no session 'nobody'"),
+    "unknown field": ("POST", FEED, {"inputs": [1], "steps": 3}, 400, "no field 'steps'"),
+    "unknown session": ("POST", "/sessions/nobody/feed", {"inputs": [1]}, 404, "session 'nobody'"),
     "not JSON": ("POST", FEED, b"inputs=1", 400, "The body is not JSON"),
     "cut JSON": ("POST", FEED, b'{"inputs": [1', 400, "The body is not JSON"),
     "not UTF-8": ("POST", FEED, b'{"text": "\xff"}', 400, "The body is not JSON"),
     "nested deeply": ("POST", FEED, NESTED, 400, "is not JSON|step 0 is a list"),
     "a list": ("POST", FEED, b"[1]", 400, "must be a JSON object, but is a list"),
     "oversized body": ("POST", FEED, b" " * 4001, 413, "more than 4000 bytes"),
-    "temperature of 0": ("POST", GENERATE, {"temperature": 0}, 400, r"temperature \(0.0\) must be from"),
-    "temperature as text": ("POST", GENERATE, {"temperature": "1"}, 400, "must be a number, but is text"),
+    "temperature of 0": ("POST", GENERATE, {"temperature": 0}, 400, r"temperature \(0.0\)"),
+    "temperature as text": ("POST", GENERATE, {"temperature": "1"}, 400, "must be a number"),
     "top_k below 0": ("POST", GENERATE, {"top_k": -1}, 400, r"top_k \(-1\) must be at least 0"),
     "top_k of 2.5": ("POST", GENERATE, {"top_k": 2.5}, 400, "top_k must be a whole number"),
     "top_k too large": ("POST", GENERATE, {"top_k": 1 << 40}, 400, "must be below"),
@@ -61,7 +60,7 @@ BAD = {
     "begun too large": ("POST", GENERATE, {"begun": 10**7}, 400, "begun"),
     "stop of two tokens": ("POST", GENERATE, {"stop": ["ab"]}, 400, "is 2 tokens, but must be one"),
     "stop out of range": ("POST", GENERATE, {"stop": [12]}, 400, "ids from 0 to 11"),
-    "stream as a number": ("POST", GENERATE, {"stream": 1}, 400, "true or false, but is a whole"),
+    "stream as a number": ("POST", GENERATE, {"stream": 1}, 400, "must be true or false"),
     "nothing read": ("POST", "/sessions/empty/generate", {}, 409, "has read nothing yet"),
     "name with a slash": ("POST", "/sessions", {"name": "../a"}, 400, "without slashes"),
     "path in a name": ("POST", "/sessions/..%2F..%2Fetc/feed", {"inputs": [1]}, 400, "without slashes"),
@@ -74,7 +73,7 @@ BAD = {
     "name taken": ("POST", "/sessions", {"name": "good"}, 409, "'good' already"),
     "fork onto a name": ("POST", "/sessions/good/fork", {"name": "empty"}, 409, "already"),
     "no mark": ("POST", "/sessions/good/mark", {}, 400, "mark is missing"),
-    "unknown mark": ("POST", "/sessions/good/rollback", {"mark": "b"}, 404, r"no mark 'b'; it has \['a'"),
+    "unknown mark": ("POST", "/sessions/good/rollback", {"mark": "b"}, 404, r"it has \['a', 'b2'\]"),
     "too many marks": ("POST", "/sessions/good/mark", {"mark": "c"}, 409, "has 2 marks"),
     "reset with a field": ("POST", "/sessions/good/reset", {"all": True}, 400, "none is known here"),
     "wrong method": ("PUT", FEED, None, 405, "takes POST, not PUT"),
@@ -233,10 +232,14 @@ def test_a_client_that_does_not_read_is_cut_off(good):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", good.port))
         connection.settimeout(20)
-        with pytest.raises(ConnectionError):
+
+        def send_on():
             for _ in range(100):
                 connection.sendall(page * 200)
                 time.sleep(0.02)
+
+        with pytest.raises(ConnectionError):
+            send_on()
 
 
 def test_too_many_connections(good):

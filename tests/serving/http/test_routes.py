@@ -6,15 +6,12 @@ import re
 import threading
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 import tbptt
 from tbptt.serving.http.app import ROUTES
 from tbptt.serving.http.server import Server
-from tbptt.serving.http.text import Text
 from tbptt.serving.sampling import Sampler, Sampling
-from tbptt.streams.corpus import BYTES, Vocabulary
 from tbptt.testing import assert_close, assert_same_bits
 from tests.serving.http.conftest import SIZE, VOCABULARY, Client
 
@@ -144,6 +141,7 @@ def test_tokens_in_two_requests_are_those_of_one(ask):
 def test_a_stop_token_ends(ask):
     ask.ok("POST", "/sessions", {"name": "ann"})
     answer = generate(ask, "ann", text="abc", count=100, seed=1, stop=["."])
+    assert generate(ask, "ann", text="", count=1)["steps"] == answer["steps"] + 2  # "": a new line
     assert answer["reason"] == "stop"
     assert answer["text"].index(".") == len(answer["text"]) - 1
     assert answer["steps"] == 3 + len(answer["tokens"])
@@ -258,21 +256,3 @@ def test_a_model_of_features():
     assert ask.ok("GET", "/sessions/ann")["steps"] == 5
     ask.close()
     server.stop()
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "text"),
-    [
-        (Vocabulary("bytes", BYTES), "aé\U0001f600z"),
-        (Vocabulary("words", ("a", "cat", "<eos>")), "a cat\ncat a\n\na"),
-        (VOCABULARY, "abc. \n"),
-    ],
-)
-def test_text_decoded_token_by_token_is_the_text(vocabulary, text):
-    converter = Text(vocabulary)
-    ids = converter.encode(text)
-    decode = converter.decoder(None)
-    assert "".join(decode(int(token)) for token in ids) == text
-    if vocabulary.kind == "words":
-        later = converter.decoder(int(ids[0]))
-        assert "".join(later(int(token)) for token in ids[1:]) == text[1:]
