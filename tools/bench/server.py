@@ -26,7 +26,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import app, flags
 
-from tools.bench import http_client
+from tools.bench import http_client, server_soak
 from tools.bench.streaming import HIDDEN, SYMBOLS, build
 
 CONNECTIONS = flags.DEFINE_list("connections", ["1", "16", "64", "256"], "Numbers of connections.")
@@ -162,8 +162,6 @@ def main(argv: list[str]) -> None:
     if ROLE.value == "server":
         serve()
     elif REQUESTS.value:
-        from tools.bench import server_soak
-
         with running(ours()) as own:
             assert own is not None
             sys.exit(server_soak.soak(*own, SYMBOLS, REQUESTS.value, SEED.value))

@@ -62,13 +62,14 @@ class Visitor:
 
     async def ask(self, method: str, path: str, content: Any = None, *headers: str) -> Any:
         """Sends one request and returns status and content of the answer."""
-        body = b"" if content is None else json.dumps(content).encode()
         if self.client is None or self.client.closed:
             self.client = await Client.connect(self.port)
         self.left[0] -= 1
-        status, answer = await self.client.ask(
-            content if isinstance(content, bytes) else request(method, path, body, *headers)
-        )
+        data = content
+        if not isinstance(content, bytes):
+            body = b"" if content is None else json.dumps(content).encode()
+            data = request(method, path, body, *headers)
+        status, answer = await self.client.ask(data)
         self.statuses[status] += 1
         if path == "raw":
             self.client.close()
