@@ -259,6 +259,10 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
             settings, claim, trainer, feed, schedule,
             windows=windows, metric="mse", validate=common.figure_of(validate),
             eval_every=settings.eval_every,
+            preprocessing={
+                "standardizer": standardizer, "columns": list(series.names), "targets": names,
+                "horizon": settings.horizon, "path": settings.path, "masked": masked,
+            },
         )  # fmt: skip
         tested = test()
         logging.info(

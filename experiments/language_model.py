@@ -27,7 +27,6 @@ from experiments.language_text import Data, load, open_stream
 from tbptt import experiment, optimizers
 from tbptt.layers import initializers
 from tbptt.serving.generate import check_sampling
-from tbptt.streams.prepared import VOCABULARY
 from tbptt.summaries import tags
 from tbptt.training.average import NonMonotonic
 from tbptt.types import Readout, Seed
@@ -231,8 +230,6 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
         return evaluation, read(evaluation)
 
     with experiment.Claim(settings, options, replicas, data=of_data) as claim:
-        if claim.writes:
-            experiment.write_file(claim.folder / VOCABULARY, vocabulary.to_json())
         fitted = experiment.fit(
             settings,
             claim,
@@ -246,6 +243,7 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
             average=average,
             histogram_every=settings.histogram_every,
             parts={"trigger": trigger},
+            preprocessing={"vocabulary": vocabulary},
         )
         of_documents = {}
         if isinstance(training, tbptt.DocumentStream):

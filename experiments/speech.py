@@ -22,6 +22,7 @@ import tbptt
 from experiments import common
 from tbptt import experiment
 from tbptt.experiment import setting
+from tbptt.layers.running_mean import RunningMean
 from tbptt.streams.arrays import Archive, check_lengths
 from tbptt.streams.files import DataError
 
@@ -164,26 +165,12 @@ def with_deltas(segments: tbptt.Segments) -> tbptt.Segments:
     return tbptt.Segments(np.concatenate([segments.values, *changes], axis=1), segments.ends)
 
 
-def running_mean(size: int) -> tbptt.Recurrent:
-    """Makes a core that returns the mean of all inputs `[B, size]` since the row's last reset."""
-
-    def step(x: tf.Tensor, state: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        total, count = state["total"] + x, state["count"] + 1.0
-        return total / count, {"total": total, "count": count}
-
-    return tbptt.Recurrent(
-        step,
-        lambda rows: {"total": tf.zeros([rows, size]), "count": tf.zeros([rows, 1])},
-        output_size=size,
-    )
-
-
 def build_model(settings: Settings, input_size: int, classes: int) -> tbptt.SequenceModel:
     """Builds recurrent layers, a running mean of their outputs if `pooling`, and a readout."""
     seeds = tbptt.split_seed(tbptt.make_seed(settings.seed), 2)
     core = common.build_core(settings, input_size, seeds[0])
     if settings.pooling:
-        core = tbptt.Stack([core, running_mean(core.output_size)])
+        core = tbptt.Stack([core, RunningMean(core.output_size)])
     return tbptt.SequenceModel(
         core,
         classes,
@@ -216,6 +203,7 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
                 f"Feature {np.argmin(np.isfinite(deviation))} has values too large to be "
                 "standardised. Replace them."
             )
+        standardizer = tbptt.Standardizer(mean, np.where(deviation > 0, deviation, 1.0))
 
         def stream(part: Part, *, shuffle: bool = False, share: float = 1.0) -> tbptt.FrameStream:
             segments, labels = part
@@ -225,8 +213,7 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
                     f"Label {unknown[0].item()!r} is in the test part, but not in training. "
                     "Leave its utterances out, or train on some."
                 )
-            scaled = (segments.values - mean) / np.where(deviation > 0, deviation, 1.0)
-            features = tbptt.Segments(scaled, segments.ends)
+            features = tbptt.Segments(standardizer.apply(segments.values), segments.ends)
             return tbptt.FrameStream(
                 begun(with_deltas(features) if settings.deltas else features, share),
                 np.searchsorted(names, labels),
@@ -266,6 +253,7 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
         fitted = experiment.fit(
             settings, claim, trainer, feed, schedule,
             windows=windows, metric="nats", validate=validate, eval_every=settings.eval_every,
+            preprocessing={"standardizer": standardizer, "labels": names.tolist()},
         )  # fmt: skip
         tested = {share: test() for share, test in tests.items()}
         accuracies: dict[str, Any] = {

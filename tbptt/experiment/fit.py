@@ -20,6 +20,7 @@ from tbptt.checkpoint.save import Save
 from tbptt.distribution import Replicas
 from tbptt.experiment.errors import UnfinishedError, UsageError, output, usage_errors
 from tbptt.experiment.folder import Claim, Result, write_result
+from tbptt.experiment.model_files import PARAMETERS_FILE, write_model_files
 from tbptt.experiment.settings import Settings, decisive, profile_range, save_interval
 from tbptt.optimizers.schedules import Schedule
 from tbptt.streams.fingerprint import fingerprint
@@ -92,6 +93,7 @@ def fit(
     average: tbptt.Average | None = None,
     histogram_every: int = 0,
     parts: Mapping[str, snapshot.Part] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Trains with validation, checkpoints and TensorBoard; `train_and_test` calls it, and tests.
 
@@ -113,6 +115,7 @@ def fit(
       average: the trainer's average of its parameters; once begun, it is validated and kept.
       histogram_every: windows between histograms; 0: none.
       parts: further objects whose state is saved in checkpoints, by name.
+      preprocessing: how the data are prepared, for `tbptt.serving.load`, see `train_and_test`.
 
     Raises:
       UsageError: no checkpoint in the folder can be used, or it is of other data.
@@ -126,7 +129,9 @@ def fit(
     parts = {"best": best, **(parts or {})}
     facts = {"settings": decisive(settings), "data": claim.data}
     checkpoints, start = resume_in_folder(claim, trainer, stream, parts, facts)
-    best_file = BestFile(logdir / "best_parameters.npz" if claim.writes else None, best)
+    if claim.writes:
+        write_model_files(logdir, trainer.model, preprocessing or {})
+    best_file = BestFile(logdir / PARAMETERS_FILE if claim.writes else None, best)
     first = trainer.windows_seen
     announce(logdir, trainer.model, first, windows, replicas)
     writer = tbptt.SummaryWriter(logdir if claim.writes else None, first_step=first)

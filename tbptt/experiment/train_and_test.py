@@ -34,6 +34,7 @@ def train_and_test(
     eval_every: int = 0,
     windows_per_call: int = 50,
     result: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> Result:
     """Trains, validates and tests a model in the folder of the run, and returns the result.
 
@@ -59,6 +60,9 @@ def train_and_test(
       eval_every: windows between two validations; 0: once an epoch.
       windows_per_call: K: windows in one call of the compiled loop.
       result: further entries of the result, by name.
+      preprocessing: how the data are prepared, by name, for whoever loads the run with
+        `tbptt.serving.load`: a `Vocabulary`, a `Standardizer`, or lists and dictionaries of numbers
+        and strings.
 
     Raises:
       UsageError: the folder is in use or holds another run, or the streams do not fit.
@@ -86,6 +90,7 @@ def train_and_test(
         fitted = fit(
             settings, claim, trainer, feed, schedule,
             windows=windows, metric=metric, validate=validate, eval_every=eval_every,
+            preprocessing=preprocessing,
         )  # fmt: skip
         tested = evaluate_test()
         return finish(

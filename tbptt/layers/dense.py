@@ -5,6 +5,7 @@ import tensorflow as tf
 from tbptt import checks
 from tbptt.layers.initializers import Initializer, glorot_uniform
 from tbptt.precision import product
+from tbptt.rebuild import rebuildable
 from tbptt.types import Seed
 
 
@@ -19,6 +20,7 @@ def linear(inputs: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None = Non
     return tf.reshape(product(flat, w, compute_dtype), [*inputs.shape[:-1], w.shape[-1]])
 
 
+@rebuildable
 class Dense(tf.Module):
     """An affine layer, `outputs = inputs @ w + b`, over the last axis.
 

@@ -3,9 +3,11 @@
 import tensorflow as tf
 
 from tbptt.layers.initializers import Initializer, uniform
+from tbptt.rebuild import rebuildable
 from tbptt.types import Seed
 
 
+@rebuildable
 class Embedding(tf.Module):
     """Looks up token ids in a trainable table.
 

@@ -9,6 +9,7 @@ from tbptt.layers.dense import linear
 from tbptt.layers.dropout import drop
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
 from tbptt.precision import product
+from tbptt.rebuild import rebuildable
 from tbptt.seeds import split_seed
 from tbptt.types import Controls, Nest, Seed
 from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, recompute, unroll
@@ -51,6 +52,7 @@ def gru_step(
     return hidden, GRUState(hidden)
 
 
+@rebuildable
 class GRU(tf.Module):
     """A layer of gated recurrent units (GRU); it implements `Core`.
 

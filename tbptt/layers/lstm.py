@@ -11,6 +11,7 @@ from tbptt.layers.dense import linear
 from tbptt.layers.dropout import drop, keep_mask
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
 from tbptt.precision import product
+from tbptt.rebuild import rebuildable
 from tbptt.seeds import split_seed
 from tbptt.types import Controls, Nest, Seed
 from tbptt.unroll import KEEP, check_backend, check_window, cudnn, fused, recompute, unroll
@@ -105,6 +106,7 @@ def normalise(x: tf.Tensor, epsilon: float = 1e-5) -> tf.Tensor:
     return centred * tf.math.rsqrt(variance + epsilon)
 
 
+@rebuildable
 class LSTM(tf.Module):
     """A layer of long short-term memory (LSTM) cells; it implements `Core`.
 

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tbptt.rebuild import rebuildable
 from tbptt.types import Controls, Nest, Seed, State
 from tbptt.unroll import Cell, check_backend, unroll
 
 
+@rebuildable
 class Recurrent(tf.Module):
     """Makes a `Core` of any cell `(inputs_t, state) -> (output_t, state)`, ready for training.
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tbptt.layers.dropout import check_dropout, dropout
+from tbptt.rebuild import rebuildable
 from tbptt.seeds import split_seed
 from tbptt.types import Controls, Core, Nest, Seed
 
 
+@rebuildable
 class Stack(tf.Module):
     """Runs recurrent layers on top of each other; the state is a tuple, one entry a layer.
 

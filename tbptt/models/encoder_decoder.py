@@ -10,11 +10,13 @@ from tbptt.layers.dense import Dense
 from tbptt.layers.dropout import check_dropout, dropout, keep_mask
 from tbptt.layers.initializers import Initializer
 from tbptt.losses import window_loss
+from tbptt.rebuild import rebuildable
 from tbptt.seeds import fold_in, split_seed
 from tbptt.types import Controls, Core, Loss, Nest, Seed, State, Window, WindowLoss
 from tbptt.unroll import unroll
 
 
+@rebuildable
 class EncoderDecoder(tf.Module):
     """Forecasts the next `steps` values from every step of a window: sequence to sequence.
 

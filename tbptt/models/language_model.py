@@ -10,10 +10,12 @@ from tbptt.layers.dropout import check_dropout, drop, dropout
 from tbptt.layers.embedding import Embedding
 from tbptt.layers.initializers import Initializer
 from tbptt.readouts.full import FullSoftmax
+from tbptt.rebuild import rebuildable
 from tbptt.seeds import fold_in, split_seed
 from tbptt.types import Controls, Core, Readout, Seed, State, Window, WindowLoss
 
 
+@rebuildable
 class LanguageModel(tf.Module):
     """Predicts the next token at every step: embedding, recurrent layers and readout.
 

@@ -9,10 +9,12 @@ from tbptt.layers.dense import Dense
 from tbptt.layers.dropout import check_dropout, dropout
 from tbptt.layers.initializers import Initializer
 from tbptt.losses import window_loss
+from tbptt.rebuild import rebuildable
 from tbptt.seeds import split_seed
 from tbptt.types import Controls, Core, Loss, Seed, State, Window, WindowLoss
 
 
+@rebuildable
 class SequenceModel(tf.Module):
     """Maps sequences of feature vectors to the outputs that its loss takes: core and readout.
 

@@ -9,10 +9,12 @@ import tensorflow as tf
 from tbptt.layers.dense import linear
 from tbptt.layers.initializers import Initializer, glorot_uniform
 from tbptt.readouts.chunked import ChunkedSoftmax, check_sizes, flat, softmax_loss, wide
+from tbptt.rebuild import rebuildable
 from tbptt.seeds import split_seed
 from tbptt.types import Seed
 
 
+@rebuildable
 class AdaptiveSoftmax(tf.Module):
     """Computes an exact distribution over ids sorted by frequency, id 0 being the most frequent.
 

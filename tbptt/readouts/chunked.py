@@ -8,6 +8,7 @@ import tensorflow as tf
 from tbptt import checks
 from tbptt.layers.dense import linear
 from tbptt.layers.initializers import Initializer, glorot_uniform
+from tbptt.rebuild import rebuildable
 from tbptt.types import Seed
 
 Parts = tuple[tf.Tensor, ...]
@@ -96,6 +97,7 @@ def softmax_loss(
     return tf.where(tf.range(rows) < tf.cast(count, tf.int32), loss, tf.zeros_like(loss))
 
 
+@rebuildable
 class ChunkedSoftmax(tf.Module):
     """Computes the exact softmax a chunk of ids at a time, in the memory of one chunk.
 

@@ -6,9 +6,11 @@ from tbptt import checks
 from tbptt.layers.dense import linear
 from tbptt.layers.initializers import Initializer, glorot_uniform
 from tbptt.losses import cross_entropy
+from tbptt.rebuild import rebuildable
 from tbptt.types import Seed
 
 
+@rebuildable
 class FullSoftmax(tf.Module):
     """Computes all logits at once; the choice for vocabularies of up to some thousand ids.
 

@@ -5,9 +5,11 @@ import tensorflow as tf
 
 from tbptt.layers.initializers import Initializer
 from tbptt.readouts.chunked import ChunkedSoftmax, flat, wide
+from tbptt.rebuild import rebuildable
 from tbptt.types import Seed
 
 
+@rebuildable
 class SampledSoftmax(tf.Module):
     """Estimates the softmax from S drawn ids in training, and computes it exactly in evaluation.
 

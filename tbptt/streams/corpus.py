@@ -9,7 +9,7 @@ import os
 import pathlib
 import pydoc_data.topics
 import sysconfig
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from tbptt import checks
 from tbptt.streams.files import DataError, read_json, write_whole
 
 KINDS = ("characters", "bytes", "words")
+EXPECTED = 'a vocabulary, {"kind": "words", "tokens": ["a", "b"]}'
 EOS = "<eos>"
 UNK = "<unk>"
 UNKNOWN = {"characters": "\ufffd", "words": UNK}  # the token that replaces unknown ones, by kind
@@ -189,17 +190,24 @@ class Vocabulary:
         Raises:
           DataError: there is no such file, or it does not hold a vocabulary.
         """
-        expected = 'a vocabulary, {"kind": "words", "tokens": ["a", "b"]}'
-        content = read_json(path, expected)
-        tokens = content.get("tokens")
+        return cls.from_json(read_json(path, EXPECTED), repr(str(path)))
+
+    @classmethod
+    def from_json(cls, content: Any, source: str) -> "Vocabulary":
+        """Returns the vocabulary of a JSON object, `{"kind": ..., "tokens": [...]}`.
+
+        Raises:
+          DataError: it is no vocabulary; the message begins with `source`.
+        """
+        tokens = content.get("tokens") if isinstance(content, dict) else None
         if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
-            raise DataError(f"{str(path)!r} has no list of tokens. It must be {expected}.")
+            raise DataError(f"{source} has no list of tokens. It must be {EXPECTED}.")
         if any("\ud800" <= letter <= "\udfff" for token in tokens for letter in token):
-            raise DataError(f"{str(path)!r} holds half of a surrogate pair, which is no character.")
+            raise DataError(f"{source} holds half of a surrogate pair, which is no character.")
         try:
             return cls(str(content.get("kind")), tuple(tokens))
         except ValueError as error:
-            raise DataError(f"{str(path)!r} is no vocabulary: {error}") from None
+            raise DataError(f"{source} is no vocabulary: {error}") from None
 
     @property
     def sha256(self) -> str:

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing import event_accumulator, plugin_event
 import tbptt
 from experiments import language_model, language_text
 from tbptt.experiment import UnfinishedError, UsageError
+from tbptt.serving.load import load
 from tbptt.streams import corpus
 from tests.experiments import conftest
 from tools import prepare
@@ -87,7 +88,7 @@ def test_documents(tmp_path, truncation):
     result = trained(tmp_path / "run", documents=str(path), **truncation)
     assert np.isfinite([result["valid"], result["test"]]).all()
     assert 0.5 < result["utilisation"] <= 1
-    assert tbptt.Vocabulary.load(tmp_path / "run" / "vocabulary.json").boundary == 0
+    assert load(tmp_path / "run").preprocessing["vocabulary"].boundary == 0
 
 
 def test_prepared_corpus(tmp_path, corpus_file):
@@ -161,7 +162,7 @@ def test_run_leaves_what_a_run_leaves(tmp_path, corpus_file, capsys):
     assert json.loads(printed[-1]) == result
     settings = json.loads((logdir / "settings.json").read_text())
     assert settings["rows"] == 2
-    assert tbptt.Vocabulary.load(logdir / "vocabulary.json").kind == "characters"
+    assert load(logdir).preprocessing["vocabulary"].kind == "characters"
     with np.load(logdir / "best_parameters.npz", allow_pickle=False) as parameters:
         assert "core.cores.0.w_h" in parameters.files
     events = event_accumulator.EventAccumulator(str(logdir)).Reload()

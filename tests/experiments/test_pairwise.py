@@ -11,6 +11,8 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import experiment
+from tbptt.rebuild import describe
+from tbptt.serving.load import load
 from tests.experiments import conftest
 from tests.experiments.pairwise import TABLES
 from tools import prepare
@@ -134,6 +136,12 @@ def test_equals_the_reference_backend(monkeypatch, tmp_path, data, name, number)
     tolerance = TOLERANCES[getattr(settings, "precision", "float32")]
     assert figures
     assert np.isfinite(figures).all() or settings.valid_fraction == 0
+    if name != "memory":  # which keeps no model
+        made, trained_model = load(tmp_path / "run").model, ours[-1].model
+        assert describe(made) == describe(trained_model)
+        expected = tbptt.named_parameters(trained_model)
+        for parameter, variable in tbptt.named_parameters(made).items():
+            np.testing.assert_array_equal(variable, expected[parameter])
     for one, other in zip(ours, theirs, strict=True):
         assert list(one.losses) == pytest.approx(list(other.losses), rel=tolerance, nan_ok=True)
         changed = np.linalg.norm(other.last - other.first)

@@ -6,25 +6,46 @@ import pytest
 import tbptt
 from experiments import forecast, memory, music, speech
 from tbptt import experiment
+from tbptt.serving.load import LoadError, load
 from tests.experiments.conftest import run_small
+
+OF_SERIES = ["columns", "horizon", "masked", "path", "standardizer", "targets"]
 
 
 @pytest.mark.parametrize(
-    ("module", "file", "settings"),
+    ("module", "file", "settings", "prepared"),
     [
-        (music, "music.npz", dict(keys=20, window_length=4)),
-        (speech, "speech.npz", dict(window_length=4, stride=2, burn_in=1, deltas=True)),
-        (forecast, "table.csv", dict(window_length=4, targets="rain", horizon=2)),
-        (forecast, "table.csv", dict(window_length=4, horizon=2, path=True, teacher_forcing=0.5)),
-        (memory, None, dict(cuts="2,4/2f", steps=50)),
+        (music, "music.npz", dict(keys=20, window_length=4), []),
+        (
+            speech,
+            "speech.npz",
+            dict(window_length=4, stride=2, burn_in=1, deltas=True),
+            ["labels", "standardizer"],
+        ),
+        (forecast, "table.csv", dict(window_length=4, targets="rain", horizon=2), OF_SERIES),
+        (
+            forecast,
+            "table.csv",
+            dict(window_length=4, horizon=2, path=True, teacher_forcing=0.5),
+            OF_SERIES,
+        ),
+        (memory, None, dict(cuts="2,4/2f", steps=50), None),
     ],
 )
-def test_experiment_on_a_file(files, module, file, settings):
+def test_experiment_on_a_file(files, module, file, settings, prepared):
     data = {"data": str(files / file)} if file else {}
     found = run_small(module, files / "run", **data, **settings)
     figures = [value for value in found.values() if isinstance(value, float)]
     assert figures
     assert np.isfinite(figures).all()
+    if module is memory:
+        with pytest.raises(LoadError, match="its experiment keeps no model"):
+            load(files / "run")
+        return
+    loaded = load(files / "run")
+    assert sorted(loaded.preprocessing) == prepared
+    if module is forecast:
+        assert len(loaded.preprocessing["targets"]) == loaded.model.readout.w.shape[1]
 
 
 @pytest.mark.parametrize(("horizon", "path"), [(1, False), (300, False), (500, False), (24, True)])
