@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tbptt.serving.exports.errors import ExportError
 from tbptt.serving.exports.fixed import FixedRunner, write_initial_state
@@ -43,6 +44,8 @@ def write(program: Program, folder: pathlib.Path, batch: int, weights: str) -> N
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if weights == "float16":
         converter.target_spec.supported_types = [tf.float16]
+    loud = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # that there are no gradients is as it should be
     try:
         converted = converter.convert()
     except Exception as error:  # the converter raises errors of several types
@@ -51,6 +54,8 @@ def write(program: Program, folder: pathlib.Path, batch: int, weights: str) -> N
             f"LiteRT cannot run this model: {reason} Export a SavedModel or StableHLO instead, or "
             "use operations in float32 that LiteRT has."
         ) from None
+    finally:
+        logging.set_verbosity(loud)
     (folder / MODEL).write_bytes(converted)
     write_initial_state(folder, program.initial_state(1))
 

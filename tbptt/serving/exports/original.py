@@ -76,39 +76,3 @@ def scores_of(program: Program) -> Scores | None:
         return np.asarray(loss(tf.constant(outputs[first.name]), tf.constant(targets)))
 
     return scores
-
-
-def example_stream(program: Program, steps: int, rows: int, seed: int) -> tuple[Arrays, Arrays]:
-    """Returns inputs `[T, B, ...]` to try a model on, and `{"targets": [T, B]}` or nothing.
-
-    A language model writes the ids itself, which are then like those that it will read; other
-    inputs are normally distributed, and ids are random.
-    """
-    rng = np.random.default_rng(seed)
-    interface, size = program.interface, program.interface.vocabulary_size
-    first = interface.inputs[0]
-    writes = size is not None and len(interface.inputs) == 1 and first.shape == ()
-    if writes and [leaf.shape for leaf in interface.outputs] == [(size,)]:
-        ids = written_by(program, steps + 1, rows, rng)
-        return {first.name: ids[:-1]}, {"targets": ids[1:]}
-    most = 2 if size is None else size
-    return {
-        leaf.name: rng.integers(0, most, [steps, rows, *leaf.shape], np.int32)
-        if tf.as_dtype(leaf.dtype).is_integer
-        else rng.normal(size=[steps, rows, *leaf.shape]).astype(leaf.dtype)
-        for leaf in interface.inputs
-    }, {}
-
-
-def written_by(program: Program, steps: int, rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Lets a language model write ids `[T, B]`, each drawn from its distribution."""
-    original, (leaf,) = Original(program), program.interface.inputs
-    size = int(program.interface.vocabulary_size or 1)
-    state, ids = original.initial_state(rows), [rng.integers(0, size, [1, rows], np.int32)]
-    never = np.zeros([1, rows], bool)
-    while len(ids) < steps:
-        outputs, state = original.run({leaf.name: ids[-1]}, never, state)
-        (logits,) = outputs.values()
-        drawn = np.argmax(logits + rng.gumbel(size=logits.shape), axis=-1)
-        ids.append(drawn.astype(np.int32))
-    return np.concatenate(ids)

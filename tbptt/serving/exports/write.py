@@ -13,11 +13,12 @@ import tensorflow as tf
 from tbptt import checks
 from tbptt.experiment.model_files import preprocessing_to_json
 from tbptt.serving.exports import lite, saved_model, stablehlo
+from tbptt.serving.exports.data import example_steps
 from tbptt.serving.exports.description import read_description, write_description
 from tbptt.serving.exports.drift import Drift, follow
 from tbptt.serving.exports.errors import ExportError
 from tbptt.serving.exports.opened import KINDS, Export, open_export
-from tbptt.serving.exports.original import Original, example_stream, scores_of
+from tbptt.serving.exports.original import Original, scores_of
 from tbptt.serving.exports.program import Program
 from tbptt.streams.corpus import Vocabulary
 from tbptt.types import Model, Nest
@@ -147,15 +148,13 @@ def _write(program: Program, folder: pathlib.Path, kind: str, batch: int) -> dic
 
 def _compared(program: Program, export: Export, steps: int, seed: int) -> Drift:
     """Returns the differences of an export from its model over so many steps."""
-    inputs, more = example_stream(program, steps, CHECKED_ROWS, seed)
+    data = example_steps(program, steps, CHECKED_ROWS, seed)
     reset = np.random.default_rng(seed).random([steps, CHECKED_ROWS]) < 0.05
     reset[steps // 2, 0] = True
     (drift,) = follow(
         Original(program),
         {export.kind: export.runner},
-        inputs,
-        reset,
-        targets=more.get("targets"),
+        data._replace(reset=reset),
         scores=scores_of(program),
         marks=(),
         piece=8,
@@ -184,6 +183,7 @@ def _figures(drift: Drift) -> dict[str, Any]:
         "rows": CHECKED_ROWS,
         "outputs": drift.outputs,
         "state": drift.state,
+        "relative_error": drift.relative_error,
         "loss": drift.loss,
         "original_loss": drift.original_loss,
     }
