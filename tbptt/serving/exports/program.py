@@ -46,6 +46,8 @@ class Program:
         self.variables: list[tf.Variable] = list(getattr(model, "variables", ()))
         self._state = model.initial_state(1)
         example = example_of(model) if example is None else example
+        if not isinstance(example, dict | tuple):
+            example = np.asarray(example)
         self._inputs = tf.nest.map_structure(self._step_of, example)
         traced = tf.function(lambda x, s: model(x, s), autograph=False).get_concrete_function(
             self._inputs, tf.nest.map_structure(_spec, self._state)
