@@ -1,10 +1,10 @@
-"""A language model and its exports of every kind, made once."""
+"""A language model and its exports, made once."""
 
 import numpy as np
 import pytest
 
 import tbptt
-from tbptt.serving.exports import KINDS, write_export
+from tbptt.serving.exports import write_export
 
 SEEDS = tbptt.split_seed(tbptt.make_seed(8), 3)
 VOCABULARY = tbptt.Vocabulary("characters", tuple("abcdefg"))
@@ -19,16 +19,20 @@ def model():
     return tbptt.LanguageModel(7, 8, core, seed=SEEDS[1])
 
 
+class Exports(dict):
+    """The folders of exports by kind, each written when it is first asked for."""
+
+    def __init__(self, model, folder):
+        super().__init__()
+        self.model, self.folder = model, folder
+
+    def __missing__(self, kind):
+        self[kind] = self.folder / kind
+        prepared = {"vocabulary": VOCABULARY, "labels": ["x"]}
+        write_export(self.model, self[kind], kind, preprocessing=prepared, result=RESULT)
+        return self[kind]
+
+
 @pytest.fixture(scope="session")
 def exports(model, tmp_path_factory):
-    """The folders of exports, by kind."""
-    folder = tmp_path_factory.mktemp("exports")
-    for kind in KINDS:
-        write_export(
-            model,
-            folder / kind,
-            kind,
-            preprocessing={"vocabulary": VOCABULARY, "labels": ["x"]},
-            result=RESULT,
-        )
-    return {kind: folder / kind for kind in KINDS}
+    return Exports(model, tmp_path_factory.mktemp("exports"))
