@@ -26,7 +26,7 @@ from experiments.language_settings import Settings
 from experiments.language_text import Data, load, open_stream
 from tbptt import experiment, optimizers
 from tbptt.layers import initializers
-from tbptt.serving.generate import check_sampling
+from tbptt.serving.sampling import Sampler, Sampling
 from tbptt.summaries import tags
 from tbptt.training.average import NonMonotonic
 from tbptt.types import Readout, Seed
@@ -173,7 +173,7 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
     began = time.monotonic()
     replicas = experiment.replicas_of(options, settings.rows)
     with experiment.usage_errors():
-        check_sampling(settings.sample_length, settings.temperature)
+        sampling = Sampling(temperature=settings.temperature)
         loaded = load(settings)
         vocabulary, parts = loaded.vocabulary, loaded.parts
         check_readout(settings, loaded)
@@ -252,14 +252,10 @@ def main(settings: Settings, options: experiment.Options) -> experiment.Result:
 
         def show() -> None:
             prompt = testing.read(0, 0, min(PROMPT, testing.row_length), slice(1)).inputs[0]
-            sample = tbptt.generate(
-                model,
-                prompt,
-                settings.sample_length,
-                seed=tbptt.make_seed(settings.seed),
-                temperature=settings.temperature,
-            )
-            text = f"{vocabulary.decode(prompt)}|{vocabulary.decode(sample)}"
+            sampler = Sampler(model, rows=1, jit_compile=False)
+            seeds = [[0, settings.seed]]
+            sample = sampler.sample(prompt, settings.sample_length, seeds, sampling)
+            text = f"{vocabulary.decode(prompt)}|{vocabulary.decode(sample[:, 0])}"
             fitted.writer.text(windows, tags.SAMPLE, text)
             if claim.writes:
                 experiment.output.tell(

@@ -32,7 +32,6 @@ from tbptt.readouts.full import FullSoftmax as FullSoftmax
 from tbptt.readouts.sampled import SampledSoftmax as SampledSoftmax
 from tbptt.seeds import make_seed as make_seed
 from tbptt.seeds import split_seed as split_seed
-from tbptt.serving.generate import generate as generate
 from tbptt.streams.contiguous import ContiguousStream as ContiguousStream
 from tbptt.streams.corpus import Vocabulary as Vocabulary
 from tbptt.streams.documents import DocumentStream as DocumentStream
@@ -123,7 +122,6 @@ __all__ = [
     "dropout",
     "encode_documents",
     "gaussian_nll",
-    "generate",
     "load_parameters",
     "make_seed",
     "named_parameters",

@@ -119,7 +119,7 @@ NOT_COMPUTING = {
     "PrefetchFeed", "Profile", "Progress", "Report", "ResidentFeed", "Standardizer", "Schedule",
     "Series", "SeriesStream", "SummaryWriter", "Trainer", "Truncation", "Vocabulary", "Window",
     "WindowLoss",
-    "bits", "encode_documents", "generate", "load_parameters", "make_seed", "named_parameters",
+    "bits", "encode_documents", "load_parameters", "make_seed", "named_parameters",
     "open_feed", "perplexity", "read_documents", "read_series", "save_parameters", "split_seed",
     "train",
 }  # fmt: skip

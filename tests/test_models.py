@@ -6,7 +6,6 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import testing
-from tbptt.serving import generate
 from tbptt.testing import assert_close, assert_same_bits
 
 
@@ -133,53 +132,6 @@ def test_first_values():
     for block in blocks:
         np.testing.assert_allclose(block.T @ block, np.eye(4), atol=1e-5)
     assert not np.allclose(blocks[0], blocks[1])
-
-
-def test_generated_tokens_follow_the_seed_and_the_model():
-    model = make()
-    prompt = np.array([1, 2, 3])
-    first = tbptt.generate(model, prompt, 20, seed=tbptt.make_seed(0))
-    assert first.shape == (20,)
-    assert first.max() < 9
-    again = tbptt.generate(model, prompt, 20, seed=tbptt.make_seed(0))
-    other = tbptt.generate(model, prompt, 20, seed=tbptt.make_seed(1))
-    assert first.tolist() == again.tolist()
-    assert first.tolist() != other.tolist()
-
-
-def test_nearly_greedy_generation_takes_the_most_probable_token():
-    model = make()
-    drawn = tbptt.generate(model, np.array([1, 2]), 6, seed=tbptt.make_seed(0), temperature=1e-6)
-    ids = [1, 2]
-    for token in drawn:
-        logits, _ = model(tf.constant(ids)[:, None], model.initial_state(1))
-        assert token == np.argmax(logits[-1, 0])
-        ids.append(int(token))
-
-
-def test_generation_traces_once_whatever_prompt_length_and_temperature():
-    model = make()
-    before = generate._generate.experimental_get_tracing_count()
-    for prompt, length, temperature in ([[1], 2, 1.0], [[1, 2, 3], 4, 0.5], [[2] * 40, 30, 2]):
-        drawn = tbptt.generate(
-            model, np.array(prompt), length, seed=tbptt.make_seed(0), temperature=temperature
-        )
-        assert drawn.shape == (length,)
-    assert generate._generate.experimental_get_tracing_count() == before + 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(prompt=np.array([], int)), "length of the prompt"),
-        (dict(length=0), r"length \(0\) must be at least 1"),
-        (dict(temperature=0.0), r"temperature \(0.0\) must be above 0"),
-    ],
-)
-def test_generation_settings_are_refused(options, message):
-    arguments = dict(prompt=np.array([1]), length=2) | options
-    with pytest.raises(ValueError, match=message):
-        tbptt.generate(make(), seed=tbptt.make_seed(0), **arguments)
 
 
 def test_embedding_dropout_drops_ids_for_a_whole_window(jit):

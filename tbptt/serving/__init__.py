@@ -1,1 +1,1 @@
-"""Serving: uses a trained model, as to generate text."""
+"""Serving: uses a trained model, as to carry sessions, write text and forecast."""

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import tbptt
 from tbptt import optimizers, testing
+from tbptt.serving.sampling import Sampler
 from tbptt.testing import assert_close
 from tests.conftest import make_core
 
@@ -137,8 +138,8 @@ def test_evaluation_is_the_cross_entropy_of_the_logits(kind, jit):
 @pytest.mark.parametrize("kind", READOUTS)
 def test_every_readout_can_be_sampled_from(kind):
     model = make_model(kind)
-    drawn = tbptt.generate(model, np.array([1, 2]), 5, seed=SEED)
-    assert drawn.shape == (5,)
+    drawn = Sampler(model, jit_compile=False).sample([1, 2], 5, [SEED])
+    assert drawn.shape == (5, 1)
     assert drawn.max() < VOCABULARY
 
 

@@ -79,59 +79,6 @@ def test_a_streamer_that_forgets_is_found(monkeypatch):
         testing.check_streaming(make_model(), IDS)
 
 
-def test_a_thousand_operations_leave_every_session_as_if_it_were_alone():
-    """Forks, marks, evictions and resets in random order: the bits of a session left alone."""
-    rng = np.random.default_rng(3)
-    model = make_model()
-    streamer, alone = make_streamer(model, capacity=6), make_streamer(model, capacity=1)
-    histories, marks = {}, {}
-    alone.open("alone")
-
-    def check(name):
-        alone.reset("alone")
-        for token in histories[name]:
-            expected = alone.feed("alone", [token])
-        found = streamer.state(name)
-        testing.assert_same_bits(found, alone.state("alone"), what=name)
-        return expected if histories[name] else None
-
-    for step in range(1000):
-        name = f"s{rng.integers(4)}"
-        do = rng.choice(["feed"] * 5 + ["fork", "mark", "rollback", "evict", "reset", "close"])
-        if name not in histories:
-            streamer.open(name)
-            histories[name] = []
-        elif do == "feed":
-            token = int(rng.integers(7))
-            streamer.feed(name, [token])
-            histories[name].append(token)
-        elif do == "fork":
-            new = f"s{rng.integers(4)}"
-            if new not in histories:
-                streamer.fork(name, new)
-                histories[new] = list(histories[name])
-        elif do == "mark":
-            streamer.mark(name, "here")
-            marks[name] = list(histories[name])
-        elif do == "rollback" and name in marks:
-            streamer.rollback(name, "here")
-            histories[name] = list(marks[name])
-        elif do == "evict":
-            streamer.evict(name)
-        elif do == "reset":
-            streamer.reset(name)
-            histories[name] = []
-        elif do == "close":
-            streamer.close(name)
-            del histories[name]
-            marks.pop(name, None)
-        if step % 20 == 0:
-            for each in histories:
-                check(each)
-    steps = {info.name: info.steps for info in streamer.sessions()}
-    assert steps == {name: len(history) for name, history in histories.items()}
-
-
 def test_a_session_on_disk_comes_back_to_the_bit(tmp_path):
     streamer = make_streamer()
     streamer.open("a/../b")  # no path

@@ -10,6 +10,7 @@ import tbptt
 from tbptt import optimizers
 from tbptt.checkpoint.snapshot import restore, snapshot, variables_of
 from tbptt.distribution import Replicas, open_replicas
+from tbptt.serving.sampling import Sampler
 from tbptt.testing import TOLERANCES, assert_same_bits
 from tbptt.training.loop import describe_skipped
 from tests.conftest import make_core
@@ -246,14 +247,14 @@ def test_evaluation_on_replicas_is_refused_where_it_cannot_be(two):
         tbptt.Evaluator(build(None).model, stream(), replicas=two)
 
 
-def test_evaluation_and_generation_read_the_copies(two):
+def test_evaluation_and_sampling_read_the_copies(two):
     """The plain programs, on the first device: the figures of one replica."""
     figures = []
     for replicas in (None, two):
         model = build(replicas).model
         evaluation = tbptt.Evaluator(model, stream(3), windows_per_call=4, jit_compile=False)()
-        sample = tbptt.generate(model, np.array([1, 2, 3]), 5, seed=tbptt.make_seed(0))
-        figures.append((evaluation, [int(token) for token in sample]))
+        sample = Sampler(model, jit_compile=False).sample([1, 2, 3], 5, [[0, 0]])
+        figures.append((evaluation, sample.tolist()))
     assert figures[0] == figures[1]
 
 
