@@ -1,6 +1,12 @@
 """Mixed precision: matrix products in bfloat16 or float16, everything else in float32."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import tensorflow as tf
+
+_in_full = contextvars.ContextVar("in_full", default=False)  # see `full_precision`
 
 
 def product(a: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None = None) -> tf.Tensor:
@@ -23,6 +29,24 @@ def product(a: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None = None) -
     Reference: Micikevicius et al. (2018), Mixed precision training; Kalamkar et al. (2019),
       A study of bfloat16 for deep learning training.
     """
-    if compute_dtype is None or compute_dtype == a.dtype:
+    if compute_dtype is None or compute_dtype == a.dtype or _in_full.get():
         return a @ w
     return tf.cast(tf.cast(a, compute_dtype) @ tf.cast(w, compute_dtype), a.dtype)
+
+
+@contextlib.contextmanager
+def full_precision(enabled: bool = True) -> Iterator[None]:
+    """Lets `product` ignore `compute_dtype` in everything that is traced or run inside.
+
+    It is for programs that have no products in bfloat16, as those of LiteRT.
+
+    Example:
+      >>> with full_precision():
+      ...     product(tf.constant([[1.001]]), tf.ones([1, 1]), tf.bfloat16)[0, 0] > 1.0
+      <tf.Tensor: shape=(), dtype=bool, numpy=True>
+    """
+    token = _in_full.set(enabled)
+    try:
+        yield
+    finally:
+        _in_full.reset(token)

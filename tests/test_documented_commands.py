@@ -15,6 +15,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+import tbptt
+from tbptt.experiment.model_files import PARAMETERS_FILE, write_model_files
 from tests.commands import ROOT, Ended, documented, run_module
 from tools.bench import contestants, synthetic_words
 
@@ -145,6 +147,26 @@ def finished_run(folder):
     assert run_module("experiments.language_model", arguments, folder, TEXT).status == 0
 
 
+def run_to_export(folder):
+    """A finished run of a small language model, as its files."""
+    run, vocabulary = folder / "runs" / "mine", tbptt.Vocabulary.of(TEXT, "characters")
+    run.mkdir(parents=True)
+    seed = tbptt.make_seed(0)
+    core = tbptt.GRU(3, 4, seed=seed)
+    model = tbptt.LanguageModel(len(vocabulary), 3, core, seed=seed)
+    write_model_files(run, model, {"vocabulary": vocabulary})
+    tbptt.save_parameters(run / PARAMETERS_FILE, model)
+    for name in ("settings.json", "result.json"):
+        (run / name).write_text("{}")
+    texts("FILE")(folder)
+
+
+def run_and_export(folder):
+    run_to_export(folder)
+    arguments = ["--logdir=runs/mine", "--to=exports", "--format=stablehlo"]
+    assert run_module("tools.export", arguments, folder).status == 0
+
+
 LM = "python -m experiments.language_model"
 PTB = f"{LM} --config=ptb_small"
 PER_CHARACTER = dict(metric="bits_per_character", windows=2)
@@ -228,6 +250,15 @@ RUNS = {
     "python -m tools.inspect_checkpoint runs/mine": Run(
         [], says("window 2", "model.core.cores.0.w_h"), finished_run
     ),
+    "python -m tools.export --logdir=runs/mine --to=exported": Run(
+        [], says("exported: any number of steps and rows, by TensorFlow"), run_to_export
+    ),
+    "python -m tools.export --logdir=runs/mine --to=exports --format=all": Run(
+        [], says("exports/litert_int8: the same", "exports/stablehlo: one step"), run_to_export
+    ),
+    "python -m tools.export --logdir=runs/mine --to=exports --check --text=FILE": Run(
+        [], says(r"\| stablehlo \| 1,000 \|", r"\| stablehlo \| 2,\d+ \|"), run_and_export
+    ),
     "python -m tools.bench.large_corpus --folder=/tmp/large": Run(
         ["--prepared=corpus"], says(r'"resident_mb": \d+'), prepared  # one of its processes
     ),
@@ -275,6 +306,7 @@ ELSEWHERE = {
     "pip install -e '.[torch]' && pytest -m torch -n 0 -s": "tests/test_torch.py is its test",
     "pip install -e .": "an installation",
     "pip install -e '.[bench]'": "an installation",
+    "pip install -e '.[litert]'": "an installation",
     "pip install -e '.[safetensors]'": "an installation",
     "pytest -n 0 tests/experiments/test_workers.py": "a test of this suite",
     "pytest -n 0 tests/layers": "a part of this suite",

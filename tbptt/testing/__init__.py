@@ -7,6 +7,7 @@
     testing.check_model(model, window)      # laws 1, 3, 4, 5, 9 of its losses
     testing.check_readout(readout, hidden, targets)
     testing.check_streaming(model, inputs)  # law 10
+    testing.check_export(model, inputs, "litert")  # law 10 of an export
     testing.check_stream(stream)            # law 11, and that it is a function of the cursor
     testing.check_training(make_trainer, stream)  # laws 6, 7, 9, 12
     testing.check_replicas(make_trainer, stream)  # law 8
@@ -32,6 +33,7 @@ from tbptt.testing.cores import outputs_and_gradients as outputs_and_gradients
 from tbptt.testing.cores import random_state as random_state
 from tbptt.testing.models import check_model as check_model
 from tbptt.testing.readouts import check_readout as check_readout
+from tbptt.testing.serving import check_export as check_export
 from tbptt.testing.serving import check_streaming as check_streaming
 from tbptt.testing.streams import check_cursor as check_cursor
 from tbptt.testing.streams import check_offsets as check_offsets

@@ -1,11 +1,16 @@
-"""Tests streaming: a `Streamer` of your model gives what its forward pass gives, chunk by chunk."""
+"""Tests predicting with the state: streams and exports give what the forward pass gives."""
+
+import pathlib
+import tempfile
 
 import numpy as np
 import tensorflow as tf
 
+from tbptt.serving.exports import write_export
+from tbptt.serving.exports.interface import named_arrays
 from tbptt.serving.streamer import Streamer
 from tbptt.testing.compare import assert_close
-from tbptt.types import Model, Nest
+from tbptt.types import Controls, Model, Nest
 
 
 def check_streaming(
@@ -64,3 +69,54 @@ def check_streaming(
         last = tf.nest.map_structure(lambda x, r=row: x[r : r + 1], state)
         what = f"the state of session {row}"
         assert_close(streamer.state(str(row)), last, precision, law=10, what=what)
+
+
+def check_export(
+    model: Model,
+    inputs: Nest,
+    kind: str = "saved_model",
+    *,
+    precision: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Checks that an export gives the outputs and the state of the forward pass: law 10.
+
+    It is written to a temporary folder and opened again. It reads `inputs` in chunks of random
+    lengths, and rows start anew at random steps.
+
+    Args:
+      model: a `Model`.
+      inputs: `[T, B, ...]`, or a nest of such.
+      kind: of `tbptt.serving.exports.KINDS`.
+      precision: see `assert_close`.
+      seed: of chunks and resets.
+
+    Raises:
+      LawError: outputs or state differ.
+      ExportError: the model cannot be exported.
+
+    Example:
+      >>> model = LanguageModel(5, 3, LSTM(3, 4, seed=make_seed(0)), seed=make_seed(1))
+      >>> check_export(model, tf.constant([[0, 1], [2, 3], [4, 0]]), "stablehlo")
+    """
+    steps, rows = tf.nest.flatten(inputs)[0].shape[:2]
+    rng = np.random.default_rng(seed)
+    reset = rng.random([steps, rows]) < 0.2
+    outputs, last = model(inputs, model.initial_state(rows), Controls(tf.constant(reset)))
+    example = tf.nest.map_structure(lambda x: np.asarray(x[:, 0]), inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "export")
+        export = write_export(model, path, kind, example=example, batch=2, checked_steps=1)
+        state, chunks, read = export.initial_state(rows), [], 0
+        while read < steps:
+            now = slice(read, int(rng.integers(read, steps)) + 1)
+            chunk = {name: x[now] for name, x in named_arrays(inputs, "inputs").items()}
+            found, state = export.step(chunk, state, reset[now])
+            chunks.append(found if isinstance(found, dict) else {"outputs": found})
+            read = now.stop
+    wanted = named_arrays(outputs, "outputs")
+    joined = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in wanted}
+    what = f"of the export ({kind})"
+    assert_close(joined, wanted, precision, law=10, what=f"the outputs {what}")
+    wanted = named_arrays(last, "state")
+    assert_close(state, wanted, precision, law=10, what=f"the state {what}")

@@ -5,6 +5,7 @@ import tensorflow as tf
 from tbptt import checks
 from tbptt.state import detach, scale_gradient, select
 from tbptt.types import Controls, Nest, State
+from tbptt.unroll import reference
 from tbptt.unroll.reference import Cell
 
 
@@ -15,9 +16,14 @@ def run(
     controls: Controls,
     initial_state: State,
 ) -> tuple[Nest, State]:
-    """Runs a cell in a `tf.while_loop`, which TensorFlow differentiates; see `unroll`."""
+    """Runs a cell in a `tf.while_loop`, which TensorFlow differentiates; see `unroll`.
+
+    A single step is run without a loop, as the reference does.
+    """
     reset, gradient_scale, advance = controls
     steps = tf.nest.flatten(inputs)[0].shape[0]
+    if steps == 1:
+        return reference.run(cell, inputs, state, controls, initial_state)
     # A TensorArray and not inputs[t], because the gradient of a slice is as large as the array.
     arrays = tf.nest.map_structure(lambda x: _array(steps, x.dtype, x.shape[1:]).unstack(x), inputs)
     written = tf.nest.map_structure(

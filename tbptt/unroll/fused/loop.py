@@ -122,10 +122,15 @@ def _sum(totals: Parts, more: Parts) -> Parts:
 def loop(step: Callable, carried: Parts, order: range) -> tuple[Parts, Parts]:
     """Runs `step(t, carried) -> (carried, kept)` for t in `order`, in one `tf.while_loop`.
 
+    A single step is run without a loop: serving runs many of those, and exports have no loops.
+
     Returns:
       The last `carried`, and the kept values of all steps, those of step t at index t.
     """
     steps = len(order)
+    if steps == 1:
+        carried, kept = step(tf.constant(0), tuple(carried))
+        return carried, tuple(part[None] for part in kept)
     carried_spec = tuple(tf.TensorSpec(part.shape, part.dtype) for part in carried)
     traced = tf.function(step, autograph=False).get_concrete_function(
         tf.TensorSpec([], tf.int32), carried_spec
