@@ -22,7 +22,7 @@ class Client(asyncio.Protocol):
 
     def __init__(self) -> None:
         """Creates a client that is not connected; see `connect`."""
-        self._data = b""
+        self._data, self._ends = b"", False
         self._future: asyncio.Future | None = None
         self._transport: asyncio.Transport | None = None
 
@@ -35,7 +35,7 @@ class Client(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         """Whether the server has ended the connection."""
-        return self._transport is None or self._transport.is_closing()
+        return self._ends or self._transport is None or self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins."""
@@ -54,7 +54,10 @@ class Client(asyncio.Protocol):
         head = self._data.find(b"\r\n\r\n")
         if head < 0 or self._future is None or self._future.done():
             return
-        at = self._data.lower().find(b"content-length: ", 0, head)
+        lower = self._data[: head + 2].lower()
+        if b"\r\nconnection: close\r\n" in lower:
+            self._ends = True
+        at = lower.find(b"content-length: ")
         end = head + 4 + int(self._data[at + 16 : self._data.find(b"\r\n", at)])
         if len(self._data) >= end:
             status, body = int(self._data[9:12]), self._data[head + 4 : end]
