@@ -1,8 +1,10 @@
 """`Client`: one connection to an HTTP server that costs little beside the server it measures."""
 
 import asyncio
+import json
 import time
-from collections.abc import Callable
+
+import numpy as np
 
 
 def request(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
@@ -15,6 +17,17 @@ def request(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
     if body or method == "POST":
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body
+
+
+def requests_of(session: str, work: str, steps: int, symbols: int) -> list[bytes]:
+    """Returns requests that feed a session or draw its tokens, so many steps each."""
+    path = f"/sessions/{session}/{work}"
+    if work == "generate":
+        bodies: list[dict] = [{"count": steps, "seed": seed} for seed in range(4)]
+    else:
+        ids = np.random.default_rng(0).integers(0, symbols, [16, steps]).tolist()
+        bodies = [{"inputs": chunk, "outputs": "last"} for chunk in ids]
+    return [request("POST", path, json.dumps(body).encode()) for body in bodies]
 
 
 class Client(asyncio.Protocol):
@@ -87,9 +100,7 @@ class Client(asyncio.Protocol):
         return await self._future
 
 
-async def load(
-    port: int, requests: list[list[bytes]], seconds: float, ready: Callable[[], None] | None = None
-) -> tuple[list[float], float]:
+async def load(port: int, requests: list[list[bytes]], seconds: float) -> tuple[list[float], float]:
     """Sends requests for some seconds, each list over a connection of its own, in turn.
 
     Returns:
@@ -100,8 +111,6 @@ async def load(
     """
     clients = [await Client.connect(port) for _ in requests]
     taken: list[float] = []
-    if ready is not None:
-        ready()
     began = time.perf_counter()
     end = began + seconds
 
