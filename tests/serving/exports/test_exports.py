@@ -164,6 +164,8 @@ found["saved_model"] = step(inputs=tf.constant(ids), reset=tf.constant(reset), *
 try:
     from ai_edge_litert.interpreter import Interpreter
 except ImportError:
+    import warnings
+    warnings.simplefilter("ignore")  # TensorFlow says that its interpreter has moved
     Interpreter = tf.lite.Interpreter
 interpreter = Interpreter(folder + "/litert/step.tflite")
 interpreter.allocate_tensors()
