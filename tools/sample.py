@@ -5,9 +5,10 @@
     python -m tools.sample --logdir=runs/mine --prompt="import " --beam=8 --length=20
     python -m tools.sample --logdir=runs/music --midi=chorale.mid --prompt=3 --length=64
 
-Without --logdir it takes the newest finished run below `runs`. The same command writes the same
-text; --seed gives another one. Ctrl-C ends it. A run of `experiments.music` goes on with a piece of
-its test part, --prompt is the number, or with a MIDI file, --prompt is the path.
+--logdir is a run, or an export of `tools.export`; without it, the newest finished run below `runs`.
+The same command writes the same text; --seed gives another one. Ctrl-C ends it. A run of
+`experiments.music` goes on with a piece of its test part, --prompt is the number, or with a MIDI
+file, --prompt is the path.
 """
 
 import contextlib
@@ -17,10 +18,13 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 import numpy as np
+import tensorflow as tf
 from absl import app, flags
 
 from experiments import midi, music
 from tbptt.serving.beam import beam_search
+from tbptt.serving.exports import ExportedModel, open_export
+from tbptt.serving.exports.description import DESCRIPTION
 from tbptt.serving.load import LoadedRun, load
 from tbptt.serving.sampling import Sampler, Sampling
 from tbptt.serving.streamer import Streamer
@@ -31,7 +35,9 @@ from tools.runs import RUNS, newest_run
 PIECE = 8  # tokens that are drawn before they are shown
 FRAMES = 32  # of a piece of the test part, which the model reads before it goes on
 
-LOGDIR = flags.DEFINE_string("logdir", "", "The folder of a run; empty: the newest below runs.")
+LOGDIR = flags.DEFINE_string(
+    "logdir", "", "The folder of a run, or of an export; empty: the newest run."
+)
 PROMPT = flags.DEFINE_string(
     "prompt", "", "The beginning of the text; empty: a new line. With --midi: a number or a file."
 )
@@ -57,6 +63,20 @@ LENGTH_PENALTY = flags.DEFINE_float(
 MIDI = flags.DEFINE_string("midi", "", "The MIDI file that a run of music writes.")
 OF_TEXT = ("samples", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "beam")
 OF_DRAWING = ("samples", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def open_run(folder: pathlib.Path) -> LoadedRun:
+    """Opens a run, or an export, for which TensorFlow's functions then run step by step.
+
+    Raises:
+      ValueError: the folder holds neither, or it is damaged.
+    """
+    if not (folder / DESCRIPTION).exists():
+        return load(folder)
+    export = open_export(folder)
+    tf.config.run_functions_eagerly(True)  # see ExportedModel
+    result = export.description["result"]
+    return LoadedRun(ExportedModel(export), export.preprocessing, {}, result, folder)
 
 
 def vocabulary_of(run: LoadedRun) -> Vocabulary:
@@ -207,7 +227,7 @@ def run_flags(out: TextIO) -> None:
     """Does what the flags say; raises ValueError if they do not fit."""
     check_flags()
     sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MIN_P.value, PENALTY.value)
-    run = load(LOGDIR.value or newest_run(RUNS))
+    run = open_run(pathlib.Path(LOGDIR.value) if LOGDIR.value else newest_run(RUNS))
     if not LOGDIR.value:
         print(f"The run in {run.folder}:\n", file=sys.stderr)
     prompt, length, seed = PROMPT.value, LENGTH.value, SEED.value

@@ -9,6 +9,7 @@ when it is written.
 """
 
 from tbptt.serving.exports.errors import ExportError as ExportError
+from tbptt.serving.exports.model import ExportedModel as ExportedModel
 from tbptt.serving.exports.opened import KINDS as KINDS
 from tbptt.serving.exports.opened import Export as Export
 from tbptt.serving.exports.opened import open_export as open_export
