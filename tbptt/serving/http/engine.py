@@ -14,11 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tbptt.serving.http.drawing import Drawing, Request
 from tbptt.serving.http.metrics import Metrics
-from tbptt.serving.http.sessions import Place, Session
+from tbptt.serving.http.sessions import Place, Session, leaves_of
 from tbptt.serving.sampling import Sampling
 from tbptt.serving.streamer import Streamer
 from tbptt.types import Nest
@@ -206,7 +205,7 @@ class Engine:
             name, session = job.session.name, job.session
             if isinstance(job, _Feed):
                 job.result = outputs[name]
-            steps = len(tf.nest.flatten(chunks[name])[0])
+            steps = len(leaves_of(chunks[name])[0])
             job.steps += steps
             if self._language:
                 session.read(chunks[name], outputs[name][-1])

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import orjson
-import tensorflow as tf
 
 from tbptt.serving.http.limits import Limits, Refusal
+from tbptt.serving.http.sessions import leaves_of
 from tbptt.serving.sampling import Sampling
 from tbptt.serving.text import encode_prompt
 from tbptt.streams.corpus import Vocabulary
@@ -110,7 +110,7 @@ def inputs_of(
         inputs: Nest = _encoded(fields.take("text", str), vocabulary)
     else:
         inputs = _arrays(fields.raw("inputs"), size)
-    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in tf.nest.flatten(inputs)}
+    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves_of(inputs)}
     if len(lengths) != 1 or 0 in lengths:
         raise Refusal(400, "inputs must be a list of 1 or more steps, of each part as many.")
     steps = lengths.pop()

@@ -15,7 +15,7 @@ from tbptt.serving.http import keeping
 from tbptt.serving.http.engine import Engine
 from tbptt.serving.http.limits import DEFAULTS, Limits, RateLimit, Refusal
 from tbptt.serving.http.metrics import Metrics
-from tbptt.serving.http.sessions import Session, Sessions
+from tbptt.serving.http.sessions import Session, Sessions, leaves_of
 from tbptt.serving.streamer import Streamer
 from tbptt.state import named_leaves
 from tbptt.types import Model, Nest
@@ -161,7 +161,7 @@ class Service:
           Refusal: the model cannot take them, or there would be too many outputs; the session is
             then as it was.
         """
-        count = len(tf.nest.flatten(inputs)[0])
+        count = len(leaves_of(inputs)[0])
         if want == "all" and count * self.values > self.limits.values:
             raise Refusal(
                 413,
@@ -239,6 +239,8 @@ def _wanted(outputs: list[Nest], want: str) -> Nest:
     """Returns all outputs, those of the last step, or None."""
     if want == "none":
         return None
+    if want == "last" and isinstance(outputs[-1], np.ndarray):
+        return outputs[-1][-1:]
     if want == "last":
         return tf.nest.map_structure(lambda x: x[-1:], outputs[-1])
     if len(outputs) == 1:

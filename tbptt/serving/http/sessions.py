@@ -233,6 +233,8 @@ class Sessions:
         return len(over)
 
 
-def leaves_of(state: Nest) -> list[np.ndarray]:
-    """Returns the leaves of a state as arrays."""
-    return [np.asarray(leaf) for leaf in tf.nest.flatten(state)]
+def leaves_of(nest: Nest) -> list[np.ndarray]:
+    """Returns the leaves of a state, or of inputs, as arrays."""
+    if isinstance(nest, np.ndarray):  # which is most often so, and faster than tf.nest
+        return [nest]
+    return [np.asarray(leaf) for leaf in tf.nest.flatten(nest)]
