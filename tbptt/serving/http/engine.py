@@ -155,9 +155,13 @@ class Engine:
             while self._calls or len(self._jobs) >= least:
                 calls, self._calls = self._calls, []
                 jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self._rows))]
-                await loop.run_in_executor(self._threads, self._round, calls, jobs)
-                for job in (*calls, *jobs):
-                    job.resolve()
+                try:
+                    await loop.run_in_executor(self._threads, self._round, calls, jobs)
+                except Exception as error:  # so that nobody waits for ever
+                    for job in jobs:
+                        job.error = error
+                for waiting in (*calls, *jobs):
+                    waiting.resolve()
                 self._count(jobs)
                 await asyncio.sleep(0)  # whoever waited for this round may join the next one
             wake.clear()

@@ -228,7 +228,7 @@ async def generate(service: Service, request: Request) -> Answer:
             decode = _decoder(service, session)
             if decode is not None:
                 content["text"] = ""
-            async for tokens in _drawn(service, session, writing):
+            async for tokens in _drawn(service, session, writing, request):
                 content["tokens"] += tokens
                 if decode is not None:
                     content["text"] += decode(tokens)
@@ -237,17 +237,23 @@ async def generate(service: Service, request: Request) -> Answer:
             session.writing = False
 
 
-async def _drawn(service: Service, session: Session, writing: Writing) -> AsyncIterator[list[int]]:
-    """Yields the tokens of each round, the first one alone."""
+async def _drawn(
+    service: Service, session: Session, writing: Writing, request: Request
+) -> AsyncIterator[list[int]]:
+    """Yields the tokens of each round, the first one alone, until the client is gone."""
     numbers = uniforms(np.array([[0, writing.seed]]), writing.begun, writing.count)[:, 0]
     first = 0
-    while first < writing.count and not service.hurry:
-        some = numbers[first : first + (BURST if first else 1)]
-        tokens = await service.engine.write(session, some, writing.sampling, writing.stop)
-        yield tokens
-        first += len(tokens)
-        if tokens[-1] in writing.stop:
-            break
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        while first < writing.count and not service.hurry and not gone.done():
+            some = numbers[first : first + (BURST if first else 1)]
+            tokens = await service.engine.write(session, some, writing.sampling, writing.stop)
+            yield tokens
+            first += len(tokens)
+            if tokens[-1] in writing.stop:
+                break
+    finally:
+        gone.cancel()
 
 
 def _end(session: Session, writing: Writing, tokens: list[int]) -> dict[str, Any]:
@@ -266,20 +272,15 @@ async def _stream(service: Service, session: Session, writing: Writing, request:
     headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
     await request.send({"type": "http.response.start", "status": 200, "headers": headers})
     decode = _decoder(service, session)
-    gone = asyncio.ensure_future(request.receive())
     drawn: list[int] = []
     kind, end = b"error", {"error": "The tokens cannot be drawn; the server's log says why."}
     try:
-        async for tokens in _drawn(service, session, writing):
-            if gone.done():
-                break
+        async for tokens in _drawn(service, session, writing, request):
             drawn += tokens
             await _send(request, b"".join(_event(token, decode) for token in tokens))
         kind, end = b"end", _end(session, writing, drawn)
     except Exception:
         logging.exception("Session %r cannot draw tokens.", session.name)
-    finally:
-        gone.cancel()
     await _send(request, b"event: %b\ndata: %b\n\n" % (kind, orjson.dumps(end)), last=True)
     return Answer(200, sent=True)
 
