@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from tests import runs
 from tests.commands import ROOT, Ended, documented, run_module
 from tools.bench import contestants, synthetic_words
 
@@ -145,6 +146,10 @@ def finished_run(folder):
     assert run_module("experiments.language_model", arguments, folder, TEXT).status == 0
 
 
+def written_run(folder):
+    runs.language_run(folder / "runs/mine", TEXT)
+
+
 LM = "python -m experiments.language_model"
 PTB = f"{LM} --config=ptb_small"
 PER_CHARACTER = dict(metric="bits_per_character", windows=2)
@@ -228,6 +233,21 @@ RUNS = {
     "python -m tools.inspect_checkpoint runs/mine": Run(
         [], says("window 2", "model.core.cores.0.w_h"), finished_run
     ),
+    'python -m tools.sample --prompt="The "': Run(
+        ["--prompt=the ", "--length=20"], says("The run in runs/mine:", "(?m)^the "), written_run
+    ),
+    "python -m tools.sample --logdir=runs/mine --samples=3 --temperature=0.7 --top_p=0.95": Run(
+        ["--length=5"], says("--- 1 of 3 ---", "--- 3 of 3 ---"), written_run
+    ),
+    'python -m tools.sample --logdir=runs/mine --prompt="import " --beam=8 --length=20': Run(
+        ["--prompt=the ", "--length=3", "--beam=2"],
+        says("2 of 2: 3 tokens of log probability -"),
+        written_run,
+    ),
+    "python -m tools.sample --logdir=runs/music --midi=chorale.mid --prompt=3 --length=64": Run(
+        [], says("chorale.mid: 32 frames that were given, and 64 that go on"),
+        lambda folder: runs.music_run(folder / "runs/music"),
+    ),
     "python -m tools.bench.large_corpus --folder=/tmp/large": Run(
         ["--prepared=corpus"], says(r'"resident_mb": \d+'), prepared  # one of its processes
     ),
@@ -275,6 +295,7 @@ ELSEWHERE = {
     "pip install -e '.[torch]' && pytest -m torch -n 0 -s": "tests/test_torch.py is its test",
     "pip install -e .": "an installation",
     "pip install -e '.[bench]'": "an installation",
+    "pip install -e '.[midi]'": "an installation",
     "pip install -e '.[safetensors]'": "an installation",
     "pytest -n 0 tests/experiments/test_workers.py": "a test of this suite",
     "pytest -n 0 tests/layers": "a part of this suite",

@@ -1,7 +1,6 @@
 """A model writes: text in pieces, several samples, beams, stop tokens, other kinds of tokens."""
 
 import io
-import json
 import os
 import re
 import signal
@@ -12,16 +11,14 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-import tbptt
 from experiments import midi, music
-from tbptt.experiment.model_files import write_model_files
-from tbptt.losses import binary_cross_entropy
 from tbptt.serving.beam import beam_search
 from tbptt.serving.load import load
 from tbptt.serving.sampling import Sampler, Sampling
 from tbptt.serving.streamer import Streamer
 from tbptt.streams.corpus import EOS, UNK, Vocabulary
 from tests.commands import ROOT
+from tests.runs import language_model, make_run, music_run
 from tools import sample
 
 LETTERS = Vocabulary("characters", ("\n", *"abcdé"))
@@ -31,13 +28,7 @@ BYTES = Vocabulary.of("", "bytes")
 
 @pytest.fixture(scope="module")
 def models():
-    seeds = tbptt.split_seed(tbptt.make_seed(4), 2)
-    return {
-        vocabulary: tbptt.LanguageModel(
-            len(vocabulary), 3, tbptt.LSTM(3, 8, seed=seeds[0]), seed=seeds[1]
-        )
-        for vocabulary in (LETTERS, WORDS, BYTES)
-    }
+    return {vocabulary: language_model(vocabulary) for vocabulary in (LETTERS, WORDS, BYTES)}
 
 
 class Pieces(io.StringIO):
@@ -119,25 +110,14 @@ def test_the_newest_finished_run_is_taken(tmp_path):
     assert sample.newest_run(tmp_path) == tmp_path / "c"
 
 
-def make_run(folder, model, preprocessing, **settings):
-    """Writes the folder of a finished run."""
-    folder.mkdir(parents=True)
-    (folder / "settings.json").write_text(json.dumps(settings))
-    write_model_files(folder, model, preprocessing)
-    tbptt.save_parameters(folder / "best_parameters.npz", model)
-    (folder / "result.json").write_text("{}")
-
-
 @pytest.fixture(scope="module")
 def folder(models, tmp_path_factory):
     """A folder with three runs below `runs`."""
     folder = tmp_path_factory.mktemp("writes")
     some_words = Vocabulary("words", ("the", "cat", UNK, EOS))
-    seed = tbptt.make_seed(0)
-    of_music = tbptt.SequenceModel(tbptt.GRU(88, 3, seed=seed), 88, binary_cross_entropy, seed=seed)
-    make_run(folder / "runs/music", of_music, {}, experiment="music", keys=88, data="")
+    music_run(folder / "runs/music")
     make_run(folder / "runs/words", models[WORDS], {"vocabulary": some_words})
-    make_run(folder / "runs/other", of_music, {}, experiment="other")
+    make_run(folder / "runs/other", models[LETTERS], {}, experiment="other")
     make_run(folder / "runs/mine", models[LETTERS], {"vocabulary": LETTERS})
     return folder
 
