@@ -150,6 +150,17 @@ def written_run(folder):
     runs.language_run(folder / "runs/mine", TEXT)
 
 
+def run_to_export(folder):
+    written_run(folder)
+    texts("FILE")(folder)
+
+
+def run_and_export(folder):
+    run_to_export(folder)
+    arguments = ["--logdir=runs/mine", "--to=exports", "--format=stablehlo"]
+    assert run_module("tools.export", arguments, folder).status == 0
+
+
 LM = "python -m experiments.language_model"
 PTB = f"{LM} --config=ptb_small"
 PER_CHARACTER = dict(metric="bits_per_character", windows=2)
@@ -248,6 +259,15 @@ RUNS = {
         [], says("chorale.mid: 32 frames that were given, and 64 that go on"),
         lambda folder: runs.music_run(folder / "runs/music"),
     ),
+    "python -m tools.export --logdir=runs/mine --to=exported": Run(
+        [], says("exported: any number of steps and rows, by TensorFlow"), run_to_export
+    ),
+    "python -m tools.export --logdir=runs/mine --to=exports --format=all": Run(
+        [], says("exports/litert_int8: the same", "exports/stablehlo: one step"), run_to_export
+    ),
+    "python -m tools.export --logdir=runs/mine --to=exports --check --text=FILE": Run(
+        [], says(r"\| stablehlo \| 1,000 \|", r"\| stablehlo \| 2,\d+ \|"), run_and_export
+    ),
     "python -m tools.bench.large_corpus --folder=/tmp/large": Run(
         ["--prepared=corpus"], says(r'"resident_mb": \d+'), prepared  # one of its processes
     ),
@@ -295,6 +315,7 @@ ELSEWHERE = {
     "pip install -e '.[torch]' && pytest -m torch -n 0 -s": "tests/test_torch.py is its test",
     "pip install -e .": "an installation",
     "pip install -e '.[bench]'": "an installation",
+    "pip install -e '.[litert]'": "an installation",
     "pip install -e '.[midi]'": "an installation",
     "pip install -e '.[safetensors]'": "an installation",
     "pytest -n 0 tests/experiments/test_workers.py": "a test of this suite",

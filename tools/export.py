@@ -2,7 +2,7 @@
 
     python -m tools.export --logdir=runs/mine --to=exported
     python -m tools.export --logdir=runs/mine --to=exports --format=all
-    python -m tools.export --logdir=runs/mine --to=exports --check --text=FILE --steps=100000
+    python -m tools.export --logdir=runs/mine --to=exports --check --text=FILE
 
 The first command writes a SavedModel with signatures `initial_state(batch)` and
 `step(inputs, reset, state...)` to a new folder. --format also names LiteRT models (`litert`,

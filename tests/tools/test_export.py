@@ -7,6 +7,7 @@ import pytest
 
 import tbptt
 from tbptt.experiment.model_files import PARAMETERS_FILE, write_model_files
+from tbptt.layers.running_mean import RunningMean
 from tests.commands import run_module
 
 SEED = tbptt.make_seed(0)
@@ -18,7 +19,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     run = folder / "run"
     run.mkdir()
-    core = tbptt.GRU(3, 4, seed=SEED)
+    core = tbptt.Stack([tbptt.GRU(3, 4, seed=SEED), RunningMean(4)])
     model = tbptt.LanguageModel(5, 3, core, seed=SEED)
     vocabulary = tbptt.Vocabulary("characters", tuple("abcde"))
     write_model_files(run, model, {"vocabulary": vocabulary})

@@ -36,12 +36,15 @@ def write(program: Program, folder: pathlib.Path, batch_sizes: Sequence[int] = B
     Raises:
       ExportError: the model reads variables that are not its own.
     """
-    with tf.device(None):
-        initial, step = _initial_state(program), _step(program, sorted(set(batch_sizes)))
+    signatures = {
+        "initial_state": _initial_state(program),
+        "step": _step(program, sorted(set(batch_sizes))),
+    }
     saved = tf.Module()
     saved.parameters = program.variables
     try:
-        tf.saved_model.save(saved, str(folder), signatures={"initial_state": initial, "step": step})
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(saved, str(folder), signatures, options)
     except (AssertionError, ValueError) as error:  # TensorFlow's, for a variable it cannot find
         raise ExportError(
             f"TensorFlow cannot save {type(program.model).__name__}: {error} Keep all variables "

@@ -35,13 +35,17 @@ def encoder_decoder():
     )
 
 
-def several_outputs():
-    class Two(tbptt.SequenceModel):
-        def __call__(self, *arguments, **options):
-            outputs, state = super().__call__(*arguments, **options)
-            return {"value": outputs, "Its square": outputs[..., 0] ** 2}, state
+class Nested(tbptt.SequenceModel):
+    """Reads features and switches by name, and returns two outputs."""
 
-    return Two(make_core("gru"), 2, tbptt.squared_error, seed=SEEDS[0])
+    def __call__(self, inputs, *arguments, **options):
+        x = inputs["X"] * tf.cast(1 + inputs["On or off"], tf.float32)[..., None]
+        outputs, state = super().__call__(x, *arguments, **options)
+        return {"value": outputs, "Its square": outputs[..., 0] ** 2}, state
+
+
+def nested():
+    return Nested(make_core("gru"), 2, tbptt.squared_error, seed=SEEDS[0])
 
 
 def tied():
@@ -56,7 +60,7 @@ MODELS = {
     "own": (lambda: sequence_model("own"), FEATURES),
     "bfloat16": (lambda: sequence_model(compute_dtype=tf.bfloat16), FEATURES),
     "encoder-decoder": (encoder_decoder, FEATURES),
-    "several outputs": (several_outputs, FEATURES),
+    "nested": (nested, {"X": FEATURES, "On or off": IDS[:6] % 2}),
     **{r: (lambda r=r: language_model(r), IDS[:6]) for r in ("chunked", "adaptive", "sampled")},
     "tied": (tied, IDS[:6]),
 }
@@ -160,6 +164,8 @@ found["saved_model"] = step(inputs=tf.constant(ids), reset=tf.constant(reset), *
 try:
     from ai_edge_litert.interpreter import Interpreter
 except ImportError:
+    import warnings
+    warnings.simplefilter("ignore")  # TensorFlow says that its interpreter has moved
     Interpreter = tf.lite.Interpreter
 interpreter = Interpreter(folder + "/litert/step.tflite")
 interpreter.allocate_tensors()

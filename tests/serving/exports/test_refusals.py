@@ -211,9 +211,11 @@ def test_arguments_are_checked(tmp_path, model):
     ):
         with pytest.raises(ValueError, match=message):
             write_export(model, tmp_path / "x", **{"kind": "stablehlo", **options})
-    with (
-        tf.distribute.MirroredStrategy(["CPU:0"]).scope(),
-        pytest.raises(ExportError, match=r"are written outside of `strategy.scope\(\)`"),
-    ):
+    scope = tf.distribute.MirroredStrategy(["CPU:0"]).scope
+    with scope(), pytest.raises(ExportError, match=r"are written outside of `strategy.scope\(\)`"):
         write_export(model, tmp_path / "x")
+    with scope():
+        mirrored = tbptt.SequenceModel(make_core("gru"), 2, tbptt.squared_error, seed=SEEDS[0])
+    with pytest.raises(ExportError, match="is a variable of several devices, which cannot be exp"):
+        write_export(mirrored, tmp_path / "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
