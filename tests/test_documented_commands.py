@@ -328,6 +328,12 @@ ELSEWHERE = {
     "python -m tools.bench.benchmark --sizes=words --contestants=ours-fused-xla,ours-chunked,"
     "ours-adaptive,ours-sampled --rounds=2": "see test_names_in_benchmark_commands",
     "python -m tools.bench.scaling --sizes=char --measure=2 --rounds=9": "run with fewer rounds",
+    "pip install -e '.[serve]'": "an installation",
+    "python -m tools.serve": "tests/tools/test_serve.py",
+    "python -m tools.serve --logdir=runs/mine --port=8080 --sessions_folder=sessions":
+        "tests/tools/test_serve.py",
+    "python -m tools.bench.server": "its parts are tested in tests/serving/http/test_bench.py",
+    "python -m tools.bench.server --requests=1000000": "tests/serving/http/test_bench.py",
     "tensorboard --logdir runs": "test_tensorboard_shows_a_run",
 }  # fmt: skip
 

@@ -13,7 +13,6 @@ file, --prompt is the path.
 
 import contextlib
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
@@ -31,8 +30,8 @@ from tbptt.serving.sampling import Sampler, Sampling
 from tbptt.serving.streamer import Streamer
 from tbptt.serving.text import TextDecoder, encode_prompt, unknown_tokens
 from tbptt.streams.corpus import Vocabulary
+from tools.runs import RUNS, newest_run
 
-RUNS = pathlib.Path("runs")
 PIECE = 8  # tokens that are drawn before they are shown
 FRAMES = 32  # of a piece of the test part, which the model reads before it goes on
 
@@ -64,21 +63,6 @@ LENGTH_PENALTY = flags.DEFINE_float(
 MIDI = flags.DEFINE_string("midi", "", "The MIDI file that a run of music writes.")
 OF_TEXT = ("samples", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "beam")
 OF_DRAWING = ("samples", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-
-
-def newest_run(runs: pathlib.Path) -> pathlib.Path:
-    """Returns the folder of the run below `runs` that was finished last.
-
-    Raises:
-      ValueError: there is none.
-    """
-    results = [path for path in runs.rglob("result.json") if path.is_file()]
-    if not results:
-        raise ValueError(
-            f"There is no finished run below {str(runs)!r}. Train one (python -m "
-            "experiments.language_model), or give its folder as --logdir."
-        )
-    return max(results, key=lambda path: path.stat().st_mtime).parent
 
 
 def open_run(folder: pathlib.Path) -> LoadedRun:

@@ -1,14 +1,16 @@
 """Serves a trained model over HTTP: sessions whose state goes on, JSON, and a page that writes.
 
-    python -m tools.serve --logdir=runs/lm
+    python -m tools.serve
+    python -m tools.serve --logdir=runs/lm --port=8080 --sessions_folder=sessions
     curl -H 'Content-Type: application/json' -d '{"name": "ann"}' http://127.0.0.1:8000/sessions
     curl -H 'Content-Type: application/json' -d '{"text": "The ", "count": 50, "seed": 1}' \\
         http://127.0.0.1:8000/sessions/ann/generate
 
-The address that is printed shows the page in a browser. SIGTERM or Ctrl-C finishes the requests
-that run; with --sessions_folder the sessions are kept there and given back at the next start. Any
---host but this machine's own needs a token, in --token_file or the environment's TBPTT_TOKEN.
-It needs the extra: pip install 'tbptt[serve]'.
+Without --logdir it takes the newest finished run below `runs`. The address that is printed shows
+the page in a browser. SIGTERM or Ctrl-C finishes the requests that run; with --sessions_folder the
+sessions are kept there and given back at the next start. Any --host but this machine's own needs a
+token, in --token_file or the environment's TBPTT_TOKEN. The server needs an extra:
+pip install -e '.[serve]'.
 """
 
 import importlib.util
@@ -20,7 +22,9 @@ from typing import Any
 
 from absl import app, flags
 
-LOGDIR = flags.DEFINE_string("logdir", None, "Folder of a finished run.")
+from tools.runs import RUNS, newest_run
+
+LOGDIR = flags.DEFINE_string("logdir", "", "The folder of a run; empty: the newest below runs.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; others than this machine's "
                            "own need a token.")  # fmt: skip
 PORT = flags.DEFINE_integer("port", 8000, "Port; 0: any that is free.", 0, 65535)
@@ -111,19 +115,17 @@ def main(argv: list[str]) -> None:
     del argv
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        sys.exit(f"error: the server needs {', '.join(missing)}; run pip install 'tbptt[serve]'.")
-    if not LOGDIR.value:
-        sys.exit("error: --logdir is missing: the folder of a finished run.")
+        sys.exit(f"error: the server needs {', '.join(missing)}; run pip install -e '.[serve]'.")
     from tbptt.serving.load import load
 
     try:
-        run = load(LOGDIR.value)
+        run = load(LOGDIR.value or newest_run(RUNS))
         server = make_server(run.model, run.preprocessing)
     except ValueError as error:
         sys.exit(f"error: {error}")
     if server.restored:
         print(f"{server.restored} sessions are open again.")
-    print(f"Serving {LOGDIR.value} at {server.address} (Ctrl-C stops it)", flush=True)
+    print(f"Serving {run.folder} at {server.address} (Ctrl-C stops it)", flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # the server has handlers of its own while it runs
     server.run()

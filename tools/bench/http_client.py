@@ -1,8 +1,10 @@
 """`Client`: one connection to an HTTP server that costs little beside the server it measures."""
 
 import asyncio
+import json
 import time
-from collections.abc import Callable
+
+import numpy as np
 
 
 def request(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
@@ -17,12 +19,23 @@ def request(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body
 
 
+def requests_of(session: str, work: str, steps: int, symbols: int) -> list[bytes]:
+    """Returns requests that feed a session or draw its tokens, so many steps each."""
+    path = f"/sessions/{session}/{work}"
+    if work == "generate":
+        bodies: list[dict] = [{"count": steps, "seed": seed} for seed in range(4)]
+    else:
+        ids = np.random.default_rng(0).integers(0, symbols, [16, steps]).tolist()
+        bodies = [{"inputs": chunk, "outputs": "last"} for chunk in ids]
+    return [request("POST", path, json.dumps(body).encode()) for body in bodies]
+
+
 class Client(asyncio.Protocol):
     """Sends one request after another; answers must have a Content-Length."""
 
     def __init__(self) -> None:
         """Creates a client that is not connected; see `connect`."""
-        self._data = b""
+        self._data, self._ends = b"", False
         self._future: asyncio.Future | None = None
         self._transport: asyncio.Transport | None = None
 
@@ -35,7 +48,7 @@ class Client(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         """Whether the server has ended the connection."""
-        return self._transport is None or self._transport.is_closing()
+        return self._ends or self._transport is None or self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins."""
@@ -54,7 +67,10 @@ class Client(asyncio.Protocol):
         head = self._data.find(b"\r\n\r\n")
         if head < 0 or self._future is None or self._future.done():
             return
-        at = self._data.lower().find(b"content-length: ", 0, head)
+        lower = self._data[: head + 2].lower()
+        if b"\r\nconnection: close\r\n" in lower:
+            self._ends = True
+        at = lower.find(b"content-length: ")
         end = head + 4 + int(self._data[at + 16 : self._data.find(b"\r\n", at)])
         if len(self._data) >= end:
             status, body = int(self._data[9:12]), self._data[head + 4 : end]
@@ -84,9 +100,7 @@ class Client(asyncio.Protocol):
         return await self._future
 
 
-async def load(
-    port: int, requests: list[list[bytes]], seconds: float, ready: Callable[[], None] | None = None
-) -> tuple[list[float], float]:
+async def load(port: int, requests: list[list[bytes]], seconds: float) -> tuple[list[float], float]:
     """Sends requests for some seconds, each list over a connection of its own, in turn.
 
     Returns:
@@ -97,8 +111,6 @@ async def load(
     """
     clients = [await Client.connect(port) for _ in requests]
     taken: list[float] = []
-    if ready is not None:
-        ready()
     began = time.perf_counter()
     end = began + seconds
 

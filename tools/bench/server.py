@@ -78,17 +78,6 @@ def peer() -> list[str]:
     return [PEER.value, "tools/bench/server_peer.py", str(HIDDEN.value)]
 
 
-def requests_of(session: str, work: str, steps: int) -> list[bytes]:
-    """Returns the requests that a connection sends in turn."""
-    path = f"/sessions/{session}/{work}"
-    if work == "generate":
-        bodies: list[dict] = [{"count": steps, "seed": seed} for seed in range(4)]
-    else:
-        ids = np.random.default_rng(0).integers(0, SYMBOLS, [16, steps]).tolist()
-        bodies = [{"inputs": chunk, "outputs": "last"} for chunk in ids]
-    return [http_client.request("POST", path, json.dumps(body).encode()) for body in bodies]
-
-
 async def open_sessions(port: int, names: list[str]) -> None:
     """Opens sessions and feeds each a step."""
     client = await http_client.Client.connect(port)
@@ -102,7 +91,7 @@ async def open_sessions(port: int, names: list[str]) -> None:
 def measure_server(port: int, work: str, steps: int, connections: int) -> tuple[float, ...]:
     """Returns steps a second, and p50 and p99 of the latency in seconds."""
     names = [f"s{k}" for k in range(connections)]
-    requests = [requests_of(name, work, steps) for name in names]
+    requests = [http_client.requests_of(name, work, steps, SYMBOLS) for name in names]
     asyncio.run(http_client.load(port, requests, min(1.0, SECONDS.value)))
     taken, seconds = asyncio.run(http_client.load(port, requests, SECONDS.value))
     quantiles = np.quantile(taken, [0.5, 0.99])

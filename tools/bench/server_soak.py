@@ -63,6 +63,7 @@ class Visitor:
     async def ask(self, method: str, path: str, content: Any = None, *headers: str) -> Any:
         """Sends one request and returns status and content of the answer."""
         if self.client is None or self.client.closed:
+            self.leave()
             self.client = await Client.connect(self.port)
         self.left[0] -= 1
         data = content
@@ -72,8 +73,7 @@ class Visitor:
         status, answer = await self.client.ask(data)
         self.statuses[status] += 1
         if path == "raw":
-            self.client.close()
-            self.client = None
+            self.leave()
         return status, json.loads(answer)
 
     async def good(self, method: str, path: str, content: Any = None) -> Any:
@@ -101,6 +101,13 @@ class Visitor:
                 await self.step(self.random.choice(self.stories))
         for story in list(self.stories):
             await self.close(story)
+        self.leave()
+
+    def leave(self) -> None:
+        """Closes the connection."""
+        if self.client is not None:
+            self.client.close()
+            self.client = None
 
     async def open(self) -> None:
         """Opens a session."""
@@ -132,7 +139,7 @@ class Visitor:
         elif what < 0.8 and story.events:
             await self.generate(story)
         elif what < 0.84:
-            name = self.random.choice("abc")
+            name = self.random.choice("ab")
             await self.good("POST", f"{path}/mark", {"mark": name})
             story.marks[name] = list(story.events)
         elif what < 0.88 and story.marks:
@@ -238,10 +245,12 @@ def memory_of(process: int) -> int:
     return int(pathlib.Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
 
 
-async def visit(port: int, process: int, size: int, requests: int, seed: int) -> dict[str, Any]:
+async def visit(
+    port: int, process: int, size: int, requests: int, seed: int, connections: int = CONNECTIONS
+) -> dict[str, Any]:
     """Sends requests over all connections, and returns what happened."""
     left, memory = [requests], []
-    visitors = [Visitor(k, port, size, seed, left) for k in range(CONNECTIONS)]
+    visitors = [Visitor(k, port, size, seed, left) for k in range(connections)]
     tasks = [asyncio.ensure_future(visitor.run()) for visitor in visitors]
     began = time.perf_counter()
     with tqdm.tqdm(total=requests, unit=" requests") as bar:
@@ -258,6 +267,7 @@ async def visit(port: int, process: int, size: int, requests: int, seed: int) ->
     seconds = time.perf_counter() - began
     client = await Client.connect(port)
     sessions = json.loads((await client.ask(request("GET", "/sessions")))[1])["sessions"]
+    client.close()
     early = [found for sent, found in memory if sent <= requests / 10] or [memory[0][1]]
     late = [found for sent, found in memory if sent >= requests * 0.9] or [memory[-1][1]]
     statuses: collections.Counter[int] = sum((v.statuses for v in visitors), collections.Counter())

@@ -115,8 +115,9 @@ class Sessions:
         return len(self._open)
 
     def all(self) -> list[Session]:
-        """Returns all sessions, the one that was used last at the end."""
-        return sorted(self._open.values(), key=lambda session: session.used)
+        """Returns all sessions that have not expired, the one that was used last at the end."""
+        there = [session for session in list(self._open.values()) if not self.expired(session)]
+        return sorted(there, key=lambda session: session.used)
 
     def find(self, name: str) -> Session:
         """Returns a session that is open.
@@ -145,8 +146,8 @@ class Sessions:
           Refusal: there is one of that name, or there are too many.
         """
         there = self._open.get(name)
-        if there is not None and self.expired(there):
-            self.close(there)
+        if len(self._open) >= self._limits.sessions or (there and self.expired(there)):
+            self.drop_expired()
         if name in self._open:
             raise Refusal(409, f"There is a session {name!r} already; choose another name.")
         if len(self._open) >= self._limits.sessions:

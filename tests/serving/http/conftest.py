@@ -1,5 +1,6 @@
 """One server for all tests: a tiny language model over 12 characters, and narrow limits."""
 
+import asyncio
 import http.client
 import json
 import urllib.parse
@@ -94,10 +95,14 @@ def server(model):
 
 @pytest.fixture
 def ask(server):
-    """A client of the server, whose sessions are closed behind a test."""
+    """A client of the server, whose sessions are closed after a test."""
     client = Client(server)
     yield client
     for session in client.ok("GET", "/sessions")["sessions"]:
         name = urllib.parse.quote(session["name"])
         assert client("DELETE", f"/sessions/{name}").status == 200
+    service = server.service
+    call = service.call(service.sessions.drop_expired)
+    asyncio.run_coroutine_threadsafe(call, service.engine.loop).result()
+    assert len(service.sessions) == 0
     client.close()

@@ -184,6 +184,21 @@ def test_a_failure_is_told_without_its_trace(good, server, monkeypatch, caplog):
     assert "secret" not in answer.body.decode()
 
 
+def test_a_failure_in_the_second_piece_undoes_the_first(good, server, monkeypatch):
+    feed, calls = server.service.engine.feed, []
+
+    async def fail(session, chunk):
+        calls.append(len(chunk))
+        if len(calls) == 2:
+            raise RuntimeError("no memory")
+        return await feed(session, chunk)
+
+    monkeypatch.setattr(server.service.engine, "feed", fail)
+    answer = good("POST", FEED, {"inputs": [1] * 90, "outputs": "none"})
+    check(answer.status, answer.body, 500, "The server failed")
+    assert calls == [64, 26]
+
+
 def raw(port, data, *, pause=0.0):
     """Sends bytes and returns all that comes back until the server closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
