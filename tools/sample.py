@@ -13,6 +13,7 @@ file, --prompt is the path.
 
 import contextlib
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
