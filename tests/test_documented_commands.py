@@ -318,6 +318,7 @@ ELSEWHERE = {
     "pip install -e '.[litert]'": "an installation",
     "pip install -e '.[midi]'": "an installation",
     "pip install -e '.[safetensors]'": "an installation",
+    "pip install -e '.[serve]' && python -m tools.serve": "the second half is run here, too",
     "pytest -n 0 tests/experiments/test_workers.py": "a test of this suite",
     "pytest -n 0 tests/layers": "a part of this suite",
     "python -m tools.bench.benchmark": "run with fewer rounds",
