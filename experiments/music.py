@@ -7,7 +7,8 @@ The figure is the negative log likelihood of a frame, summed over the keys, in n
 all frames but the first of each segment, as in Bai et al. (2018), table 1. Without --data it learns
 canons that it makes itself. --data is a file of Boulanger-Lewandowski et al. (2012), as `.mat`, or
 as `.npz` with `train`, `valid`, `test`: packed bits of frames, `np.packbits(frames, axis=1)`, and
-`train_len`, ...: the lengths of the segments.
+`train_len`, ...: the lengths of the segments. `tools.sample --midi=FILE` lets the trained model go
+on with a piece of the test part, or with a MIDI file.
 """
 
 import dataclasses

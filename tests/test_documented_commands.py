@@ -15,8 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-import tbptt
-from tbptt.experiment.model_files import PARAMETERS_FILE, write_model_files
+from tests import runs
 from tests.commands import ROOT, Ended, documented, run_module
 from tools.bench import contestants, synthetic_words
 
@@ -147,17 +146,12 @@ def finished_run(folder):
     assert run_module("experiments.language_model", arguments, folder, TEXT).status == 0
 
 
+def written_run(folder):
+    runs.language_run(folder / "runs/mine", TEXT)
+
+
 def run_to_export(folder):
-    """A finished run of a small language model, as its files."""
-    run, vocabulary = folder / "runs" / "mine", tbptt.Vocabulary.of(TEXT, "characters")
-    run.mkdir(parents=True)
-    seed = tbptt.make_seed(0)
-    core = tbptt.GRU(3, 4, seed=seed)
-    model = tbptt.LanguageModel(len(vocabulary), 3, core, seed=seed)
-    write_model_files(run, model, {"vocabulary": vocabulary})
-    tbptt.save_parameters(run / PARAMETERS_FILE, model)
-    for name in ("settings.json", "result.json"):
-        (run / name).write_text("{}")
+    written_run(folder)
     texts("FILE")(folder)
 
 
@@ -250,6 +244,21 @@ RUNS = {
     "python -m tools.inspect_checkpoint runs/mine": Run(
         [], says("window 2", "model.core.cores.0.w_h"), finished_run
     ),
+    'python -m tools.sample --prompt="The "': Run(
+        ["--prompt=the ", "--length=20"], says("The run in runs/mine:", "(?m)^the "), written_run
+    ),
+    "python -m tools.sample --logdir=runs/mine --samples=3 --temperature=0.7 --top_p=0.95": Run(
+        ["--length=5"], says("--- 1 of 3 ---", "--- 3 of 3 ---"), written_run
+    ),
+    'python -m tools.sample --logdir=runs/mine --prompt="import " --beam=8 --length=20': Run(
+        ["--prompt=the ", "--length=3", "--beam=2"],
+        says("2 of 2: 3 tokens of log probability -"),
+        written_run,
+    ),
+    "python -m tools.sample --logdir=runs/music --midi=chorale.mid --prompt=3 --length=64": Run(
+        [], says("chorale.mid: 32 frames that were given, and 64 that go on"),
+        lambda folder: runs.music_run(folder / "runs/music"),
+    ),
     "python -m tools.export --logdir=runs/mine --to=exported": Run(
         [], says("exported: any number of steps and rows, by TensorFlow"), run_to_export
     ),
@@ -307,7 +316,9 @@ ELSEWHERE = {
     "pip install -e .": "an installation",
     "pip install -e '.[bench]'": "an installation",
     "pip install -e '.[litert]'": "an installation",
+    "pip install -e '.[midi]'": "an installation",
     "pip install -e '.[safetensors]'": "an installation",
+    "pip install -e '.[serve]' && python -m tools.serve": "the second half is run here, too",
     "pytest -n 0 tests/experiments/test_workers.py": "a test of this suite",
     "pytest -n 0 tests/layers": "a part of this suite",
     "python -m tools.bench.benchmark": "run with fewer rounds",

@@ -249,6 +249,11 @@ def run_flags(out: TextIO) -> None:
         write_samples(*what, samples=SAMPLES.value, seed=seed, sampling=sampling, stop=stop)
 
 
+def show_no_more() -> None:
+    """Lets the interpreter flush its standard output to nowhere, because nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str]) -> None:
     """Writes text to the standard output, or music to a file."""
     if len(argv) > 1:
@@ -262,7 +267,7 @@ def main(argv: list[str]) -> None:
             print()
         sys.exit(130)
     except BrokenPipeError:  # as with | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        show_no_more()
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

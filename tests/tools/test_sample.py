@@ -1,27 +1,23 @@
 """A model writes: text in pieces, several samples, beams, stop tokens, other kinds of tokens."""
 
+import functools
 import io
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-import tbptt
 from experiments import midi, music
-from tbptt.experiment.model_files import write_model_files
-from tbptt.losses import binary_cross_entropy
 from tbptt.serving.beam import beam_search
 from tbptt.serving.load import load
 from tbptt.serving.sampling import Sampler, Sampling
 from tbptt.serving.streamer import Streamer
 from tbptt.streams.corpus import EOS, UNK, Vocabulary
-from tests.commands import ROOT
+from tests.runs import language_model, make_run, music_run
 from tools import sample
 
 LETTERS = Vocabulary("characters", ("\n", *"abcdé"))
@@ -31,13 +27,17 @@ BYTES = Vocabulary.of("", "bytes")
 
 @pytest.fixture(scope="module")
 def models():
-    seeds = tbptt.split_seed(tbptt.make_seed(4), 2)
-    return {
-        vocabulary: tbptt.LanguageModel(
-            len(vocabulary), 3, tbptt.LSTM(3, 8, seed=seeds[0]), seed=seeds[1]
-        )
-        for vocabulary in (LETTERS, WORDS, BYTES)
-    }
+    return {vocabulary: language_model(vocabulary) for vocabulary in (LETTERS, WORDS, BYTES)}
+
+
+@pytest.fixture(autouse=True)
+def one_sampler_a_model(monkeypatch):
+    """Tracing takes most of the time of these tests."""
+    monkeypatch.setattr(sample, "Sampler", SAMPLERS)
+
+
+SAMPLERS = functools.cache(Sampler)
+OPTIONS = dict(most=sample.PIECE, rows=1, jit_compile=False)
 
 
 class Pieces(io.StringIO):
@@ -63,7 +63,7 @@ def test_text_is_shown_while_it_is_drawn(models, vocabulary):
     prompt = {"words": "the cat", "characters": "abé", "bytes": "abé"}[vocabulary.kind]
     out = written(models, vocabulary, prompt, 30, seed=5)
     ids = vocabulary.encode(prompt)
-    drawn = Sampler(models[vocabulary], rows=1, jit_compile=False).sample(ids, 30, [[0, 5]])
+    drawn = SAMPLERS(models[vocabulary], **OPTIONS).sample(ids, 30, [[0, 5]])
     text = vocabulary.decode(np.concatenate([ids, drawn[:, 0]]))
     found = out.getvalue().removesuffix("\n")
     if vocabulary is WORDS:
@@ -119,25 +119,14 @@ def test_the_newest_finished_run_is_taken(tmp_path):
     assert sample.newest_run(tmp_path) == tmp_path / "c"
 
 
-def make_run(folder, model, preprocessing, **settings):
-    """Writes the folder of a finished run."""
-    folder.mkdir(parents=True)
-    (folder / "settings.json").write_text(json.dumps(settings))
-    write_model_files(folder, model, preprocessing)
-    tbptt.save_parameters(folder / "best_parameters.npz", model)
-    (folder / "result.json").write_text("{}")
-
-
 @pytest.fixture(scope="module")
 def folder(models, tmp_path_factory):
     """A folder with three runs below `runs`."""
     folder = tmp_path_factory.mktemp("writes")
     some_words = Vocabulary("words", ("the", "cat", UNK, EOS))
-    seed = tbptt.make_seed(0)
-    of_music = tbptt.SequenceModel(tbptt.GRU(88, 3, seed=seed), 88, binary_cross_entropy, seed=seed)
-    make_run(folder / "runs/music", of_music, {}, experiment="music", keys=88, data="")
+    music_run(folder / "runs/music")
     make_run(folder / "runs/words", models[WORDS], {"vocabulary": some_words})
-    make_run(folder / "runs/other", of_music, {}, experiment="other")
+    make_run(folder / "runs/other", models[LETTERS], {}, experiment="other")
     make_run(folder / "runs/mine", models[LETTERS], {"vocabulary": LETTERS})
     return folder
 
@@ -150,8 +139,9 @@ def call(folder, monkeypatch, capsys, *arguments):
         try:
             sample.main(sample.flags.FLAGS(["sample", "--length=12", *arguments]))
         except SystemExit as error:
-            status, text = (error.code, "") if isinstance(error.code, int) else (1, error.code)
-            print(text)
+            status = error.code if isinstance(error.code, int) else 1
+            if status != error.code:
+                print(error.code)
     shown = capsys.readouterr()
     return status, shown.out, shown.err
 
@@ -220,14 +210,33 @@ def test_music_is_the_piece_and_what_the_model_draws(folder, monkeypatch, capsys
     assert np.array_equal(frames, np.concatenate([piece, drawn]))
 
 
-def test_an_interrupt_ends_it_in_one_line(folder):
-    command = [sys.executable, "-m", "tools.sample", "--length=1000000"]
-    options = dict(cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-    with process, process.stdout, process.stderr:
-        assert process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"Traceback" not in errors
-    assert rest.endswith(b"\n")
+class Terminal(io.StringIO):
+    """Does something at every flush."""
+
+    def __init__(self, do):
+        super().__init__()
+        self.flush = do
+
+
+def test_an_interrupt_ends_it_cleanly(folder, monkeypatch, capsys):
+    terminal = Terminal(lambda: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(sys, "stdout", terminal)
+    # A process that was started in the background ignores this signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status, _, errors = call(folder, monkeypatch, capsys, "--prompt=ab", "--length=1000")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert status == 130
+    assert re.fullmatch(r"ab(.|\n){8}\n", terminal.getvalue())
+    assert "Traceback" not in errors
+
+
+def test_a_pipe_that_is_closed_ends_it_in_silence(folder, monkeypatch, capsys):
+    def closed():
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sample, "show_no_more", lambda: None)
+    monkeypatch.setattr(sys, "stdout", Terminal(closed))
+    status, _, errors = call(folder, monkeypatch, capsys, "--logdir=runs/mine")
+    assert (status, errors) == (0, "")
