@@ -1,14 +1,17 @@
 """`Engine`: runs the model in rounds, in each of them many sessions together.
 
-While a round runs, requests gather; the next round takes those that wait, so that nobody waits for
-a timer. A round takes a session once, and at most as many as the streamer runs in one batch. If
-that many wait, a second round overlaps with the first: one runs the model while the other one draws
-tokens, and the event loop serves the rest.
+While a round runs, requests gather; the next round takes those that wait. A session that is alone
+never waits. Where there are several, a round begins a little later if sessions of the last two
+rounds are not back yet: otherwise they would split into two halves that take turns for ever. A
+round takes a session once, and at most as many as the streamer runs in one batch. If that many
+wait, a second round overlaps with the first: one runs the model while the other one draws tokens,
+and the event loop serves the rest.
 """
 
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +24,9 @@ from tbptt.serving.http.sessions import Place, Session, leaves_of
 from tbptt.serving.sampling import Sampling
 from tbptt.serving.streamer import Streamer
 from tbptt.types import Nest
+
+WAIT = 0.3  # of the time that the last round took: so long for sessions that may come back
+SHORTEST_WAIT, LONGEST_WAIT = 0.0005, 0.003  # seconds
 
 
 class _Job:
@@ -101,6 +107,9 @@ class Engine:
         self._threads = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="engine")
         self._tasks: list[asyncio.Task] = []
         self._calling = threading.Lock()
+        self._recent: collections.deque[set[str]] = collections.deque([set()], maxlen=2)
+        self._seconds = 0.0  # that the last round took
+        self._expected, self._gathered = 0, asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -121,6 +130,7 @@ class Engine:
         job = _Call(function)
         self._calls.append(job)
         self._wake.set()
+        self._gathered.set()
         return await job.future
 
     async def feed(self, session: Session, chunk: Nest) -> Nest:
@@ -145,6 +155,8 @@ class Engine:
         self._wake.set()
         if len(self._jobs) >= self._rows:
             self._wake_second.set()
+        if len(self._jobs) >= self._expected > 0:
+            self._gathered.set()
         return await job.future
 
     async def _work(self, wake: asyncio.Event, least: int) -> None:
@@ -153,18 +165,35 @@ class Engine:
         while True:
             await wake.wait()
             while self._calls or len(self._jobs) >= least:
+                if len(self._jobs) < self._rows and not self._calls:
+                    await self._gather()
+                if not self._calls and not self._jobs:  # the other round has taken them
+                    break
                 calls, self._calls = self._calls, []
                 jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self._rows))]
+                self._recent.append({job.session.name for job in jobs})
+                began = loop.time()
                 try:
                     await loop.run_in_executor(self._threads, self._round, calls, jobs)
                 except Exception as error:  # so that nobody waits for ever
                     for job in jobs:
                         job.error = error
+                self._seconds = loop.time() - began
                 for waiting in (*calls, *jobs):
                     waiting.resolve()
                 self._count(jobs)
                 await asyncio.sleep(0)  # whoever waited for this round may join the next one
             wake.clear()
+
+    async def _gather(self) -> None:
+        """Waits a little for sessions of the last two rounds that are not back yet."""
+        self._expected = min(self._rows, len(set().union(*self._recent)))
+        seconds = min(LONGEST_WAIT, WAIT * self._seconds)
+        if seconds >= SHORTEST_WAIT and len(self._jobs) < self._expected:
+            self._gathered.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._gathered.wait(), max(seconds, 0.001))
+        self._expected = 0
 
     def _count(self, jobs: list[_Feed | _Write]) -> None:
         """Counts a round in the metrics."""
