@@ -32,7 +32,7 @@ TOKEN_FILE = flags.DEFINE_string("token_file", None, "File with the token that c
                                  "TBPTT_TOKEN in the environment is one too.")  # fmt: skip
 HOSTS = flags.DEFINE_list("allowed_hosts", [], "Further names of this server in requests.")
 FOLDER = flags.DEFINE_string("sessions_folder", None, "Keeps sessions while the server is stopped.")
-ROWS = flags.DEFINE_integer("batch_rows", 16, "Sessions that run together: more are faster for "
+ROWS = flags.DEFINE_integer("batch_rows", 32, "Sessions that run together: more are faster for "
                             "many clients, fewer for one.", 1, 4096)  # fmt: skip
 JIT = flags.DEFINE_bool("jit_compile", True, "Whether XLA compiles the model.")
 BODY = flags.DEFINE_integer("body_bytes", 1 << 20, "Largest body of a request.")

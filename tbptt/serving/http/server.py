@@ -47,7 +47,7 @@ class Server:
         token: str | None = None,
         allowed_hosts: Sequence[str] = (),
         limits: Limits = DEFAULTS,
-        batch_rows: int = 16,
+        batch_rows: int = 32,
         sessions_folder: pathlib.Path | None = None,
         jit_compile: bool = True,
     ) -> None:

@@ -44,7 +44,7 @@ class Service:
         preprocessing: Mapping[str, Any] | None = None,
         *,
         limits: Limits = DEFAULTS,
-        batch_rows: int = 16,
+        batch_rows: int = 32,
         sessions_folder: pathlib.Path | None = None,
         jit_compile: bool = True,
     ) -> None:
