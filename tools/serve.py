@@ -129,6 +129,8 @@ def main(argv: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # the server has handlers of its own while it runs
     server.run()
+    if server.service.lost:
+        sys.exit(f"error: {server.service.lost}")
     print("Stopped." if FOLDER.value is None else f"Stopped; sessions are in {FOLDER.value}.")
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import tensorflow as tf
 from absl import logging
 
 from tbptt.serving.drawing import uniforms
@@ -26,6 +25,7 @@ from tbptt.serving.http.service import Service
 from tbptt.serving.http.sessions import Session, check_name
 from tbptt.serving.sampling import Sampling
 from tbptt.serving.text import TextDecoder
+from tbptt.types import Nest
 
 BURST = 4  # tokens that a session draws in one round, when it is not its first
 MOST_BEGUN = 1_000_000  # numbers of a seed that may be left out
@@ -162,15 +162,20 @@ async def feed(service: Service, request: Request) -> Answer:
         outputs = await service.feed(session, inputs, want)
         content: dict[str, Any] = {"steps": session.place.steps}
     if outputs is not None:
-        one = isinstance(outputs, np.ndarray)  # which is faster than tf.nest
-        content["outputs"] = _plain(outputs) if one else tf.nest.map_structure(_plain, outputs)
+        content["outputs"] = _plain(outputs)
     return as_json(content)
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
-    """Returns an array of a type that JSON has."""
-    plain = array if array.dtype in (np.float32, np.int32) else array.astype(np.float32)
-    return np.ascontiguousarray(plain)
+def _plain(outputs: Nest) -> Any:
+    """Returns outputs of types that JSON has: arrays, lists of them, and objects."""
+    if isinstance(outputs, np.ndarray):
+        known = outputs.dtype in (np.float32, np.int32)
+        return np.ascontiguousarray(outputs if known else outputs.astype(np.float32))
+    if hasattr(outputs, "_asdict"):
+        outputs = outputs._asdict()
+    if isinstance(outputs, dict):
+        return {str(name): _plain(part) for name, part in outputs.items()}
+    return [_plain(part) for part in outputs]
 
 
 @dataclasses.dataclass(frozen=True)

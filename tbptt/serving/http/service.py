@@ -36,6 +36,7 @@ class Service:
       hurry: whether generation ends as soon as it can.
       running: requests that run or wait.
       values: numbers in the outputs of a step; 0: not known yet.
+      lost: why the sessions were not kept when the server ended. None: they were.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Service:
         )
         self.stopping = self.hurry = False
         self.running = 0
+        self.lost: str | None = None
         self._folder = sessions_folder
         self._sweeper: asyncio.Task | None = None
 
@@ -98,6 +100,13 @@ class Service:
             self.streamer.warm_up([0])
         if self._folder is None:
             return 0
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise keeping.KeptError(
+                f"The folder for sessions, {str(self._folder)!r}, cannot be made "
+                f"({error.strerror}). Name another one."
+            ) from None
         return keeping.restore(self._folder, self.sessions, self.model)
 
     def start(self) -> None:
@@ -116,7 +125,8 @@ class Service:
                 count = keeping.save(self._folder, self.sessions, self.model)
                 logging.info("Kept %d sessions in %s.", count, self._folder)
             except OSError as error:
-                logging.error("The sessions cannot be kept in %s: %s.", self._folder, error)
+                self.lost = f"The sessions cannot be kept in {str(self._folder)!r}: {error}."
+                logging.error(self.lost)
 
     async def _sweep(self) -> None:
         """Closes sessions that have expired, now and then."""

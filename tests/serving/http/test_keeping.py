@@ -1,5 +1,6 @@
 """Sessions outlive the server: bit for bit, with their marks; what is damaged is refused."""
 
+import asyncio
 import json
 import shutil
 import threading
@@ -151,6 +152,17 @@ def test_sessions_of_another_model_are_refused(kept):
     service = make_service(other, kept)
     with pytest.raises(keeping.KeptError, match="of another model, or of other parameters"):
         keeping.restore(kept, service.sessions, other)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, model):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(keeping.KeptError, match=r"'.*/file', cannot be made \(File exists\)"):
+        make_service(model, tmp_path / "file").prepare()
+    service = make_service(model, tmp_path / "s")
+    service.sessions.open("ann")
+    (tmp_path / "s").write_text("")
+    asyncio.run(service.stop())
+    assert "The sessions cannot be kept in" in service.lost
 
 
 def test_other_files_in_the_folder_stay(tmp_path, model):

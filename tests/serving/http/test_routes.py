@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 import tbptt
+from tbptt.serving.http import handlers
 from tbptt.serving.http.app import ROUTES
 from tbptt.serving.http.server import Server
 from tbptt.serving.sampling import Sampler, Sampling
@@ -215,6 +216,15 @@ def test_health_model_and_page_say_what_there_is(ask):
     assert "default-src 'none'" in policy
     assert policy.count("sha256-") == 2
     assert not re.search(rb"https?://|style=|\son\w+=", page.body)
+
+
+def test_outputs_of_any_structure_are_json():
+    """bfloat16 as numbers, named tuples as objects, and what is not finite as null."""
+    outputs = tbptt.types.WindowLoss(
+        np.float32([[0.1, np.nan]]), {"a": (tf.constant([1.5], tf.bfloat16).numpy(),)}, None
+    )._replace(penalty=np.array([[1, 2]])[:, ::-1])
+    found = json.loads(handlers.as_json(handlers._plain(outputs)).body)
+    assert found == {"loss": [[0.1, None]], "metrics": {"a": [[1.5]]}, "penalty": [[2.0, 1.0]]}
 
 
 def test_every_route_has_a_test():
