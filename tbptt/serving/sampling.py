@@ -188,9 +188,11 @@ class Sampler:
         self._marked("prompt", ids)
         state, begin = self._model.initial_state(1), 0
         while begin < len(ids) - 1:
-            size = CHUNK if len(ids) - 1 - begin >= CHUNK else 1
-            chunk = tf.constant(ids[begin : begin + size, None], tf.int32)
-            state, begin = self._reading(chunk, state), begin + size
+            count = min(CHUNK, len(ids) - 1 - begin)
+            chunk = np.zeros([CHUNK, 1], np.int32)
+            chunk[:count, 0] = ids[begin : begin + count]
+            state = self._reading(tf.constant(chunk), tf.constant(count), state)
+            begin += count
         return state
 
     def __call__(
@@ -299,8 +301,15 @@ class Sampler:
         marked[ids.astype(np.int64)] = True
         return marked
 
-    def _read(self, ids: tf.Tensor, state: State) -> State:
-        return self._model(ids, state)[1]
+    def _read(self, ids: tf.Tensor, count: tf.Tensor, state: State) -> State:
+        """Reads the first `count` of `ids [CHUNK, 1]`, one after another."""
+        _, state = tf.while_loop(
+            lambda k, _: k < count,
+            lambda k, state: (k + 1, self._model(tf.gather(ids, [k]), state)[1]),
+            (tf.constant(0), state),
+            parallel_iterations=1,
+        )
+        return state
 
     def _draw(
         self,
@@ -314,31 +323,23 @@ class Sampler:
     ) -> tuple[tf.Tensor, State]:
         """Reads `last` and draws; `numbers [most, R]` are uniform."""
 
-        def add(
-            k: tf.Tensor, token: tf.Tensor, on: tf.Tensor, seen: tf.Tensor, tokens: tf.Tensor,
-            outputs: tf.Tensor, state: State,
-        ) -> tuple[Any, ...]:  # fmt: skip
-            """Draws token k of the rows that are going on, `on [R]`, whose outputs are given."""
-            drawn = draw(*ranked_probabilities(outputs[0], seen, settings), numbers[k])
-            token = tf.where(on, drawn, token)
-            seen |= tf.one_hot(token, seen.shape[1], on_value=True, off_value=False, dtype=tf.bool)
-            kept = tf.where(on, drawn, -1)
-            tokens = tf.tensor_scatter_nd_update(tokens, [[k]], kept[None])
-            return k + 1, token, on & ~tf.gather(stop_at, token), seen, tokens, state
-
         def turn(
             k: tf.Tensor, token: tf.Tensor, on: tf.Tensor, seen: tf.Tensor, tokens: tf.Tensor,
             state: State,
         ) -> tuple[Any, ...]:  # fmt: skip
+            """Reads the last token of the rows that are going on, `on [R]`, and draws token k."""
             outputs, after = self._model(token[None], state)
-            return add(k, token, on, seen, tokens, outputs, select(on, after, state))
+            drawn = draw(*ranked_probabilities(outputs[0], seen, settings), numbers[k])
+            token = tf.where(on, drawn, token)
+            tokens = tf.tensor_scatter_nd_update(tokens, [[k]], tf.where(on, drawn, -1)[None])
+            going = on & ~tf.gather(stop_at, token)
+            return k + 1, token, going, seen | marks(token), tokens, select(on, after, state)
 
-        token, on = tf.maximum(last, 0), last >= 0
-        seen |= tf.one_hot(last, seen.shape[1], on_value=True, off_value=False, dtype=tf.bool)
+        def marks(token: tf.Tensor) -> tf.Tensor:
+            return tf.one_hot(token, seen.shape[1], on_value=True, off_value=False, dtype=tf.bool)
+
         tokens = tf.fill([self._most, last.shape[0]], -1)
-        # The state that comes back is the one before the last token, so the first turn is apart.
-        outputs, after = self._model(token[None], state)
-        begun = add(tf.constant(0), token, on, seen, tokens, outputs, select(on, after, state))
+        begun = (tf.constant(0), tf.maximum(last, 0), last >= 0, seen | marks(last), tokens, state)
         *_, tokens, state = tf.while_loop(
             lambda k, token, on, *_: (k < count) & tf.reduce_any(on),
             turn, begun, parallel_iterations=1,
