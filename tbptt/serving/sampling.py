@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tbptt import checks
-from tbptt.serving.drawing import draw, ranked_probabilities, uniforms
+from tbptt.serving.drawing import draw, probabilities, uniforms
 from tbptt.state import select, take_rows
 from tbptt.types import Model, State
 
@@ -329,7 +329,7 @@ class Sampler:
         ) -> tuple[Any, ...]:  # fmt: skip
             """Reads the last token of the rows that are going on, `on [R]`, and draws token k."""
             outputs, after = self._model(token[None], state)
-            drawn = draw(*ranked_probabilities(outputs[0], seen, settings), numbers[k])
+            drawn = draw(probabilities(outputs[0], seen, settings), numbers[k])
             token = tf.where(on, drawn, token)
             tokens = tf.tensor_scatter_nd_update(tokens, [[k]], tf.where(on, drawn, -1)[None])
             going = on & ~tf.gather(stop_at, token)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tbptt
-from tbptt.serving.drawing import draw, ranked_probabilities, uniforms
+from tbptt.serving.drawing import draw, probabilities, uniforms
 from tbptt.serving.sampling import Sampler, Sampling
 from tbptt.state import take_rows
 from tbptt.testing import assert_close, assert_same_bits
@@ -17,9 +17,7 @@ NONE_SEEN = tf.zeros([2, 4], tf.bool)
 
 def distribution(logits=LOGITS, seen=NONE_SEEN, **settings):
     """The probabilities of tokens 0 to V - 1."""
-    ids, p = ranked_probabilities(tf.constant(logits), seen, Sampling(**settings).as_tensors())
-    assert np.all(np.diff(p, axis=-1) <= 0)
-    return np.take_along_axis(p.numpy(), np.argsort(ids, axis=-1), axis=-1)
+    return probabilities(tf.constant(logits), seen, Sampling(**settings).as_tensors()).numpy()
 
 
 def normalised(*rows):
@@ -44,10 +42,40 @@ def test_settings_by_hand():
     assert_close(distribution(negative, seen, repetition_penalty=2.0), normalised(*expected))
 
 
+def test_cuts_are_those_of_sorted_tokens():
+    """Of random distributions, many of whose tokens are equally probable, row by row."""
+    rng = np.random.default_rng(3)
+    logits = np.log(rng.integers(1, 6, [200, 40]).astype(np.float32))
+    columns = {
+        "top_k": rng.integers(0, 12, 200),
+        "top_p": np.where(rng.random(200) < 0.2, 1.0, rng.uniform(0.01, 1.0, 200)),
+        "min_p": np.where(rng.random(200) < 0.5, 0.0, rng.random(200)),
+    }
+    settings = {name: tf.constant(x[:, None], tf.float32) for name, x in columns.items()}
+    settings["top_k"] = tf.cast(settings["top_k"], tf.int32)
+    ones = tf.ones([200, 1])
+    settings |= {"temperature": ones, "repetition_penalty": ones}
+    found = probabilities(tf.constant(logits), tf.zeros([200, 40], tf.bool), settings).numpy()
+    for row, p in enumerate(np.exp(logits.astype(np.float64))):
+        p /= p.sum()
+        order = np.argsort(-p, kind="stable")
+        ranked, (k, q, m) = p[order], (x[row] for x in columns.values())
+        before = np.cumsum(ranked) - ranked
+        if np.abs(before - q).min() < 1e-6 or np.abs(ranked - m * ranked[0]).min() < 1e-6:
+            continue  # rounding decides
+        kept = (np.arange(40) < k) | (k == 0)
+        kept &= (before < q) | (q >= 1)
+        kept &= ranked >= m * ranked[0]
+        kept[0] = True
+        expected = np.zeros(40)
+        expected[order[kept]] = ranked[kept] / ranked[kept].sum()
+        np.testing.assert_allclose(found[row], expected, rtol=1e-5, err_msg=f"{row} {k} {q} {m}")
+
+
 def test_a_draw_inverts_the_distribution():
-    ids, p = tf.constant([[2, 0, 1]] * 6), tf.constant([[0.5, 0.3, 0.2]] * 5 + [[0.6, 0.4, 0.0]])
-    drawn = draw(ids, p, tf.constant([0.0, 0.49, 0.51, 0.79, 0.81, 0.9999999]))
-    assert drawn.numpy().tolist() == [2, 2, 0, 0, 1, 0]
+    p = tf.constant([[0.5, 0.0, 0.3, 0.2]] * 5 + [[0.6, 0.4, 0.0, 0.0]])
+    drawn = draw(p, tf.constant([0.0, 0.49, 0.51, 0.79, 0.81, 0.9999999]))
+    assert drawn.numpy().tolist() == [0, 0, 2, 2, 3, 1]
 
 
 def test_numbers_of_a_seed_go_on_and_are_uniform():

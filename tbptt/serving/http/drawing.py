@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tbptt.serving.drawing import draw, ranked_probabilities
+from tbptt.serving.drawing import draw, probabilities
 from tbptt.serving.sampling import Sampling
 
 SIZES = (1, 4, 16, 64)  # numbers of rows that are traced
@@ -20,7 +20,7 @@ class Request:
 
     Attributes:
       logits: `[V]` float32.
-      seen: `[V]` bool, see `ranked_probabilities`.
+      seen: `[V]` bool, see `probabilities`.
       number: uniform, from 0 to below 1.
       sampling: how the token is drawn.
     """
@@ -79,4 +79,4 @@ def _columns(requests: Sequence[Request]) -> dict[str, tf.Tensor]:
 def _draw(
     logits: tf.Tensor, seen: tf.Tensor, numbers: tf.Tensor, settings: dict[str, tf.Tensor]
 ) -> tf.Tensor:
-    return draw(*ranked_probabilities(logits, seen, settings), numbers)
+    return draw(probabilities(logits, seen, settings), numbers)
