@@ -9,10 +9,6 @@ import tensorflow as tf
 from tbptt.serving.drawing import draw, probabilities
 from tbptt.serving.sampling import Sampling
 
-SIZES = (1, 4, 16, 64)  # numbers of rows that are traced
-ALIGNED = 16  # the vocabulary is filled up to a multiple of it
-NEVER = -1e30  # the logit of what fills it up
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -34,33 +30,41 @@ class Request:
 class Drawing:
     """Draws tokens from logits as `Sampler` does, but with other settings for each row.
 
-    A row is computed alike whatever the other rows are and however many: all work on a row is done
-    along the row, whose length is a multiple of the vector registers', so that no element is a
-    remainder in one batch and not in another.
+    One program of a fixed number of rows draws for fewer of them too, so a row's token is the same
+    whoever else is drawn with it, and however many.
     """
 
-    def __init__(self) -> None:
-        """Creates it; nothing is traced yet."""
-        self._program = tf.function(_draw, autograph=False)
+    def __init__(self, rows: int, *, jit_compile: bool = True) -> None:
+        """Creates it; nothing is traced yet.
+
+        Args:
+          rows: the number of rows that are drawn at once.
+          jit_compile: whether XLA compiles the program.
+        """
+        self._rows = rows
+        self._program = tf.function(_draw, autograph=False, jit_compile=jit_compile)
+
+    def warm_up(self, vocabulary_size: int) -> None:
+        """Compiles the program for a vocabulary, so that no request waits for it."""
+        logits, seen = np.zeros(vocabulary_size, np.float32), np.zeros(vocabulary_size, bool)
+        self([Request(logits, seen, np.float32(0), Sampling())])
 
     def __call__(self, requests: Sequence[Request]) -> list[int]:
         """Returns a token for each request."""
         tokens: list[int] = []
-        for first in range(0, len(requests), SIZES[-1]):
-            tokens += self._some(requests[first : first + SIZES[-1]])
+        for first in range(0, len(requests), self._rows):
+            tokens += self._some(requests[first : first + self._rows])
         return tokens
 
     def _some(self, requests: Sequence[Request]) -> list[int]:
-        count, size = len(requests), len(requests[0].logits)
-        rows = next(rows for rows in SIZES if rows >= count)
-        logits = np.full([rows, -(-size // ALIGNED) * ALIGNED], NEVER, np.float32)
-        seen = np.zeros(logits.shape, bool)
-        for k, request in enumerate(requests):
-            logits[k, :size], seen[k, :size] = request.logits, request.seen
-        every = [requests[min(k, count - 1)] for k in range(rows)]
-        numbers = np.array([request.number for request in every], np.float32)
+        """Draws for some requests, with copies of the last one in the other places."""
+        count = len(requests)
+        every = [requests[min(k, count - 1)] for k in range(self._rows)]
         tokens = self._program(
-            tf.constant(logits), tf.constant(seen), tf.constant(numbers), _columns(every)
+            tf.constant(np.stack([request.logits for request in every])),
+            tf.constant(np.stack([request.seen for request in every])),
+            tf.constant(np.array([request.number for request in every], np.float32)),
+            _columns(every),
         )
         return tokens.numpy()[:count].tolist()
 

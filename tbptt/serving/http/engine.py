@@ -90,17 +90,20 @@ class _Write(_Job):
 class Engine:
     """Feeds sessions and draws their tokens, in rounds."""
 
-    def __init__(self, streamer: Streamer, rows: int, metrics: Metrics, *, language: bool) -> None:
+    def __init__(
+        self, streamer: Streamer, rows: int, metrics: Metrics, drawing: Drawing | None
+    ) -> None:
         """Creates an engine; `start` starts it.
 
         Args:
           streamer: runs the model.
           rows: the most sessions of a round, as many as a batch of the streamer has.
           metrics: counts steps, tokens and rounds.
-          language: whether outputs are logits `[N, V]` of the token after each step.
+          drawing: draws the tokens of a language model, whose outputs are logits `[N, V]` of the
+            token after each step; None: of any other model.
         """
         self._streamer, self._rows, self._metrics = streamer, rows, metrics
-        self._language, self._drawing = language, Drawing()
+        self._drawing = drawing
         self._calls: list[_Call] = []
         self._jobs: collections.deque[_Feed | _Write] = collections.deque()
         self._wake, self._wake_second = asyncio.Event(), asyncio.Event()
@@ -212,7 +215,8 @@ class Engine:
         while jobs:
             writes = [job for job in jobs if isinstance(job, _Write)]
             try:
-                tokens = self._drawing([job.request() for job in writes]) if writes else []
+                draw = self._drawing
+                tokens = draw([job.request() for job in writes]) if draw and writes else []
             except Exception as error:
                 for job in writes:
                     job.error = error
@@ -240,7 +244,7 @@ class Engine:
                 job.result = outputs[name]
             steps = len(leaves_of(chunks[name])[0])
             job.steps += steps
-            if self._language:
+            if self._drawing:
                 session.read(chunks[name], outputs[name][-1])
             else:
                 session.place = Place(session.place.steps + steps)

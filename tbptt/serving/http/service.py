@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from tbptt.serving.http import keeping
+from tbptt.serving.http.drawing import Drawing
 from tbptt.serving.http.engine import Engine
 from tbptt.serving.http.limits import DEFAULTS, Limits, RateLimit, Refusal
 from tbptt.serving.http.metrics import Metrics
@@ -81,9 +82,8 @@ class Service:
         )
         self.sessions, self.metrics = Sessions(self.streamer, limits), Metrics()
         self.rate = RateLimit(limits.rate)
-        self.engine = Engine(
-            self.streamer, batch_rows, self.metrics, language=self.size is not None
-        )
+        self._drawing = Drawing(batch_rows, jit_compile=jit_compile) if self.size else None
+        self.engine = Engine(self.streamer, batch_rows, self.metrics, self._drawing)
         self.stopping = self.hurry = False
         self.running = 0
         self.lost: str | None = None
@@ -96,8 +96,9 @@ class Service:
         Raises:
           KeptError: the sessions that were kept cannot be given back.
         """
-        if self.size is not None:
+        if self.size is not None and self._drawing is not None:
             self.streamer.warm_up([0])
+            self._drawing.warm_up(self.size)
         if self._folder is None:
             return 0
         try:
