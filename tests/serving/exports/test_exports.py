@@ -95,6 +95,40 @@ def test_any_steps_and_rows_of_every_kind(exports, model, kind):
         testing.assert_close(list(state.values()), list(last), precision, law=10)
 
 
+def rest_server(folder):
+    """Answers as TensorFlow Serving does to `POST /v1/models/NAME:predict`, in its column form.
+
+    https://www.tensorflow.org/tfx/serving/api_rest. The server itself cannot be installed by pip.
+    """
+    loaded = tf.saved_model.load(str(folder))
+
+    def predict(body):
+        request = json.loads(body)
+        signature = loaded.signatures[request["signature_name"]]
+        specs = signature.structured_input_signature[1]
+        assert set(request["inputs"]) == set(specs)
+        given = {name: tf.constant(x, specs[name].dtype) for name, x in request["inputs"].items()}
+        answer = {name: x.numpy().tolist() for name, x in signature(**given).items()}
+        return json.dumps({"outputs": answer})
+
+    return predict
+
+
+def test_a_client_of_a_rest_server_carries_the_state(exports, model):
+    """Every answer holds the state under the names under which the next request gives it back."""
+    predict = rest_server(exports["saved_model"])
+    body = json.dumps({"signature_name": "initial_state", "inputs": {"batch": 2}})
+    state = json.loads(predict(body))["outputs"]
+    ids, outputs = np.array([[1, 4], [0, 2], [6, 3]]), []
+    for row in ids.tolist():
+        inputs = {"inputs": [row], "reset": [[False, False]], **state}
+        state = json.loads(predict(json.dumps({"signature_name": "step", "inputs": inputs})))
+        state = state["outputs"]
+        outputs.append(state.pop("outputs")[0])
+    expected, _ = model(tf.constant(ids, tf.int32), model.initial_state(2))
+    testing.assert_close(np.float32(outputs), expected)
+
+
 def test_an_export_that_forgets_is_found(model, tmp_path, monkeypatch):
     run = stablehlo.Runner._run_step
 
