@@ -532,7 +532,7 @@ def test_vocabulary_that_cannot_be_written_is_told_and_the_same_command_goes_on(
         done = command_line(module, *command, cwd=tmp_path)
     assert done.status == 1
     assert "error: 'run/preprocessing.json' cannot be written: File too large." in done.stderr
-    assert sorted(contents(tmp_path / "run")) == ["lock", "settings.json"]
+    assert sorted(contents(tmp_path / "run")) == ["lock", "model.json", "settings.json"]
     assert command_line(module, *command, cwd=tmp_path).status == 0
 
 
