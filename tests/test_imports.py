@@ -8,6 +8,8 @@ import pytest
 import tbptt
 
 ROOT = pathlib.Path(tbptt.__file__).parent
+TOOLS = ROOT.parent / "tools"
+COMMANDS = sorted(path for path in TOOLS.rglob("*.py") if "app.run(main)" in path.read_text())
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 # Every package may import types, checks, seeds and itself; and beyond that:
@@ -72,6 +74,15 @@ def test_imports_follow_the_table(path):
         if package(path) != "experiment":  # which is where a command line is read
             assert not name.startswith("absl.flags"), f"{path} imports {name}"
         assert not name.startswith(FORBIDDEN), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_commands_leave_it_to_tbptt_to_import_tensorflow_in_silence(path):
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            module = getattr(node, "module", None) or names[0]
+            assert module.split(".")[0] != "tensorflow", f"{path}:{node.lineno}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 import numpy as np
-import tensorflow as tf
 from absl import app, flags
 
 from experiments import midi, music
@@ -75,6 +74,8 @@ def open_run(folder: pathlib.Path) -> LoadedRun:
     if not (folder / DESCRIPTION).exists():
         return load(folder)
     export = open_export(folder)
+    import tensorflow as tf  # here, because tbptt is to import it first, in silence
+
     tf.config.run_functions_eagerly(True)  # see ExportedModel
     result = export.description["result"]
     return LoadedRun(ExportedModel(export), export.preprocessing, {}, result, folder)
