@@ -27,7 +27,7 @@ class LaterVersionError(CheckpointError):
 def manifest_of(content: dict[str, Any]) -> str:
     """Returns the manifest's text, given `step`, `facts`, `bytes`, `sha256` and `arrays`."""
     content = {"version": VERSION, **content, "facts": _encoded(content["facts"])}
-    return json.dumps({"content": content, "sha256": _digest(content)}, allow_nan=False)
+    return json.dumps({"content": content, "sha256": digest_of(content)}, allow_nan=False)
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
         content = manifest["content"]
-        fine = manifest["sha256"] == _digest(content)
+        fine = manifest["sha256"] == digest_of(content)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}.") from None
     if not fine:
@@ -113,5 +113,6 @@ def _decoded(fact: Any) -> Any:
     return [_decoded(value) for value in fact] if isinstance(fact, list) else fact
 
 
-def _digest(content: dict[str, Any]) -> str:
+def digest_of(content: Any) -> str:
+    """Returns the SHA-256 of a JSON value, whatever the order of its names."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -67,7 +67,7 @@ def write_checkpoint(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> 
             "step": checkpoint.step,
             "facts": checkpoint.facts,
             "bytes": (beside / ARRAYS).stat().st_size,
-            "sha256": _digest_of_file(beside / ARRAYS),
+            "sha256": digest_of_file(beside / ARRAYS),
             "arrays": {
                 name: [array.dtype.name, list(array.shape)]
                 for name, array in checkpoint.arrays.items()
@@ -99,7 +99,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             raise CheckpointError(
                 f"{path} has {size} bytes, but {MANIFEST} says {content['bytes']}: it is damaged."
             )
-        if _digest_of_file(path) != content["sha256"]:
+        if digest_of_file(path) != content["sha256"]:
             raise CheckpointError(f"{path} is not what was written: its checksum differs.")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -259,7 +259,8 @@ def _write_arrays(file: Any, arrays: dict[str, np.ndarray]) -> None:
                 entry.write(plain.reshape(-1).view(np.uint8).data)
 
 
-def _digest_of_file(path: pathlib.Path) -> str:
+def digest_of_file(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file, which is read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):

@@ -60,7 +60,7 @@ class _Here:
     """Places all rows on the device of this process."""
 
     def rows_here(self, rows: int) -> slice:
-        """Returns all rows."""
+        """Returns the rows of this process: all of them."""
         return slice(0, rows)
 
     def put(self, windows: Window) -> Window:

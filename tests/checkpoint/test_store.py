@@ -14,7 +14,7 @@ import pytest
 from absl import logging
 
 from tbptt import checkpoint as ck
-from tbptt.checkpoint.manifest import _digest
+from tbptt.checkpoint.manifest import digest_of
 from tbptt.testing import assert_same_bits
 
 ARRAYS = {
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_a_later_version_is_refused_and_left_alone(tmp_path):
     path = checkpoints.path(7) / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["content"]["version"] = 3
-    manifest["sha256"] = _digest(manifest["content"])
+    manifest["sha256"] = digest_of(manifest["content"])
     path.write_text(json.dumps(manifest))
     with pytest.raises(ck.CheckpointError, match="is of version 3, but this program reads up to 2"):
         checkpoints.newest()
@@ -244,7 +244,7 @@ def test_foreign_content_is_told_though_its_checksum_is_right(tmp_path, case):
     ck.write_checkpoint(tmp_path / "one", make())
     path = tmp_path / "one" / "manifest.json"
     content = change(json.loads(path.read_text())["content"])
-    path.write_text(json.dumps({"content": content, "sha256": _digest(content)}))
+    path.write_text(json.dumps({"content": content, "sha256": digest_of(content)}))
     with pytest.raises(ck.CheckpointError, match=message):
         ck.read_checkpoint(tmp_path / "one")
 

@@ -51,7 +51,7 @@ class Client(asyncio.Protocol):
         return self._ends or self._transport is None or self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begins."""
+        """Remembers the transport of the new connection."""
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
         self._transport = transport  # type: ignore[assignment]
 
@@ -62,7 +62,7 @@ class Client(asyncio.Protocol):
             self._future.set_exception(ConnectionError("The server has closed the connection."))
 
     def data_received(self, data: bytes) -> None:
-        """Collects an answer."""
+        """Collects the bytes of an answer, and resolves its future when it is whole."""
         self._data = self._data + data if self._data else data
         head = self._data.find(b"\r\n\r\n")
         if head < 0 or self._future is None or self._future.done():

@@ -104,7 +104,7 @@ class Visitor:
         self.leave()
 
     def leave(self) -> None:
-        """Closes the connection."""
+        """Closes the connection to the server; the next request opens another one."""
         if self.client is not None:
             self.client.close()
             self.client = None

@@ -20,7 +20,7 @@ LENGTH = 256  # steps of a window, in which a table is read
 
 
 class Steps(NamedTuple):
-    """Steps of B rows.
+    """Steps to run a model on: inputs of B rows, with resets and targets.
 
     Attributes:
       inputs: `[T, B, ...]` by name.

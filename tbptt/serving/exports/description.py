@@ -5,19 +5,19 @@ types and shapes of everything that a step reads and returns, how data are prepa
 the run, the measured differences from the model, and size and SHA-256 of every other file.
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from tbptt.checkpoint.manifest import digest_of
+from tbptt.checkpoint.store import digest_of_file
 from tbptt.serving.exports.errors import ExportError
 from tbptt.serving.exports.interface import Interface
 
 DESCRIPTION = "description.json"
 FORMAT = "tbptt-export"
 VERSION = 1
-BLOCK = 1 << 20  # bytes that are hashed at a time
 
 
 def write_description(folder: pathlib.Path, content: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ def write_description(folder: pathlib.Path, content: dict[str, Any]) -> None:
     """
     content = {"format": FORMAT, "version": VERSION, **content, "files": files_of(folder)}
     try:
-        text = json.dumps({"content": content, "sha256": _digest(content)}, indent=1)
+        text = json.dumps({"content": content, "sha256": digest_of(content)}, indent=1)
         json.dumps(content, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ExportError(
@@ -54,7 +54,7 @@ def read_description(folder: pathlib.Path) -> dict[str, Any]:
     try:
         read = json.loads(path.read_text("utf-8"))
         content = read["content"]
-        fine = read["sha256"] == _digest(content)
+        fine = read["sha256"] == digest_of(content)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(f"{str(path)!r} cannot be read ({error!r}). {AGAIN}") from None
     if not fine:
@@ -74,7 +74,7 @@ def files_of(folder: pathlib.Path) -> dict[str, Any]:
     return {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
-            "sha256": _digest_of_file(path),
+            "sha256": digest_of_file(path),
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / DESCRIPTION
@@ -137,15 +137,3 @@ def _check_files(folder: pathlib.Path, told: dict[str, Any]) -> None:
                 f"{name!r} in {str(folder)!r} is not what was written: its size or its checksum "
                 f"differs. {AGAIN}"
             )
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest_of_file(path: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

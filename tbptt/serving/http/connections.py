@@ -42,7 +42,7 @@ class Connection(HttpToolsProtocol):
             self._expect_more()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends a connection."""
+        """Cancels the timers of a connection that has ended."""
         for timer in (self._reads, self._writes):
             if timer is not None:
                 timer.cancel()
@@ -66,7 +66,7 @@ class Connection(HttpToolsProtocol):
             self._expect_more()
 
     def on_message_begin(self) -> None:
-        """Begins a request."""
+        """Notes that a request begins, whose headers come first."""
         super().on_message_begin()
         self._in_head = self._in_message = True
         self._head_bytes = 0
@@ -77,7 +77,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Ends a request."""
+        """Notes that a request has arrived whole, so that no timer runs."""
         self._in_message = False
         super().on_message_complete()
 

@@ -11,8 +11,8 @@ from tbptt.serving.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """One token to draw.
+class DrawRequest:
+    """Asks for the next token of one session, with all that it depends on.
 
     Attributes:
       logits: `[V]` float32.
@@ -47,16 +47,16 @@ class Drawing:
     def warm_up(self, vocabulary_size: int) -> None:
         """Compiles the program for a vocabulary, so that no request waits for it."""
         logits, seen = np.zeros(vocabulary_size, np.float32), np.zeros(vocabulary_size, bool)
-        self([Request(logits, seen, np.float32(0), Sampling())])
+        self([DrawRequest(logits, seen, np.float32(0), Sampling())])
 
-    def __call__(self, requests: Sequence[Request]) -> list[int]:
+    def __call__(self, requests: Sequence[DrawRequest]) -> list[int]:
         """Returns a token for each request."""
         tokens: list[int] = []
         for first in range(0, len(requests), self._rows):
             tokens += self._some(requests[first : first + self._rows])
         return tokens
 
-    def _some(self, requests: Sequence[Request]) -> list[int]:
+    def _some(self, requests: Sequence[DrawRequest]) -> list[int]:
         """Draws for some requests, with copies of the last one in the other places."""
         count = len(requests)
         every = [requests[min(k, count - 1)] for k in range(self._rows)]
@@ -69,7 +69,7 @@ class Drawing:
         return tokens.numpy()[:count].tolist()
 
 
-def _columns(requests: Sequence[Request]) -> dict[str, tf.Tensor]:
+def _columns(requests: Sequence[DrawRequest]) -> dict[str, tf.Tensor]:
     """Returns the settings `[rows, 1]` by name."""
     kinds = {"top_k": np.int32}
     names = [field.name for field in dataclasses.fields(Sampling)]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tbptt.serving.http.drawing import Drawing, Request
+from tbptt.serving.http.drawing import Drawing, DrawRequest
 from tbptt.serving.http.metrics import Metrics
 from tbptt.serving.http.sessions import Place, Session, leaves_of
 from tbptt.serving.sampling import Sampling
@@ -39,6 +39,7 @@ class _Job:
         self.steps = 0  # that were read
 
     def resolve(self) -> None:
+        """Hands result or error to whoever waits for the job."""
         if self.future.done():  # cancelled
             return
         if self.error is None:
@@ -53,6 +54,7 @@ class _Call(_Job):
         self.function = function
 
     def run(self) -> None:
+        """Calls the function, and keeps its result or its error."""
         try:
             self.result = self.function()
         except Exception as error:
@@ -77,14 +79,16 @@ class _Write(_Job):
 
     @property
     def ended(self) -> bool:
+        """Whether all tokens are drawn, or a stop token was."""
         tokens = self.result
         return len(tokens) == len(self.numbers) or (bool(tokens) and tokens[-1] in self.stop)
 
-    def request(self) -> Request:
+    def request(self) -> DrawRequest:
+        """Asks for the next token, from where the session is."""
         place = self.session.place
         assert place.logits is not None
         assert place.seen is not None
-        return Request(place.logits, place.seen, self.numbers[len(self.result)], self.sampling)
+        return DrawRequest(place.logits, place.seen, self.numbers[len(self.result)], self.sampling)
 
 
 class Engine:

@@ -29,7 +29,7 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
 
     def add(self, value: float) -> None:
-        """Counts a value."""
+        """Adds a value to the histogram."""
         self._counts[bisect.bisect_left(self._bounds, value)] += 1
         self._sum += value
 

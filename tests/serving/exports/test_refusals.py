@@ -21,7 +21,7 @@ def edited(**changes):
         content = json.loads(path.read_text())["content"]
         for name, value in changes.items():
             content[name] = value
-        digest = description._digest(content)
+        digest = description.digest_of(content)
         path.write_text(json.dumps({"content": content, "sha256": digest}))
 
     return edit
