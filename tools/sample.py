@@ -46,8 +46,12 @@ SAMPLES = flags.DEFINE_integer("samples", 1, "Texts to write, one after another.
 SEED = flags.DEFINE_integer("seed", 0, "Another seed gives another text.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Below 1 less random, above 1 more.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draws from so many tokens only; 0: all; 1: the first.")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Draws from the tokens that make up this probability.")
-MIN_P = flags.DEFINE_float("min_p", 0.0, "Draws from tokens of this part of the largest at least.")
+TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Draws only from the likeliest tokens, which together have this probability."
+)
+MIN_P = flags.DEFINE_float(
+    "min_p", 0.0, "Draws only from tokens that are at least this part as likely as the likeliest."
+)
 PENALTY = flags.DEFINE_float(
     "repetition_penalty", 1.0, "Above 1: tokens that the text has already get less probable."
 )

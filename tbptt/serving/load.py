@@ -82,8 +82,6 @@ def load(
         if model is None:
             model = _model(folder)
         load_parameters(folder / PARAMETERS_FILE, model)
-    except LoadError:
-        raise
     except (OSError, ValueError) as error:
         raise LoadError(str(error)) from None
     return LoadedRun(model, preprocessing, settings, result or {}, folder)
