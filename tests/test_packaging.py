@@ -37,8 +37,10 @@ def archives(tmp_path_factory):
 
 
 def modules() -> set[str]:
-    """Returns the library's files, as paths inside an archive: modules, and the server's page."""
-    paths = [path for ending in ("py", "html") for path in (ROOT / "tbptt").rglob(f"*.{ending}")]
+    """Returns the library's files, as paths inside an archive: modules, kernels, server's page."""
+    paths = [
+        path for ending in ("py", "cc", "html") for path in (ROOT / "tbptt").rglob(f"*.{ending}")
+    ]
     return {str(path.relative_to(ROOT)) for path in paths}
 
 
