@@ -16,7 +16,7 @@ from tbptt.experiment.settings import check_profile
 from tbptt.types import Core, Loss, Seed, Stream
 
 CELLS: dict[str, Callable[..., Any]] = {"lstm": tbptt.LSTM, "gru": tbptt.GRU}
-BACKENDS = ("auto", "fused", "scan", "reference", "cudnn")
+BACKENDS = ("auto", "native", "fused", "scan", "reference", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from tbptt import native
+
 _in_full = contextvars.ContextVar("in_full", default=False)  # see `full_precision`
 
 
@@ -29,7 +31,11 @@ def product(a: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None = None) -
     Reference: Micikevicius et al. (2018), Mixed precision training; Kalamkar et al. (2019),
       A study of bfloat16 for deep learning training.
     """
-    if compute_dtype is None or compute_dtype == a.dtype or _in_full.get():
+    full = compute_dtype is None or compute_dtype == a.dtype or _in_full.get()
+    compute_dtype = a.dtype if full else compute_dtype
+    if native.products.is_faster(a, w, compute_dtype):
+        return native.products.differentiable(a, w, compute_dtype)
+    if full:
         return a @ w
     return tf.cast(tf.cast(a, compute_dtype) @ tf.cast(w, compute_dtype), a.dtype)
 

@@ -99,7 +99,7 @@ def rebuild(description: Any) -> Any:
     """Makes a module from what `describe` returned, with initial parameters of its own.
 
     A loss or metric of one's own is replaced by a function that raises: predictions do not need it.
-    A layer of the backend `cudnn`, which needs a GPU, gets the backend `auto`.
+    A layer of the backend `cudnn` or `native`, which another machine may lack, gets `auto`.
 
     Raises:
       ValueError: a part is not this library's, or the description is damaged or of another version.
@@ -144,7 +144,7 @@ def _module(description: dict[str, Any], path: str) -> Any:
         for name, value in description.items()
         if name != "class" and value != {"shared": "table"}
     }
-    if arguments.get("backend") == "cudnn":
+    if arguments.get("backend") in ("cudnn", "native"):
         arguments["backend"] = "auto"
     if "seed" in known:
         arguments["seed"] = make_seed(0)

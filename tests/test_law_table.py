@@ -26,7 +26,7 @@ def core_of(item, params):
     if kind not in CORES:
         return None
     backend = params.get("backend") or params.get("other") or params.get("other_backend")
-    backend = (backend or ("scan" if kind == "own" else "fused")).split(",")[0]
+    backend = (backend or ("scan" if kind == "own" else "native")).split(",")[0]
     return kind, backend, bool(params.get("jit")) or "compiled_equal" in item.name
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tbptt import checks
+from tbptt import checks, native
 from tbptt.layers.dense import linear
 from tbptt.layers.dropout import drop
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
@@ -96,17 +96,19 @@ class GRU(tf.Module):
         checks.check_at_least("hidden_size", hidden_size, 1)
         checks.check_between("recurrent_dropout", recurrent_dropout, 0.0, 1.0)
         checks.check_between("weight_dropout", weight_dropout, 0.0, 1.0)
-        check_backend(backend, "fused", "cudnn")
+        check_backend(backend, "native", "fused", "cudnn")
         checks.check_choice("keep", keep, KEEP)
         self.output_size = hidden_size
         self._recurrent_dropout, self._weight_dropout = recurrent_dropout, weight_dropout
-        self._backend = "fused" if backend == "auto" else backend
+        self._backend = backend
         self._keep = keep
         self._compute_dtype = checks.check_compute_dtype(compute_dtype, dtype)
         if backend == "cudnn":
             cudnn.check_layer(
                 dtype, recurrent_dropout=recurrent_dropout, compute_dtype=self._compute_dtype
             )
+        if backend == "native":
+            native.check_layer(dtype, self._compute_dtype)
         init_x = initializer or glorot_uniform()
         init_h = initializer or orthogonal()
         self.w_x = tf.Variable(init_x([input_size, 3 * hidden_size], seed_x, dtype), name="w_x")
@@ -167,7 +169,7 @@ class GRU(tf.Module):
             w_x, w_h, b, b_h = (weights[name] for name in ("w_x", "w_h", "b", "b_h"))
             outputs, final = cudnn.gru(given["x"], w_x, w_h, b, b_h, tuple(state))
             return outputs, GRUState(*final)
-        z_x = linear(given["x"], weights["w_x"], self._compute_dtype) + weights["b"]  # [T, B, 3H]
+        z_x = linear(given["x"], weights["w_x"], self._compute_dtype)
         controls = Controls(given.get("reset"), given.get("gradient_scale"), advance)
         mask = weights.get("mask")
         w_h, b_h = weights["w_h"], weights["b_h"]
@@ -176,16 +178,18 @@ class GRU(tf.Module):
         if isinstance(self.initial_hidden, tf.Variable):
             learned = weights["initial_hidden"]
             initial = GRUState(tf.broadcast_to(learned, [rows, self.output_size]))
-        if self._backend == "fused":
+        backend = native.resolve(self._backend, z_x.dtype, self._compute_dtype)
+        kind = self._compute_dtype
+        if backend == "native":
+            b = weights["b"]
+            outputs, final = native.loops.gru(
+                z_x, w_h, b, b_h, tuple(state), controls, initial, mask=mask, compute_dtype=kind
+            )
+            return outputs, GRUState(*final)
+        z_x = z_x + weights["b"]  # [T, B, 3H], all steps at once
+        if backend == "fused":
             outputs, final = fused.gru.run(
-                z_x,
-                w_h,
-                b_h,
-                tuple(state),
-                controls,
-                initial,
-                mask=mask,
-                compute_dtype=self._compute_dtype,
+                z_x, w_h, b_h, tuple(state), controls, initial, mask=mask, compute_dtype=kind
             )
             return outputs, GRUState(*final)
 
@@ -199,5 +203,5 @@ class GRU(tf.Module):
             state,
             controls,
             initial_state=initial,
-            backend=self._backend,
+            backend=backend,
         )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tbptt import checks
+from tbptt import checks, native
 from tbptt.layers.dense import linear
 from tbptt.layers.dropout import drop, keep_mask
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
@@ -173,9 +173,11 @@ class LSTM(tf.Module):
               window for all rows (DropConnect; Merity, Keskar & Socher, 2018).
           zoneout: rates at which units of the hidden state and of the cell keep their old value,
               by a mask a step in training, in expectation else (Krueger et al., 2017).
-          backend: `fused`, with a gradient of its own; `scan` or `reference`, see `unroll`; or
-              `auto`, which is `fused`: all three take all options. Or `cudnn`, on a GPU outside of
-              XLA, which refuses resets and most options, see `unroll.cudnn`.
+          backend: `fused`, with a gradient of its own; `scan` or `reference`, see `unroll`; these
+              take all options. `native`, kernels for CPUs in float32, see `native`, for layers
+              without peepholes, layer norm, projection and zoneout. `auto`, which is `native` where
+              that is available and `fused` elsewhere. Or `cudnn`, on a GPU outside of XLA, which
+              refuses resets and most options, see `unroll.cudnn`.
           keep: the values kept for the gradient: `gates`, or `states` (gradient checkpointing),
               which recomputes the gates, see `unroll.recompute`: less memory, more time.
           compute_dtype: the type of the matrix products, see `precision.product`. None: `dtype`.
@@ -194,13 +196,13 @@ class LSTM(tf.Module):
             ("zoneout of the cell", zoneout[1]),
         ):
             checks.check_between(label, rate, 0.0, 1.0)
-        check_backend(backend, "fused", "cudnn")
+        check_backend(backend, "native", "fused", "cudnn")
         checks.check_choice("keep", keep, KEEP)
         self.output_size = projection_size or hidden_size
         self._hidden_size = hidden_size
         self._recurrent_dropout, self._weight_dropout = recurrent_dropout, weight_dropout
         self._zoneout = tuple(zoneout)
-        self._backend = "fused" if backend == "auto" else backend
+        self._backend = backend
         self._keep = keep
         self._compute_dtype = checks.check_compute_dtype(compute_dtype, dtype)
         if backend == "cudnn":
@@ -212,6 +214,15 @@ class LSTM(tf.Module):
                 recurrent_dropout=recurrent_dropout,
                 zoneout=self._zoneout,
                 compute_dtype=self._compute_dtype,
+            )
+        if backend == "native":
+            native.check_layer(
+                dtype,
+                self._compute_dtype,
+                peepholes=peepholes,
+                layer_norm=layer_norm,
+                projection_size=projection_size,
+                zoneout=self._zoneout,
             )
 
         seed_x, seed_h = split_seed(seed, 2)
@@ -303,22 +314,32 @@ class LSTM(tf.Module):
         z_x = linear(given["x"], weights["w_x"], self._compute_dtype)
         if "gain_x" in weights:
             z_x = normalise(z_x) * weights["gain_x"]
-        z_x = z_x + weights["b"]  # [T, B, 4H], all steps at once
         controls = Controls(given.get("reset"), given.get("gradient_scale"), advance)
         initial = None  # zeros, which need no gradient at every reset
         if isinstance(self.initial_hidden, tf.Variable):
             hidden, cell_state = weights["initial_hidden"], weights["initial_cell"]
             initial = _initial_state(z_x.shape[1], hidden, cell_state)
+        mask, kind = weights.get("mask"), self._compute_dtype
+        backend = "fused" if self._backend == "auto" else self._backend
         plain = not (self._optional or any(self._zoneout))
-        if plain and self._backend == "fused":
+        if plain:
+            backend = native.resolve(self._backend, z_x.dtype, kind)
+        if backend == "native":
+            w_h, b = weights["w_h"], weights["b"]
+            outputs, final = native.loops.lstm(
+                z_x, w_h, b, tuple(state), controls, initial, mask=mask, compute_dtype=kind
+            )
+            return outputs, LSTMState(*final)
+        z_x = z_x + weights["b"]  # [T, B, 4H], all steps at once
+        if plain and backend == "fused":
             outputs, final = fused.lstm.run(
                 z_x,
                 weights["w_h"],
                 tuple(state),
                 controls,
                 initial,
-                mask=weights.get("mask"),
-                compute_dtype=self._compute_dtype,
+                mask=mask,
+                compute_dtype=kind,
             )
             return outputs, LSTMState(*final)
 
@@ -327,7 +348,7 @@ class LSTM(tf.Module):
         vectors = {name: weights[name] for name in named if name in weights}
         matrices = {name: weights[name] for name in ("w_h", "w_p") if name in weights}
         step = functools.partial(lstm_step, projected="w_p" in matrices, zoneout=self._zoneout)
-        if self._backend == "fused":
+        if backend == "fused":
             return fused.generic.run(
                 step,
                 inputs,
@@ -351,7 +372,7 @@ class LSTM(tf.Module):
             state,
             controls,
             initial_state=initial,
-            backend=self._backend,
+            backend=backend,
         )
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from tbptt import native
 from tbptt.optimizers.transform import GradientTransform, stateless, widened
 from tbptt.types import Nest
 
@@ -42,7 +43,7 @@ def global_norm(nest: Nest) -> tf.Tensor:
 
 def sums_of_squares(nest: Nest) -> list[tf.Tensor]:
     """Returns each tensor's sum of squares, in float64 if one of them is float64, else float32."""
-    return [tf.reduce_sum(part * part) for part in _alike(nest)]
+    return [native.reductions.sum_of_squares(part) for part in _alike(nest)]
 
 
 def _alike(nest: Nest) -> list[tf.Tensor]:

@@ -47,6 +47,8 @@ def gru_by_gates(gru, x, hidden):
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64], ids=["float32", "float64"])
 def test_lstm_equals_numpy_by_gate(backend, jit, dtype):
+    if backend == "native" and dtype == tf.float64:
+        pytest.skip("the kernels are for float32")
     lstm = make_core("lstm", backend=backend, dtype=dtype)
     x, state = make_inputs(6, 2, dtype), random_state(lstm, 2)
     outputs, final = tf.function(lstm, jit_compile=jit, autograph=False)(x, state)
@@ -56,6 +58,8 @@ def test_lstm_equals_numpy_by_gate(backend, jit, dtype):
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64], ids=["float32", "float64"])
 def test_gru_equals_numpy_by_gate(backend, jit, dtype):
+    if backend == "native" and dtype == tf.float64:
+        pytest.skip("the kernels are for float32")
     gru = make_core("gru", backend=backend, dtype=dtype)
     x, state = make_inputs(6, 2, dtype), random_state(gru, 2)
     outputs, final = tf.function(gru, jit_compile=jit, autograph=False)(x, state)

@@ -102,6 +102,10 @@ CASES = {
     "everywhere": (7, "float64", [(t, b) for t in range(7) for b in range(ROWS)]),
     "long": (64, "float64", [(0, 0), (31, 1), (63, 2)]),
     "float32": (7, "float32", [(0, 0), (3, 1), (6, 2)]),
+    "float32-one-step": (1, "float32", [(0, 0)]),
+    "float32-carried": (7, "float32", []),
+    "float32-everywhere": (7, "float32", [(t, b) for t in range(7) for b in range(ROWS)]),
+    "float32-long": (64, "float32", [(0, 0), (31, 1), (63, 2)]),
     "bfloat16": (7, "bfloat16", [(0, 0), (3, 1), (6, 2)]),
 }
 
@@ -123,7 +127,8 @@ def result_of(kind, case, backend, keep="gates"):
 
 
 # A stack is made of the others, and an option changes the step alone: the rest is the cores' own.
-PAIRS = [(kind, case) for kind in ("lstm", "gru") for case in CASES]
+ONLY_NATIVE = [case for case in CASES if case.startswith("float32-")]  # others have float64
+PAIRS = [(kind, case) for kind in ("lstm", "gru") for case in CASES if case not in ONLY_NATIVE]
 PAIRS += [("stack", "resets")]
 PAIRS += [("own", case) for case in ("one-step", "resets", "long", "float32")]
 PAIRS += [("lstm-everything", case) for case in ("one-step", "resets", "bfloat16")]
@@ -141,7 +146,19 @@ KEEPING = "fused, keeping states"
         # What is kept is the cores' own business, and not that of each option.
         if other != KEEPING
         or (kind, case) in (("lstm", "long"), ("gru", "long"), ("lstm-everything", "resets"))
-    ],
+    ]
+    + [
+        (kind, case, "native")
+        for kind in ("lstm", "gru")
+        for case in ("float32", "bfloat16", *ONLY_NATIVE)
+    ]
+    + [
+        (f"{kind}-{option}-dropout", case, "native")
+        for kind in ("lstm", "gru")
+        for option in ("recurrent", "weight")
+        for case in ("float32", "bfloat16")
+    ]
+    + [(kind, "float32-long", "native, keeping states") for kind in ("lstm", "gru")],
 )
 def test_backends_equal_reference(kind, case, other):
     """Law 5: outputs, final state, gradients of parameters, inputs and state."""
@@ -201,6 +218,8 @@ def test_compiled_equals_plain(kind, backend):
 
 def test_no_reset_costs_no_operation(kind, backend):
     """A stream that never resets pays nothing: there is no select in its program."""
+    if backend == "native":
+        pytest.skip("the kernels select by a pointer; tools.bench.native measures what resets cost")
     core = make_core(kind, backend=backend)
     inputs, state = make_inputs(4, ROWS), random_state(core, ROWS)
 
@@ -297,8 +316,24 @@ def test_scale_0_is_a_detached_state(kind, backend):
     )
 
 
+def check_scale_0_of_native():
+    """An infinite weight gives the state an infinite gradient, which scale 0 stops."""
+    core = make_core("lstm", backend="native")
+    inputs, state = make_inputs(2, ROWS), random_state(core, ROWS)
+    core.w_h.assign(tf.fill(core.w_h.shape, 1e38))
+    scale = tf.constant([[1.0] * ROWS, [0.0] * ROWS])
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs, _ = core(inputs, state, tbptt.Controls(gradient_scale=scale))
+        loss = 1e38 * tf.reduce_sum(outputs[1])
+    assert np.all(np.isfinite(tape.gradient(loss, inputs)[0]))
+
+
 def test_scale_0_stops_gradients_that_are_not_finite(backend):
     scale = tf.constant([[1.0], [0.0]])
+    if backend == "native":
+        check_scale_0_of_native()
+        return
     if backend == "fused":
         factor = tbptt.state.scale_rows(scale[1], tf.constant([np.inf]))
         assert factor.numpy().tolist() == [0.0]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tbptt import native
 from tbptt.precision import full_precision
 from tbptt.serving.exports.errors import ExportError
 from tbptt.serving.exports.interface import RESET, Arrays, Interface, leaves_of, named_arrays
@@ -49,9 +50,10 @@ class Program:
         if not isinstance(example, dict | tuple):
             example = np.asarray(example)
         self._inputs = tf.nest.map_structure(self._step_of, example)
-        traced = tf.function(lambda x, s: model(x, s), autograph=False).get_concrete_function(
-            self._inputs, tf.nest.map_structure(_spec, self._state)
-        )
+        with native.left_out():
+            traced = tf.function(lambda x, s: model(x, s), autograph=False).get_concrete_function(
+                self._inputs, tf.nest.map_structure(_spec, self._state)
+            )
         self._outputs, state = traced.structured_outputs
         leaves = leaves_of(self._state, "state", 1)
         if leaves != leaves_of(state, "state", 1):
@@ -98,7 +100,7 @@ class Program:
             x = [inputs[name][None] for name in inputs_of]
             before = tf.nest.pack_sequence_as(self._state, [state[name] for name in state_of])
             before = select(reset, self.model.initial_state(rows), before)
-            with full_precision(in_full):
+            with native.left_out(), full_precision(in_full):
                 outputs, after = self.model(tf.nest.pack_sequence_as(self._inputs, x), before)
             flat = [leaf[0] for leaf in tf.nest.flatten(outputs)]
             return (
