@@ -284,6 +284,10 @@ RUNS = {
         ["--units=8", "--sessions=3", "--steps=3", "--rounds=1"],
         says(r"\| streamer \| \d+ \| 1.00 \|", r"\| evaluation \| [\d,]+ \| 1.00 \|"),
     ),
+    "python -m tools.bench.native": Run(
+        ["--paths=portable", "--sizes=small", "--types=float32", "--rounds=1", "--round_ms=0"],
+        says(r"\| small \| float32 \| both loops \| portable"),
+    ),
     "python -m tools.bench.save_cost": Run(["--hidden=8", "--saves=1"], says("million parameters")),
     "python -m tools.bench.torture --kills=200": Run(
         ["--kills=1", "--run_windows=150"],

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -318,8 +316,8 @@ def test_file_that_was_cut_after_an_interruption_is_refused(tmp_path, monkeypatc
 
 def test_command_line(tmp_path):
     (tmp_path / "a.txt").write_text("some text")
-    command = [sys.executable, "-m", "tools.prepare", f"--out={tmp_path}/out"]
-    done = subprocess.run([*command, f"{tmp_path}/a.txt"], capture_output=True, text=True)
+    done = tool_line(prepare, "--out=out", "a.txt", cwd=tmp_path)
+    assert done.status == 0
     assert json.loads(done.stdout)["tokens"] == 9
     assert [line for line in done.stderr.split("\r") if line and "reading:" not in line] == []
 

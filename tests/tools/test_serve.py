@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.commands import _FORKS, ROOT, _run, run_module
+from tests.commands import FORKS, ROOT, _run, run_module
 from tests.serving.http.conftest import VOCABULARY, make_model
 from tests.tools.test_sample import make_run
 
@@ -42,7 +42,7 @@ class Serving:
         self.output = folder / "output.txt"
         self.output.unlink(missing_ok=True)
         given = ["--port=0", "--nojit_compile", "--batch_rows=2", *arguments]
-        self.process = _FORKS.Process(
+        self.process = FORKS.Process(
             target=_run, args=("tools.serve", given, folder, self.output, "")
         )
 

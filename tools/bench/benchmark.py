@@ -1,10 +1,10 @@
 """Measures the time of a training window here and in PyTorch, Keras and JAX, as a table.
 
     python -m tools.bench.benchmark
-    python -m tools.bench.benchmark --sizes=char --contestants=ours-fused-xla,torch --rounds=5
+    python -m tools.bench.benchmark --sizes=char --contestants=ours-native-xla,torch --rounds=5
     python -m tools.bench.benchmark --sizes= --plot=speed.png
-    python -m tools.bench.benchmark --sizes=long --contestants=ours-fused-xla,ours-states
-    python -m tools.bench.benchmark --sizes=words --contestants=ours-fused-xla,ours-chunked
+    python -m tools.bench.benchmark --sizes=long --contestants=ours-native-xla,ours-states
+    python -m tools.bench.benchmark --sizes=words --contestants=ours-native-xla,ours-chunked
 
 Every contestant is a process of its own. All are built first; then they train in turn, one
 call a round, in another order every round, while the others wait, so that anything that slows the
@@ -61,13 +61,16 @@ TIMEOUT = flags.DEFINE_float("timeout", 900.0, "Seconds that a build or a turn m
 
 # The contestants of each framework, of which the fastest is compared; float32 only.
 FAMILIES = {
-    "ours": ("ours-fused-xla", "ours-fused-plain", "ours-scan-xla"),
+    "ours": ("ours-native-xla", "ours-fused-xla", "ours-fused-plain", "ours-scan-xla"),
     "torch": ("torch", "torch-one-thread"),
     "keras": ("keras", "keras-xla"),
     "jax": ("jax",),
 }
+# The same in bfloat16, of which only these two are compared.
+OURS_16 = ("ours-bfloat16-native", "ours-bfloat16-fused")
+TORCH_16 = ("torch-bfloat16", "torch-bfloat16-parameters")
 PEERS = [family for family in FAMILIES if family != "ours"]
-RESETS, WITHOUT_RESETS = "ours-fused-xla-resets", "ours-fused-xla"
+RESETS, WITHOUT_RESETS = "ours-native-xla-resets", "ours-native-xla"
 PACKAGES = ("tensorflow", "torch", "keras", "jax")
 INSTRUCTIONS = ("avx2", "avx512f", "amx_tile")
 PRODUCTS_A_TURN = 5
@@ -75,7 +78,7 @@ PAUSE = 0.05  # seconds before a turn, in which the threads of the last contesta
 
 # The contestants of each line of the plot, of which the fastest is shown at each point.
 LINES = {
-    "tbptt": ("ours-fused-xla",),
+    "tbptt": ("ours-native-xla", "ours-fused-xla"),
     "torch": ("torch", "torch-one-thread"),
     "keras": ("keras",),
     "jax": ("jax",),
@@ -212,6 +215,7 @@ def evaluate(label: str, size: Size, entries: Mapping[str, Entry]) -> dict[str, 
         **{f"{family}_ms": medians.get(name or "") for family, name in leaders.items()},
         "leaders": leaders,
         "ours_over": {family: over(leaders["ours"], leaders[family]) for family in PEERS},
+        "bfloat16_over_torch": over(best(times, OURS_16), best(times, TORCH_16)),
         "best_peer": peer,
         "baseline": baseline,
         "ceiling_share": share(leaders["ours"]),
@@ -283,6 +287,8 @@ def summary(result: Mapping[str, Any]) -> str:
         gflops = f"{result['ceiling_gflops']:,.0f} GFLOP/s"
         compiled = form(result["xla_gflops"], ",.0f")
         parts.append(f"{result['ceiling_share']:.2f} of the ceiling, {gflops} (XLA's {compiled})")
+    if result["bfloat16_over_torch"] is not None:
+        parts.append(f"bfloat16 {result['bfloat16_over_torch']:.2f} x torch")
     if result["resets_cost"] is not None:
         parts.append(f"resets cost {result['resets_cost'] * 100:.1f} %")
     return "; ".join(parts)

@@ -95,7 +95,7 @@ def windows_of(size: Size) -> tuple[np.ndarray, np.ndarray]:
 def build_ours(
     size: Size,
     *,
-    backend: str = "fused",
+    backend: str = "auto",
     jit_compile: bool = True,
     resets: bool = False,
     bfloat16: bool = False,
@@ -180,10 +180,11 @@ def ours(size: Size, **options: Any) -> Run:
     return run
 
 
-def torch_lstm(size: Size, *, bfloat16: bool = False, threads: int | None = None) -> Run:
+def torch_lstm(size: Size, *, bfloat16: str | None = None, threads: int | None = None) -> Run:
     """Builds `torch.nn.LSTM`, the state detached between windows; on a GPU if there is one.
 
-    On a CPU it uses all cores, or `threads` threads.
+    On a CPU it uses all cores, or `threads` threads. `bfloat16` is None, `autocast` (parameters in
+    float32), or `parameters` (these and all else in bfloat16, which is less exact).
     """
     import torch
 
@@ -202,7 +203,7 @@ def torch_lstm(size: Size, *, bfloat16: bool = False, threads: int | None = None
             h, state = self.lstm(self.embedding(x), state)
             return self.readout(h), state
 
-    model = Model().to(device)
+    model = Model().to(device, torch.bfloat16 if bfloat16 == "parameters" else torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, fused=True)
     xs, ys = (torch.from_numpy(part).long().to(device) for part in windows_of(size))
     state: Any = None
@@ -210,9 +211,9 @@ def torch_lstm(size: Size, *, bfloat16: bool = False, threads: int | None = None
     def step(x: Any, y: Any) -> Any:
         nonlocal state
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16 == "autocast"):
             logits, state = model(x, state)
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
@@ -327,18 +328,28 @@ def jax_scan(size: Size) -> Run:
 # tbptt is imported first, which keeps TensorFlow's import from logging.
 OURS, KERAS, TORCH = ("tbptt",), ("tbptt", "keras"), ("torch",)
 CONTESTANTS: dict[str, Contestant] = {
-    "ours-fused-xla": Contestant(OURS, ours),
-    "ours-fused-plain": Contestant(OURS, lambda size: ours(size, jit_compile=False)),
+    "ours-native-xla": Contestant(OURS, lambda size: ours(size, backend="native")),
+    "ours-fused-xla": Contestant(OURS, lambda size: ours(size, backend="fused")),
+    "ours-fused-plain": Contestant(
+        OURS, lambda size: ours(size, backend="fused", jit_compile=False)
+    ),
     "ours-scan-xla": Contestant(OURS, lambda size: ours(size, backend="scan")),
-    "ours-fused-xla-resets": Contestant(OURS, lambda size: ours(size, resets=True)),
-    "ours-bfloat16-xla": Contestant(OURS, lambda size: ours(size, bfloat16=True)),
-    "ours-bfloat16-plain": Contestant(
-        OURS, lambda size: ours(size, bfloat16=True, jit_compile=False)
+    "ours-native-xla-resets": Contestant(
+        OURS, lambda size: ours(size, backend="native", resets=True)
+    ),
+    "ours-bfloat16-native": Contestant(
+        OURS, lambda size: ours(size, backend="native", bfloat16=True)
+    ),
+    "ours-bfloat16-fused": Contestant(
+        OURS, lambda size: ours(size, bfloat16=True, backend="fused")
     ),
     "torch": Contestant(TORCH, torch_lstm),
     # Threads synchronise after every operation, which can cost a small network more than it gains.
     "torch-one-thread": Contestant(TORCH, lambda size: torch_lstm(size, threads=1)),
-    "torch-bfloat16": Contestant(TORCH, lambda size: torch_lstm(size, bfloat16=True)),
+    "torch-bfloat16": Contestant(TORCH, lambda size: torch_lstm(size, bfloat16="autocast")),
+    "torch-bfloat16-parameters": Contestant(
+        TORCH, lambda size: torch_lstm(size, bfloat16="parameters")
+    ),
     "keras": Contestant(KERAS, keras_lstm),
     "keras-xla": Contestant(KERAS, lambda size: keras_lstm(size, jit_compile=True)),
     "jax": Contestant(("jax",), jax_scan),
@@ -357,7 +368,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 EXTRAS: dict[str, Contestant] = {
     f"ours-{option}{suffix}": Contestant(OURS, functools.partial(ours, backend=backend, **settings))
     for option, settings in OPTIONS.items()
-    for backend, suffix in (("fused", ""), ("scan", "-scan"))
+    for backend, suffix in (("auto", ""), ("scan", "-scan"))
 } | {
     f"ours-{readout}": Contestant(OURS, functools.partial(ours, readout=readout))
     for readout in ("chunked", "adaptive", "sampled")

@@ -23,14 +23,18 @@ class Exported(NamedTuple):
 
 
 def export(trainer: tbptt.Trainer, loop_state: Any, chunk: Any) -> Exported:
-    """Exports one call of a trainer that XLA compiles, without running it."""
+    """Exports one call of a trainer that XLA compiles and that has not run yet, without running it.
+
+    The program is for other machines too: it has no native kernels.
+    """
     program = trainer._program
-    text = program.experimental_get_compiler_ir(loop_state, chunk)(stage="stablehlo")
+    with tbptt.native.left_out():
+        text = program.experimental_get_compiler_ir(loop_state, chunk)(stage="stablehlo")
+        captured = program.get_concrete_function(loop_state, chunk).captured_inputs
     # TensorFlow leaves copies in the text that are no StableHLO; a reshape to the same shape is.
     text = re.sub(
         r"mhlo\.copy (%[\w#]+) : (tensor<[^>]*>)", r"stablehlo.reshape \1 : (\2) -> \2", text
     )
-    captured = program.get_concrete_function(loop_state, chunk).captured_inputs
     variables = {id(v.handle): v for v in trainer.variables}
     given = [part for part in tf.nest.flatten((loop_state, chunk)) if part is not None]
     return Exported(text, given + [variables.get(id(c), c) for c in captured])
