@@ -18,8 +18,8 @@ PAGES = (
 )
 
 # One process imports TensorFlow, and every command is a fork of it: seconds less for each.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tbptt"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tbptt"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def run_module(name: str, arguments: list[str], folder: pathlib.Path, corpus: st
     With a `corpus` that text stands in for Python's own documentation, which is long.
     """
     output = folder / "output.txt"
-    process = _FORKS.Process(target=_run, args=(name, arguments, folder, output, corpus))
+    process = FORKS.Process(target=_run, args=(name, arguments, folder, output, corpus))
     process.start()
     process.join(timeout=300)
     if process.is_alive():

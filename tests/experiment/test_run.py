@@ -34,6 +34,7 @@ from tbptt.experiment import (
     write_result,
 )
 from tbptt.experiment import flags as command_flags
+from tests.commands import run_module
 
 ROOT = pathlib.Path(tbptt.__file__).parent.parent
 
@@ -56,8 +57,8 @@ def test_a_mistake_on_the_command_line_ends_without_a_traceback(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_help_names_every_setting():
-    text = command("language_model", "--help").stdout
+def test_help_names_every_setting(tmp_path):
+    text = run_module("experiments.language_model", ["--help"], tmp_path).output
     assert "python -m experiments.language_model" in text
     for name in ("config", "logdir", "rows", "window_length", "jit_compile", "seeds"):
         assert f"--{name}" in text or f"--[no]{name}" in text

@@ -63,6 +63,7 @@ class Table:
       values: two values or more for every setting, the first the simplest one.
       left_out: settings without values of their own, and why.
       rules: see `Rule`; beside those that the settings declare.
+      preprocessing: the names of what a run keeps beside its model; None: it keeps no model.
       expand: makes settings of values, some of which stand for several.
     """
 
@@ -70,6 +71,7 @@ class Table:
     values: dict[str, list[Any]]
     left_out: dict[str, str]
     rules: list[Rule]
+    preprocessing: list[str] | None
     expand: Callable[[Values], Values] = lambda values: values
 
     @functools.cached_property
@@ -109,6 +111,26 @@ MODEL: dict[str, list[Any]] = dict(
     recurrent_dropout=[0.0, 0.3], learning_rate=[3e-3, 1e-2], weight_decay=[0.0, 0.01],
     clip_norm=[1.0, 0.0],
 )  # fmt: skip
+
+
+def together(*apart: str) -> dict[str, list[Any]]:
+    """The settings in `MODEL` as one of two values, all first or all second; some by themselves.
+
+    How they go together is seen in the table of speech, which has each by itself: all experiments
+    on features build their cores and optimizers by the same functions.
+    """
+    names = set(MODEL) - set(apart)
+    models = [{name: MODEL[name][k] for name in MODEL if name in names} for k in (0, 1)]
+    return {"model": models} | {name: MODEL[name] for name in apart}
+
+
+def with_model(values: Values) -> Values:
+    """`model` as the settings that it stands for."""
+    return {name: value for name, value in values.items() if name != "model"} | values.get(
+        "model", {}
+    )
+
+
 WINDOWS: dict[str, list[Any]] = dict(
     window_length=[4, 3], stride=[0, 2], burn_in=[0, 1], eval_every=[0, 1]
 )
@@ -229,14 +251,17 @@ LANGUAGE_MODEL = Table(
             dict(stride=2, jitter=1.0), "both say how far",
         ),
     ],
+    ["vocabulary"],
     language_source,
 )  # fmt: skip
 
 MUSIC = Table(
     music,
-    MODEL | WINDOWS | dict(data=["music.npz"], keys=[20]),
+    together("cell", "backend") | WINDOWS | dict(data=["music.npz"], keys=[20]),
     SEQUENCE_LEFT_OUT,
     [BURN_IN],
+    [],
+    with_model,
 )
 SPEECH = Table(
     speech,
@@ -246,10 +271,11 @@ SPEECH = Table(
     ),
     SEQUENCE_LEFT_OUT,
     [BURN_IN],
+    ["labels", "standardizer"],
 )  # fmt: skip
 FORECAST = Table(
     forecast,
-    MODEL | WINDOWS | dict(
+    together("cell", "layers", "backend") | WINDOWS | dict(
         data=["table.csv"], time_column=["", "day"],
         columns=["", "rain,wind"], targets=["", "wind"],
         horizon=[1, 3], path=[False, True], teacher_forcing=[0.0, 0.5, 1.0],
@@ -257,15 +283,19 @@ FORECAST = Table(
     ),
     SEQUENCE_LEFT_OUT,
     [BURN_IN],
+    ["columns", "horizon", "masked", "path", "standardizer", "targets"],
+    with_model,
 )  # fmt: skip
 MEMORY = Table(
     memory,
-    MODEL | dict(
+    together("cell", "backend") | dict(
         task=["copy", "adding"], shortest=[3, 4], longest=[4, 6], cuts=["3,4/2", "3f"],
         steps=[40, 30],
     ),
     NOT_HERE,
     [],
+    None,
+    with_model,
 )  # fmt: skip
 TABLES = {
     table.module.__name__.rpartition(".")[2]: table

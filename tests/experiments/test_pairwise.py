@@ -12,7 +12,7 @@ import tensorflow as tf
 import tbptt
 from tbptt import experiment
 from tbptt.rebuild import describe
-from tbptt.serving.load import load
+from tbptt.serving.load import LoadError, load
 from tests.experiments import conftest
 from tests.experiments.pairwise import TABLES
 from tools import prepare
@@ -131,6 +131,22 @@ def trained(monkeypatch, name, settings, logdir, *, again=None):
     return RecordedTrainer.made, RecordedEvaluator.found, figures
 
 
+def check_kept(logdir, trained_model, preprocessing):
+    """What a run keeps is loaded: the model that was trained, and what is known of its data."""
+    if preprocessing is None:
+        with pytest.raises(LoadError, match="its experiment keeps no model"):
+            load(logdir)
+        return
+    loaded = load(logdir)
+    assert describe(loaded.model) == describe(trained_model)
+    expected = tbptt.named_parameters(trained_model)
+    for parameter, variable in tbptt.named_parameters(loaded.model).items():
+        np.testing.assert_array_equal(variable, expected[parameter])
+    assert sorted(loaded.preprocessing) == preprocessing
+    if "targets" in preprocessing:
+        assert len(loaded.preprocessing["targets"]) == loaded.model.readout.w.shape[1]
+
+
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_equals_the_reference_backend(monkeypatch, tmp_path, data, name, number):
     monkeypatch.chdir(data)
@@ -143,12 +159,7 @@ def test_equals_the_reference_backend(monkeypatch, tmp_path, data, name, number)
     tolerance = TOLERANCES[getattr(settings, "precision", "float32")]
     assert figures
     assert np.isfinite(figures).all() or settings.valid_fraction == 0
-    if name != "memory":  # which keeps no model
-        made, trained_model = load(tmp_path / "run").model, ours[-1].model
-        assert describe(made) == describe(trained_model)
-        expected = tbptt.named_parameters(trained_model)
-        for parameter, variable in tbptt.named_parameters(made).items():
-            np.testing.assert_array_equal(variable, expected[parameter])
+    check_kept(tmp_path / "run", ours[-1].model, TABLES[name].preprocessing)
     for one, other in zip(ours, theirs, strict=True):
         assert list(one.losses) == pytest.approx(list(other.losses), rel=tolerance, nan_ok=True)
         changed = np.linalg.norm(other.last - other.first)
@@ -178,5 +189,5 @@ def test_what_does_not_go_together_is_refused(monkeypatch, tmp_path, data, name,
 def test_every_setting_is_in_the_table(name):
     table = TABLES[name]
     fields = {field.name for field in dataclasses.fields(table.module.Settings)}
-    assert fields == set(table.values) - {"source"} | set(table.left_out)
+    assert fields == set(table.expand(table.simplest)) | set(table.left_out)
     assert all(len(values) > 1 or name in ("data", "keys") for name, values in table.values.items())

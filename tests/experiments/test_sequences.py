@@ -4,54 +4,16 @@ import numpy as np
 import pytest
 
 import tbptt
-from experiments import forecast, memory, music, speech
+from experiments import forecast, music, speech
 from tbptt import experiment
-from tbptt.serving.load import LoadError, load
 from tests.experiments.conftest import run_small
 
-OF_SERIES = ["columns", "horizon", "masked", "path", "standardizer", "targets"]
 
-
-@pytest.mark.parametrize(
-    ("module", "file", "settings", "prepared"),
-    [
-        (music, "music.npz", dict(keys=20, window_length=4), []),
-        (
-            speech,
-            "speech.npz",
-            dict(window_length=4, stride=2, burn_in=1, deltas=True),
-            ["labels", "standardizer"],
-        ),
-        (forecast, "table.csv", dict(window_length=4, targets="rain", horizon=2), OF_SERIES),
-        (
-            forecast,
-            "table.csv",
-            dict(window_length=4, horizon=2, path=True, teacher_forcing=0.5),
-            OF_SERIES,
-        ),
-        (memory, None, dict(cuts="2,4/2f", steps=50), None),
-    ],
-)
-def test_experiment_on_a_file(files, module, file, settings, prepared):
-    data = {"data": str(files / file)} if file else {}
-    found = run_small(module, files / "run", **data, **settings)
-    figures = [value for value in found.values() if isinstance(value, float)]
-    assert figures
-    assert np.isfinite(figures).all()
-    if module is memory:
-        with pytest.raises(LoadError, match="its experiment keeps no model"):
-            load(files / "run")
-        return
-    loaded = load(files / "run")
-    assert sorted(loaded.preprocessing) == prepared
-    if module is forecast:
-        assert len(loaded.preprocessing["targets"]) == loaded.model.readout.w.shape[1]
-
-
-@pytest.mark.parametrize(("horizon", "path"), [(1, False), (300, False), (500, False), (24, True)])
+@pytest.mark.parametrize(("horizon", "path"), [(1, False), (500, False), (24, True)])
 def test_every_line_of_the_test_part_is_scored_at_any_horizon(tmp_path, horizon, path):
     """Of the 800 lines that are made, by model and persistence alike."""
     settings = dict(horizon=horizon, window_length=600, rows=1, max_windows=1, windows_per_call=1)
+    settings |= dict(layers=1, dropout=0.0, input_dropout=0.0)  # what is scored depends on none
     found = run_small(forecast, tmp_path / "run", path=path, **settings)
     assert found["scored"] == (800 - horizon + 1 if path else 800)
     values = forecast.waves(0).values

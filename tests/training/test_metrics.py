@@ -52,8 +52,7 @@ def by_hand(replicas):
     }
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("count", "jit"), [(1, True), (2, False)])
 def test_metrics_are_added_in_the_loop_over_replicas_and_in_evaluation(count, jit):
     """Every replica's windows count for a metric of windows."""
     replicas = open_replicas("mirrored" if count == 2 else "one")
