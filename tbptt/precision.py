@@ -31,13 +31,17 @@ def product(a: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None = None) -
     Reference: Micikevicius et al. (2018), Mixed precision training; Kalamkar et al. (2019),
       A study of bfloat16 for deep learning training.
     """
-    full = compute_dtype is None or compute_dtype == a.dtype or _in_full.get()
-    compute_dtype = a.dtype if full else compute_dtype
+    compute_dtype = in_effect(compute_dtype) or a.dtype
     if native.products.is_faster(a, w, compute_dtype):
         return native.products.differentiable(a, w, compute_dtype)
-    if full:
+    if compute_dtype == a.dtype:
         return a @ w
     return tf.cast(tf.cast(a, compute_dtype) @ tf.cast(w, compute_dtype), a.dtype)
+
+
+def in_effect(compute_dtype: tf.DType | None) -> tf.DType | None:
+    """Returns the type of products: `compute_dtype`, or None inside of `full_precision`."""
+    return None if _in_full.get() else compute_dtype
 
 
 @contextlib.contextmanager

@@ -286,7 +286,7 @@ RUNS = {
     ),
     "python -m tools.bench.native": Run(
         ["--paths=portable", "--sizes=small", "--types=float32", "--rounds=1", "--round_ms=0"],
-        says(r"\| small \| float32 \| both loops \| portable"),
+        says(r"\| small \| float32 \| training \| portable"),
     ),
     "python -m tools.bench.save_cost": Run(["--hidden=8", "--saves=1"], says("million parameters")),
     "python -m tools.bench.torture --kills=200": Run(

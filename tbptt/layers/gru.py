@@ -8,7 +8,7 @@ from tbptt import checks, native
 from tbptt.layers.dense import linear
 from tbptt.layers.dropout import drop
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
-from tbptt.precision import product
+from tbptt.precision import in_effect, product
 from tbptt.rebuild import rebuildable
 from tbptt.seeds import split_seed
 from tbptt.types import Controls, Nest, Seed
@@ -178,8 +178,8 @@ class GRU(tf.Module):
         if isinstance(self.initial_hidden, tf.Variable):
             learned = weights["initial_hidden"]
             initial = GRUState(tf.broadcast_to(learned, [rows, self.output_size]))
-        backend = native.resolve(self._backend, z_x.dtype, self._compute_dtype)
-        kind = self._compute_dtype
+        kind = in_effect(self._compute_dtype)
+        backend = native.resolve(self._backend, z_x.dtype, kind)
         if backend == "native":
             b = weights["b"]
             outputs, final = native.loops.gru(

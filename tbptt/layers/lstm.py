@@ -10,7 +10,7 @@ from tbptt import checks, native
 from tbptt.layers.dense import linear
 from tbptt.layers.dropout import drop, keep_mask
 from tbptt.layers.initializers import Initializer, glorot_uniform, orthogonal
-from tbptt.precision import product
+from tbptt.precision import in_effect, product
 from tbptt.rebuild import rebuildable
 from tbptt.seeds import split_seed
 from tbptt.types import Controls, Nest, Seed
@@ -311,25 +311,33 @@ class LSTM(tf.Module):
             w_x, w_h, b = (weights[name] for name in ("w_x", "w_h", "b"))
             outputs, final = cudnn.lstm(given["x"], w_x, w_h, b, tuple(state))
             return outputs, LSTMState(*final)
-        z_x = linear(given["x"], weights["w_x"], self._compute_dtype)
-        if "gain_x" in weights:
-            z_x = normalise(z_x) * weights["gain_x"]
         controls = Controls(given.get("reset"), given.get("gradient_scale"), advance)
         initial = None  # zeros, which need no gradient at every reset
         if isinstance(self.initial_hidden, tf.Variable):
             hidden, cell_state = weights["initial_hidden"], weights["initial_cell"]
-            initial = _initial_state(z_x.shape[1], hidden, cell_state)
-        mask, kind = weights.get("mask"), self._compute_dtype
+            initial = _initial_state(given["x"].shape[1], hidden, cell_state)
+        mask, kind = weights.get("mask"), in_effect(self._compute_dtype)
         backend = "fused" if self._backend == "auto" else self._backend
         plain = not (self._optional or any(self._zoneout))
         if plain:
-            backend = native.resolve(self._backend, z_x.dtype, kind)
+            backend = native.resolve(self._backend, given["x"].dtype, kind)
         if backend == "native":
-            w_h, b = weights["w_h"], weights["b"]
             outputs, final = native.loops.lstm(
-                z_x, w_h, b, tuple(state), controls, initial, mask=mask, compute_dtype=kind
+                given["x"],
+                weights["w_x"],
+                weights["w_h"],
+                weights["b"],
+                tuple(state),
+                controls,
+                initial,
+                mask=mask,
+                compute_dtype=kind,
             )
             return outputs, LSTMState(*final)
+
+        z_x = linear(given["x"], weights["w_x"], self._compute_dtype)
+        if "gain_x" in weights:
+            z_x = normalise(z_x) * weights["gain_x"]
         z_x = z_x + weights["b"]  # [T, B, 4H], all steps at once
         if plain and backend == "fused":
             outputs, final = fused.lstm.run(

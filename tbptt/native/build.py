@@ -76,7 +76,7 @@ def build(requested: str) -> Built:
     """
     compiler = find_compiler()
     source = SOURCE.read_bytes() + b"".join(
-        file.read_bytes() for file in sorted(SOURCE.parent.glob("*.cc")) if file != SOURCE
+        file.read_bytes() for file in sorted(SOURCE.parent.glob("*.[ch]*")) if file != SOURCE
     )
     reasons: list[str] = []
     for path in paths_to_try(requested, compiler):

@@ -43,19 +43,24 @@ template <class Do> ffi::Error guarded(Do&& work) {  // no exception may pass th
   }
 }
 
-// gates G: 4 for LSTM, 3 for GRU. What a call does not have is of size 0.
-ffi::Error unroll_forward(ffi::ThreadPool pool, In z_x, In w_h, In bias, In b_h, In hidden0, In cell0, In reset, In initial_hidden,
-                          In initial_cell, In mask, Out hidden, Out cell, Out gates, Out entered, int32_t G) {
+// gates G: 4 for LSTM, 3 for GRU. What a call does not have is of size 0; it has x and w_x, or z_x.
+ffi::Error unroll_forward(ffi::ThreadPool pool, In inputs, In w_x, In z_x, In w_h, In bias, In b_h, In hidden0, In cell0,
+                          In reset, In initial_hidden, In initial_cell, In mask, Out hidden, Out cell, Out gates, Out entered,
+                          int32_t G) {
   return guarded([&] {
-    const auto dims = z_x.dimensions();
-    if (dims.size() != 3 || (G != 3 && G != 4) || dims[2] % G) throw Mismatch{"tbptt: z_x must have the shape [T, B, gates * H]"};
+    const bool given = z_x.element_count() > 0;
+    const auto dims = (given ? z_x : inputs).dimensions();
+    if (dims.size() != 3 || (G != 3 && G != 4)) throw Mismatch{"tbptt: inputs must have the shape [T, B, ...]"};
     if (dims[0] == 0) throw Mismatch{"tbptt: a window must have at least one step"};
-    const int64_t T = dims[0], B = dims[1], H = dims[2] / G;
+    if (w_h.dimensions().size() != 2) throw Mismatch{"tbptt: w_h must be a matrix"};
+    const int64_t T = dims[0], B = dims[1], H = w_h.dimensions()[0], D = given ? 0 : dims[2];
     const bool full = entered->element_type() == ffi::DataType::F32, is_lstm = G == 4;
-    const int64_t depth = full ? H : padded<bf16>(H);
+    const int64_t depth = full ? D + H : padded<bf16>(D + H);
     Forward x;
-    x.T = T, x.B = B, x.H = H;
-    x.z_x = f32(z_x, "z_x", {T, B, G * H});
+    x.T = T, x.B = B, x.H = H, x.D = D;
+    x.x = f32(inputs, "inputs", {T, B, D}, given);
+    x.w_x = f32(w_x, "w_x", {D, G * H}, given);
+    x.z_x = f32(z_x, "z_x", {T, B, G * H}, !given);
     x.w_h = f32(w_h, "w_h", {H, G * H});
     x.bias = f32(bias, "bias", {G * H});
     x.b_h = f32(b_h, "b_h", {H}, is_lstm);
@@ -107,19 +112,24 @@ ffi::Error unroll_backward(ffi::ThreadPool pool, In d_outputs, In d_hidden, In d
   });
 }
 
-ffi::Error matrix_product(ffi::ThreadPool pool, In a, In b, Out c, int32_t transpose_a, int32_t transpose_b, int32_t rounds) {
+// The rows of the result from its first dimension on are `more`, which may be of size 0.
+ffi::Error matrix_product(ffi::ThreadPool pool, In a, In b, Out c, Out more, int32_t transpose_a, int32_t transpose_b,
+                          int32_t rounds) {
   return guarded([&] {
     const auto left = a.dimensions(), right = b.dimensions(), result = c->dimensions();
     if (left.size() != 2 || right.size() != 2 || result.size() != 2) throw Mismatch{"tbptt: the operands of a product must be matrices"};
     const bool narrow = a.element_type() == ffi::DataType::BF16;  // rows of the forward loop, padded
-    const int64_t M = result[0], K = left[transpose_a ? 0 : 1], N = result[1];
+    const int64_t further = more->element_count() ? more->dimensions()[0] : 0;
+    const int64_t M = result[0] + further, K = left[transpose_a ? 0 : 1], N = result[1];
     if (narrow && (!transpose_a || !rounds || left[1] < M)) throw Mismatch{"tbptt: a bfloat16 operand must be transposed"};
     Product x{size_t(M), size_t(K), size_t(N)};
     x.a = narrow ? pointer<void>(a, "a", ffi::DataType::BF16, {K, left[1]}) : f32(a, "a", transpose_a ? Shape{K, M} : Shape{M, K});
     x.a_stride = left[1], x.a_is_rounded = narrow;
     x.b = f32(b, "b", transpose_b ? Shape{N, K} : Shape{K, N});
     x.transpose_a = transpose_a, x.transpose_b = transpose_b;
-    x.c = f32(*c, "c", {M, N});
+    x.c = f32(*c, "c", {result[0], N});
+    x.more = f32(*more, "more", {further, N}, true);
+    if (further) x.split = result[0];
     (rounds ? product<bf16> : product<float>)(pool_of(pool), x);
   });
 }
@@ -133,13 +143,13 @@ ffi::Error squares(ffi::ThreadPool pool, In x, Out sum) {
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(tbptt_unroll_forward, unroll_forward, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
-    .Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>()
+    .Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>()
     .Ret<In>().Ret<In>().Ret<In>().Ret<In>().Attr<int32_t>("gates"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(tbptt_unroll_backward, unroll_backward, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
     .Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>()
     .Ret<In>().Ret<In>().Ret<In>().Ret<In>().Ret<In>().Ret<In>().Attr<int32_t>("gates").Attr<int32_t>("rounds"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(tbptt_product, matrix_product, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
-    .Arg<In>().Arg<In>().Ret<In>().Attr<int32_t>("transpose_a").Attr<int32_t>("transpose_b").Attr<int32_t>("rounds"));
+    .Arg<In>().Arg<In>().Ret<In>().Ret<In>().Attr<int32_t>("transpose_a").Attr<int32_t>("transpose_b").Attr<int32_t>("rounds"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(tbptt_sum_of_squares, squares, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<In>().Ret<In>());
 
 }  // namespace tbptt

@@ -3,12 +3,15 @@
 // Equations, forward, for a row b of step t; `where` selects at resets:
 //
 //   h, c <- where(reset[t, b], initial, state after step t - 1)
-//   entered[t, b] = mask[b] * h                                     the operand of the product
-//   z = z_x[t, b] + bias + entered[t, b] @ w_h                      [G * H], G = 4 or 3
+//   entered[t, b] = [x[t, b], mask[b] * h]                          the operand of the product
+//   z = entered[t, b] @ [w_x; w_h] + bias                           [G * H], G = 4 or 3
 //   LSTM: i, f, g, o = sigmoid, sigmoid, tanh, sigmoid of z's blocks
 //         c <- f * c + i * g;   h <- o * tanh(c)
 //   GRU:  r, u = sigmoid of the first blocks;   q = the third block of entered @ w_h, + b_h
 //         n = tanh(z_x's third block + r * q);  h <- (1 - u) * n + u * h
+//
+// GRU has z_x = x @ w_x from outside, because its third block keeps the two products apart; there
+// `entered` is mask * h alone.
 //
 // Backward, from the last step to the first, where dh and dc are the gradients of the state after
 // step t, those of the loss at its output included:
@@ -21,7 +24,7 @@
 //   d_initial += where(reset[t, b], d_entered, 0)
 //   d(state after step t - 1) = where(reset[t, b], 0, scale[t, b] * d_entered)
 //
-// The gradient of w_h is one product over all steps afterwards, entered^T @ dz.
+// The gradient of [w_x; w_h] is one product over all steps afterwards, entered^T @ dz.
 //
 // Blocking. A product's right operand is packed into panels of up to 4 vectors of columns, so that
 // the innermost loop reads memory in order: panel[k][vector][lane]. A block multiplies up to
@@ -39,21 +42,12 @@
 //
 // Reference: Goto & van de Geijn (2008), Anatomy of high-performance matrix multiplication.
 
-#include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <memory>
-#include <mutex>
-#include <new>
-#include <thread>
 #include <utility>
-#include <vector>
+
+#include "threads.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -97,6 +91,7 @@ constexpr size_t PAD = 32;       // bfloat16 numbers in a row of an AMX tile
 
 typedef float V __attribute__((vector_size(4 * W)));
 typedef uint32_t U __attribute__((vector_size(4 * W)));
+typedef uint16_t Halves __attribute__((vector_size(2 * W)));
 typedef float VInMemory __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
 inline V load(const float* p) { return *(const VInMemory*)p; }
@@ -121,6 +116,14 @@ inline void store(float* p, V x, int n) {
 #else
   memcpy(p, &x, 4 * n);
 #endif
+}
+
+// How many lanes of the vector at column j are within a row.
+inline int lanes_at(size_t j, size_t columns) { return j + W <= columns ? W : (int)(columns - j); }
+// Calls `act` with a number of lanes, one that the compiler knows where it is all of them.
+template <class Act> inline void with_lanes(int lanes, Act&& act) {
+  if (lanes == W) act(std::integral_constant<int, W>{});
+  else act(lanes);
 }
 
 // tanh by the rational function of Eigen, within a few units in the last place; NaN stays NaN.
@@ -178,8 +181,15 @@ template <class Left> size_t padded(size_t k) {
 
 inline void put(float* p, V x, int n) { store(p, x, n); }
 inline void put(bf16* p, V x, int n) {
-  U u = rounded(x) >> 16;
-  for (int l = 0; l < n; l++) p[l] = u[l];
+  const Halves halves = __builtin_convertvector(rounded(x) >> 16, Halves);
+  if (n == W) memcpy(p, &halves, sizeof halves);
+  else memcpy(p, &halves, 2 * n);
+}
+inline U load(const bf16* p, int n) {  // in the lower half of each lane
+  Halves halves{};
+  if (n == W) memcpy(&halves, p, sizeof halves);
+  else memcpy(&halves, p, 2 * n);
+  return __builtin_convertvector(halves, U);
 }
 
 // ---- Products of up to ROWS rows with one panel: c[r][v] (+)= sum_k a[r][k] * b[k][v].
@@ -337,12 +347,10 @@ template <class Left> void multiply(Operands<Left> x, size_t rows, int n) {
   }
 }
 
-// c[r][j] = sum_k a[r][k] * b[k][j] for few rows; c is written up to a multiple of W columns. Reading b
-// takes longer than multiplying, so it is read as it lies in memory.
+// c[r][j] += sum_k a[r][k] * b[k][j] for few rows; c is written up to a multiple of W columns. Reading
+// b takes longer than multiplying, so it is read as it lies in memory.
 inline void multiply_few(const float* a, size_t a_row, size_t rows, const float* b, size_t b_row, size_t depth, size_t columns,
                          float* c, size_t c_row) {
-  for (size_t r = 0; r < rows; r++)
-    for (size_t j = 0; j < columns; j += W) store(c + r * c_row + j, V{});
   auto add = [&](size_t k, auto several) {
     constexpr int count = several;
     for (size_t j = 0; j < columns; j += W) {
@@ -363,10 +371,15 @@ inline void multiply_few(const float* a, size_t a_row, size_t rows, const float*
 
 // ---- Packing.
 
-// A matrix [K, columns] in memory, transposed or not: element (k, j) is data[k * by_k + j * by_j].
+// A matrix [K, columns] in memory, transposed or not, whose rows from `split` on may lie elsewhere.
 struct Matrix {
   const float* data;
   size_t by_k, by_j;
+  const float* more = nullptr;
+  size_t split = SIZE_MAX;
+  const float* at(size_t k, size_t j) const {
+    return (k < split ? data + k * by_k : more + (k - split) * by_k) + j * by_j;
+  }
 };
 
 // Packs k in [k0, k1) of n vectors of columns: vector v has the columns first + v * apart + [0, W),
@@ -379,12 +392,13 @@ void pack(const Matrix& m, size_t k0, size_t k1, size_t first, size_t apart, con
   for (size_t at = 0; at < total; at += STEP) {
     const size_t until = std::min(total, at + STEP);
     for (int v = 0; v < n; v++) {
-      const float* from = m.data + k0 * m.by_k + (first + v * apart) * m.by_j;
+      const size_t j = first + v * apart;
       auto row = [&](size_t k) {  // of columns side by side
-        return k < depth ? load(from + k * m.by_k, lanes[v]) : V{};
+        return k < depth ? load(m.at(k0 + k, j), lanes[v]) : V{};
       };
-      auto value = [&](size_t k, int l) {
-        return k < depth && l < lanes[v] ? from[k * m.by_k + l * m.by_j] : 0.0f;
+      auto row_of = [&](size_t k, int l) {  // of a transposed matrix: values of k, of one column
+        const V some = k < depth && l < lanes[v] ? load(m.at(k0 + k, j + l), lanes_at(k, depth)) : V{};
+        return std::is_same_v<Left, float> || PAIRS ? some : (V)rounded(some);
       };
       if constexpr (paired<Left>) {
         uint32_t* to = (uint32_t*)panel;
@@ -394,9 +408,13 @@ void pack(const Matrix& m, size_t k0, size_t k1, size_t first, size_t apart, con
             memcpy(to + ((k / 2) * n + v) * W, &both, sizeof both);
           }
         else
-          for (int l = 0; l < W; l++)
-            for (size_t k = at; k < until; k += 2)
-              to[((k / 2) * n + v) * W + l] = rounded(value(k, l)) | (uint32_t)rounded(value(k + 1, l)) << 16;
+          for (int l = 0; l < W; l++)  // a column of the matrix lies in memory as a row
+            for (size_t k = at; k < until; k += W) {
+              bf16 column[W];
+              put(column, row_of(k, l), W);
+              for (int i = 0; i < W && k + i < until; i += 2)
+                memcpy(to + (((k + i) / 2) * n + v) * W + l, column + i, 4);
+            }
       } else {
         constexpr bool rounds = !std::is_same_v<Left, float>;
         float* to = (float*)panel;
@@ -404,130 +422,16 @@ void pack(const Matrix& m, size_t k0, size_t k1, size_t first, size_t apart, con
           for (size_t k = at; k < until; k++) store(to + (k * n + v) * W, rounds ? (V)rounded(row(k)) : row(k));
         else
           for (int l = 0; l < W; l++)
-            for (size_t k = at; k < until; k++)
-              to[(k * n + v) * W + l] = rounds ? widened(rounded(value(k, l))) : value(k, l);
+            for (size_t k = at; k < until; k += W) {
+              const V column = row_of(k, l);
+              for (int i = 0; i < W && k + i < until; i++) to[((k + i) * n + v) * W + l] = column[i];
+            }
       }
     }
   }
 }
 
-// ---- Memory and threads.
-
-// Memory that is kept for the next call: a page that is new costs as much as packing it.
-class Scratch {
- public:
-  explicit Scratch(size_t bytes) : bytes_((bytes + 63) / 64 * 64) {
-    {
-      std::lock_guard<std::mutex> lock(mutex());
-      auto& all = free_blocks();
-      auto fits = std::find_if(all.begin(), all.end(), [&](auto& b) { return b.second >= bytes_; });
-      if (fits != all.end()) {
-        data_ = fits->first, bytes_ = fits->second;
-        all.erase(fits);
-        return;
-      }
-    }
-    data_ = std::aligned_alloc(64, std::max<size_t>(bytes_, 64));
-    if (!data_) throw std::bad_alloc();
-  }
-  ~Scratch() {
-    std::lock_guard<std::mutex> lock(mutex());
-    auto& all = free_blocks();
-    all.emplace_back(data_, bytes_);
-    if (all.size() > 16) {  // the smallest goes
-      auto least = std::min_element(all.begin(), all.end(), [](auto& a, auto& b) { return a.second < b.second; });
-      std::free(least->first);
-      all.erase(least);
-    }
-  }
-  Scratch(const Scratch&) = delete;
-  template <class T> T* as() const { return (T*)data_; }
-
- private:
-  static std::mutex& mutex() { static auto* m = new std::mutex; return *m; }
-  static std::vector<std::pair<void*, size_t>>& free_blocks() {
-    static auto* all = new std::vector<std::pair<void*, size_t>>;
-    return *all;
-  }
-  void* data_;
-  size_t bytes_;
-};
-
-struct Pool {
-  size_t threads;
-  std::function<void(std::function<void()>)> schedule;
-};
-
-using Work = std::function<void(size_t phase, size_t chunk)>;
-
-// Phases of work, one after the other, each of `chunks` independent pieces, by the caller and by
-// those of the pool's threads that come to help. Nobody waits for a thread that has not started, so
-// a pool that is busy delays nothing and cannot cause a deadlock. Each thread begins with a region
-// of its own, the same in all phases, whose weights are in its cache; then it takes what is left.
-class Phases {
- public:
-  Phases(size_t phases, size_t chunks, size_t regions, Work work)
-      : phases_(phases), chunks_(chunks), regions_(regions), work_(std::move(work)),
-        next_(new std::atomic<uint32_t>[phases * regions]), done_(new std::atomic<uint32_t>[phases]) {
-    for (size_t i = 0; i < phases * regions; i++) next_[i] = 0;
-    for (size_t i = 0; i < phases; i++) done_[i] = 0;
-  }
-  bool failed() const { return failed_; }
-  void join(size_t mine) {
-    for (size_t s = 0; s < phases_; s++) {
-      for (size_t i = 0; i < regions_; i++) take(s, (mine + i) % regions_);
-      for (int spins = 0; done_[s].load(std::memory_order_acquire) < chunks_; spins++)
-        if (spins > 2000) std::this_thread::yield();  // whoever has the last piece may need this core
-        else pause();
-    }
-  }
-
- private:
-  void take(size_t s, size_t region) {
-    const size_t first = chunks_ * region / regions_, count = chunks_ * (region + 1) / regions_ - first;
-    auto& next = next_[s * regions_ + region];
-    while (next.load(std::memory_order_relaxed) < count) {
-      const size_t i = next.fetch_add(1, std::memory_order_relaxed);
-      if (i >= count) return;
-      try {
-        work_(s, first + i);
-      } catch (...) {  // out of memory; no exception may end a thread of XLA
-        failed_ = true;
-      }
-      done_[s].fetch_add(1, std::memory_order_release);
-    }
-  }
-  static void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#endif
-  }
-  size_t phases_, chunks_, regions_;
-  std::atomic<bool> failed_{false};
-  Work work_;
-  std::unique_ptr<std::atomic<uint32_t>[]> next_, done_;
-};
-
-// How many threads share a phase of so many operations: fewer are done before a helper has woken up.
-#if !defined(TBPTT_SHARED_FROM)  // tests share small ones too
-#define TBPTT_SHARED_FROM 2e6
-#endif
-inline size_t regions_for(const Pool& pool, double operations) {
-  return operations < TBPTT_SHARED_FROM ? 1 : std::max<size_t>(1, pool.threads);
-}
-
-inline void run(const Pool& pool, size_t regions, size_t phases, size_t chunks, Work work) {
-  regions = std::min(regions, chunks);
-  if (regions <= 1) {
-    for (size_t s = 0; s < phases; s++)
-      for (size_t i = 0; i < chunks; i++) work(s, i);
-    return;
-  }
-  auto shared = std::make_shared<Phases>(phases, chunks, regions, std::move(work));
-  for (size_t i = 1; i < regions; i++) pool.schedule([shared, i] { shared->join(i); });
-  shared->join(0);
-  if (shared->failed()) throw std::bad_alloc();
-}
+// ---- How work is shared.
 
 // Vectors of columns, split into panels, and rows, split into blocks; a chunk is one of each.
 struct Grid {
@@ -544,7 +448,6 @@ struct Grid {
     return {rows * i / row_blocks, rows * (i + 1) / row_blocks};
   }
 };
-inline int lanes_at(size_t j, size_t columns) { return j + W <= columns ? W : (int)(columns - j); }
 
 // ---- The product, C [M, N] = A [M, K] @ B [K, N], either transposed in memory.
 
@@ -561,6 +464,9 @@ struct Product {
   const float* b;
   bool transpose_a, transpose_b;
   float* c;
+  float* more = nullptr;  // where the rows of C from `split` on are
+  size_t split = SIZE_MAX;
+  float* row(size_t m) const { return m < split ? c + m * N : more + (m - split) * N; }
 };
 
 // Rounds rows [m0, m1) of A, k in [k0, k1), with zeros up to the padded depth.
@@ -581,9 +487,8 @@ inline void round_rows(const Product& x, size_t m0, size_t m1, size_t k0, size_t
       const int lanes = lanes_at(m, m1);
       U half[2] = {};
       for (size_t i = 0; i < 2 && k + i < k1; i++)
-        if (x.a_is_rounded)
-          for (int l = 0; l < lanes; l++) half[i][l] = narrow[(k + i) * x.a_stride + m + l];
-        else half[i] = rounded(load(a + (k + i) * x.a_stride + m, lanes)) >> 16;
+        half[i] = x.a_is_rounded ? load(narrow + (k + i) * x.a_stride + m, lanes)
+                                 : rounded(load(a + (k + i) * x.a_stride + m, lanes)) >> 16;
       const U both = half[0] | half[1] << 16;
       for (int l = 0; l < lanes; l++) memcpy(rows + (m + l) * stride + k - k0, (uint32_t*)&both + l, 4);
     }
@@ -592,15 +497,18 @@ inline void round_rows(const Product& x, size_t m0, size_t m1, size_t k0, size_t
 inline void product_of_few(const Pool& pool, size_t regions, const Product& x) {
   const Grid grid(x.N, x.M, WIDE, regions);
   run(pool, regions, 1, grid.chunks(), [&](size_t, size_t chunk) {
-    alignas(64) float c[ROWS * WIDE * W];
+    alignas(64) float c[ROWS * WIDE * W] = {};
     const size_t j = grid.first(chunk) * W, width = grid.size(chunk) * W, columns = std::min(width, x.N - j);
     multiply_few((const float*)x.a, x.K, x.M, x.b + j, x.N, x.K, columns, c, width);
-    for (size_t m = 0; m < x.M; m++) std::copy_n(c + m * width, columns, x.c + m * x.N + j);
+    for (size_t m = 0; m < x.M; m++) std::copy_n(c + m * width, columns, x.row(m) + j);
   });
 }
 
 template <class Left> void product(const Pool& pool, const Product& x) {
-  if (x.M * x.N == 0 || x.K == 0) return (void)std::fill(x.c, x.c + x.M * x.N, 0.0f);
+  if (x.M * x.N == 0 || x.K == 0) {
+    for (size_t m = 0; m < x.M; m++) std::fill_n(x.row(m), x.N, 0.0f);
+    return;
+  }
   constexpr bool is_float = std::is_same_v<Left, float>;
   const size_t regions = regions_for(pool, 2.0 * (x.M + 4) * x.K * x.N);
   if (is_float && !x.transpose_a && !x.transpose_b && x.M <= ROWS) return product_of_few(pool, regions, x);
@@ -633,7 +541,7 @@ template <class Left> void product(const Pool& pool, const Product& x) {
       }
       auto each = [&](auto&& act) {
         for (size_t m = m0; m < m1; m++)
-          for (int v = 0; v < n; v++) act(x.c + m * x.N + j + v * W, c + ((m - m0) * n + v) * W, lanes[v]);
+          for (int v = 0; v < n; v++) act(x.row(m) + j + v * W, c + ((m - m0) * n + v) * W, lanes[v]);
       };
       if (given.add) each([](float* total, float* sum, int lanes) { store(sum, load(total, lanes)); });
       multiply(given, m1 - m0, n);
@@ -678,11 +586,13 @@ struct Sizes {
 
 // Pointers of arrays as in the equations; those that are not given are null.
 struct Forward : Sizes {
-  const float *z_x, *w_h, *bias, *b_h, *hidden0, *cell0;  // [T, B, G H], [H, G H], [G H], [H], [B, H] twice
+  size_t D;                                               // of x; 0: z_x is given
+  const float *x, *w_x, *z_x;                             // [T, B, D], [D, G H], [T, B, G H]
+  const float *w_h, *bias, *b_h, *hidden0, *cell0;        // [H, G H], [G H], [H], [B, H] twice
   const bool* reset;                                      // [T, B]
   const float *initial_hidden, *initial_cell, *mask;      // [B, H] each; no initial state: zeros
   float *hidden, *cell, *gates;                           // [T, B, H] twice, [T, B, 4 H]
-  void* entered;                                          // [T, B, padded H]
+  void* entered;                                          // [T, B, padded D + H]
 };
 
 // The row of a state before step t, or null for zeros.
@@ -693,31 +603,38 @@ inline const float* row_before(const Sizes& s, const bool* reset, const float* i
 }
 
 template <int G, class Left> void forward(const Pool& pool, const Forward& x) {
-  const size_t B = x.B, H = x.H, depth = padded<Left>(H);
-  const size_t regions = regions_for(pool, 2.0 * (B + 4) * G * H * H);
+  const size_t B = x.B, H = x.H, D = x.D, depth = padded<Left>(D + H);
+  const size_t regions = regions_for(pool, 2.0 * (B + 4) * G * H * (D + H));
   const bool few = std::is_same_v<Left, float> && x.T * B <= ROWS;  // not worth packing
   const Grid grid(H, B, few ? WIDE : 1, regions);
-  const Matrix w_h{x.w_h, G * H, 1};
+  const Matrix weights{x.w_x, G * H, 1, x.w_h, D};
   const Scratch memory(few ? 0 : grid.vectors * G * W * depth * sizeof(Right<Left>));
   auto* panels = memory.as<Right<Left>>();
   auto* entered = (Left*)x.entered;
 
-  auto enter = [&](size_t t, size_t b, size_t j, int lanes, V hidden) {
+  auto enter = [&](size_t t, size_t b, size_t j, auto lanes, V hidden) {
     if (x.mask) hidden *= load(x.mask + b * H + j, lanes);
-    put(entered + (t * B + b) * depth + j, hidden, lanes);
+    put(entered + (t * B + b) * depth + D + j, hidden, lanes);
   };
   auto start = [&](size_t b, size_t j, int lanes) {
     const float* row = row_before(x, x.reset, x.initial_hidden, x.hidden0, x.hidden, 0, b);
     enter(0, b, j, lanes, row ? load(row + j, lanes) : V{});
     if (j + W >= H)
       for (size_t t = 0; t < x.T; t++)
-        std::fill(entered + (t * B + b) * depth + H, entered + (t * B + b + 1) * depth, Left(0));
+        std::fill(entered + (t * B + b) * depth + D + H, entered + (t * B + b + 1) * depth, Left(0));
+  };
+  auto enter_inputs = [&](size_t row) {
+    for (size_t j = 0; j < D; j += W) {
+      const int lanes = lanes_at(j, D);
+      put(entered + row * depth + j, load(x.x + row * D + j, lanes), lanes);
+    }
   };
   // `apart`: how far the sums of two gates are from each other.
-  auto gates = [&](size_t t, size_t b, size_t j, int lanes, const float* sums, size_t apart) {
+  auto gates = [&](size_t t, size_t b, size_t j, auto lanes, const float* sums, size_t apart) {
     const size_t at = (t * B + b) * H + j;
     auto input = [&](int q) {
-      return load(x.z_x + (t * B + b) * G * H + q * H + j, lanes) + load(x.bias + q * H + j, lanes);
+      const V bias = load(x.bias + q * H + j, lanes);
+      return x.z_x ? bias + load(x.z_x + (t * B + b) * G * H + q * H + j, lanes) : bias;
     };
     float* gates = x.gates + (t * B + b) * 4 * H + j;
     V z[G], hidden;
@@ -755,19 +672,26 @@ template <int G, class Left> void forward(const Pool& pool, const Forward& x) {
     alignas(64) float c[std::max<size_t>(ROW_BLOCK, ROWS * WIDE) * G * W];
     if (phase == 0) {
       const int lanes = lanes_at(first, H), all[VECTORS] = {lanes, lanes, lanes, lanes};
-      if (chunk % grid.row_blocks == 0 && !few) pack<Left>(w_h, 0, H, first, H, all, G, packed);
+      if (chunk % grid.row_blocks == 0 && !few) pack<Left>(weights, 0, D + H, first, H, all, G, packed);
+      for (size_t i = x.T * B * chunk / grid.chunks(); i < x.T * B * (chunk + 1) / grid.chunks(); i++) enter_inputs(i);
     } else if (few) {
-      if constexpr (std::is_same_v<Left, float>)
-        for (int q = 0; q < G; q++)
-          multiply_few(entered + (t * B + b0) * H, H, b1 - b0, x.w_h + q * H + first, G * H, H, std::min(width, H - first),
-                       c + q * width, G * width);
+      if constexpr (std::is_same_v<Left, float>) {
+        std::fill_n(c, (b1 - b0) * G * width, 0.0f);
+        const float* rows = entered + (t * B + b0) * depth;
+        const size_t columns = std::min(width, H - first);
+        for (int q = 0; q < G; q++) {
+          const size_t j = q * H + first;
+          multiply_few(rows, depth, b1 - b0, x.w_x + j, G * H, D, columns, c + q * width, G * width);
+          multiply_few(rows + D, depth, b1 - b0, x.w_h + j, G * H, H, columns, c + q * width, G * width);
+        }
+      }
     } else {
       multiply(Operands<Left>{entered + (t * B + b0) * depth, depth, 1, packed, size_t(G * W), W, depth, c, false}, b1 - b0, G);
     }
     for (size_t b = b0; b < b1; b++)
       for (size_t j = first; j < std::min(H, first + width); j += W) {
         if (phase == 0) start(b, j, lanes_at(j, H));
-        else gates(t, b, j, lanes_at(j, H), c + (b - b0) * G * width + j - first, width);
+        else with_lanes(lanes_at(j, H), [&](auto lanes) { gates(t, b, j, lanes, c + (b - b0) * G * width + j - first, width); });
       }
   });
 }
@@ -800,7 +724,7 @@ template <int G, class Left> void backward(const Pool& pool, const Backward& x) 
     else return ring.as<Left>() + (t % 2 * B + b) * depth;
   };
   // Gradients of the gates of step t, for some units of a row; leaves those of the entered state.
-  auto gates_back = [&](size_t t, size_t b, size_t j, int lanes, V dh, V dc) {
+  auto gates_back = [&](size_t t, size_t b, size_t j, auto lanes, V dh, V dc) {
     const float* gates = x.gates + (t * B + b) * 4 * H + j;
     const float* row = row_before(x, x.reset, x.initial, x.first, x.states, t, b);
     const V before = row ? load(row + j, lanes) : V{};
@@ -841,14 +765,14 @@ template <int G, class Left> void backward(const Pool& pool, const Backward& x) 
     gates_back(T - 1, b, j, lanes, load(x.d_hidden + at, lanes), x.d_cell ? load(x.d_cell + at, lanes) : V{});
   };
   // Splits the gradient of an entered state between the initial state and the step before.
-  auto pass = [&](bool resets, float scale, float* d_initial, V d, int lanes) {
+  auto pass = [&](bool resets, float scale, float* d_initial, V d, auto lanes) {
     if (resets) {
       if (d_initial) store(d_initial, load(d_initial, lanes) + d, lanes);
       return V{};
     }
     return x.scale ? (scale > 0.0f ? d * scale : V{}) : d;
   };
-  auto step_back = [&](size_t t, size_t b, size_t j, int lanes, V dh) {
+  auto step_back = [&](size_t t, size_t b, size_t j, auto lanes, V dh) {
     const size_t at = b * H + j;
     if (x.mask) dh *= load(x.mask + at, lanes);
     if constexpr (G == 3) dh += load(x.d_hidden0 + at, lanes);
@@ -884,7 +808,7 @@ template <int G, class Left> void backward(const Pool& pool, const Backward& x) 
       for (int v = 0; v < n; v++) {
         const size_t j = first + v * W;
         if (phase == 0) start(b, j, lanes[v]);
-        else step_back(T - phase, b, j, lanes[v], load(c + ((b - b0) * n + v) * W));
+        else with_lanes(lanes[v], [&](auto lanes) { step_back(T - phase, b, j, lanes, load(c + ((b - b0) * n + v) * W)); });
       }
   });
 }

@@ -12,17 +12,26 @@ FEW_ROWS, MANY_ROWS = 6, 128  # the kernel reads the matrix in place; packing it
 LEAST, MOST = 1e6, 5e8  # operations of a product in float32, see `is_faster`
 
 
-def weight_gradient(entered: tf.Tensor, d_z: tf.Tensor, size: int, *, rounds: bool) -> tf.Tensor:
-    """Computes `sum_t,b entered[t, b, :size]^T d_z[t, b]`, `[size, G]`, as one product.
+def weight_gradient(
+    entered: tf.Tensor, d_z: tf.Tensor, sizes: tuple[int, int], *, rounds: bool
+) -> list[tf.Tensor]:
+    """Computes the gradients of the weights, `sum_t,b entered[t, b]^T d_z[t, b]`, as one product.
 
     Args:
-      entered: `[T, B, H]` float32, or rows in bfloat16 that are padded, as the loops return them.
+      entered: `[T, B, D + H]` float32, or rows in bfloat16 that are padded, as the loops return
+        them.
       d_z: `[T, B, G]`.
-      size: H.
+      sizes: D and H.
       rounds: whether `d_z` is rounded to bfloat16; `entered` is then.
+
+    Returns:
+      `[D, G]`, which is of no meaning if D is 0, and `[H, G]`.
     """
     a, b = (tf.reshape(part, [-1, part.shape[-1]]) for part in (entered, d_z))
-    return _call(a, b, size, d_z.shape[-1], transpose_a=True, rounds=rounds)
+    of_inputs, of_hidden = sizes
+    first, further = (of_inputs, of_hidden) if of_inputs else (of_hidden, 0)
+    results = _call(a, b, first, d_z.shape[-1], further, transpose_a=True, rounds=rounds)
+    return results if of_inputs else results[::-1]
 
 
 def is_faster(a: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None) -> bool:
@@ -52,19 +61,39 @@ def differentiable(a: tf.Tensor, w: tf.Tensor, compute_dtype: tf.DType | None) -
     rounds = compute_dtype == tf.bfloat16
 
     @tf.custom_gradient
-    def multiply(a: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    def multiplied(a: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         def gradient(d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            if a.shape[0] < MANY_ROWS:  # packing `w` would take longer than the product
-                cast = [tf.cast(x, tf.bfloat16) if rounds else x for x in (a, w, d)]
-                d_a = tf.matmul(cast[2], cast[1], transpose_b=True)
-                d_w = tf.matmul(cast[0], cast[2], transpose_a=True)
-                return tf.cast(d_a, tf.float32), tf.cast(d_w, tf.float32)
-            d_a = product(d, w, transpose_b=True, rounds=rounds)
-            return d_a, product(a, d, transpose_a=True, rounds=rounds)
+            return (
+                multiply(d, w, transpose_b=True, rounds=rounds),
+                multiply(a, d, transpose_a=True, rounds=rounds),
+            )
 
         return product(a, w, rounds=rounds), gradient
 
-    return multiply(a, w)
+    return multiplied(a, w)
+
+
+def multiply(
+    a: tf.Tensor,
+    b: tf.Tensor,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    rounds: bool = False,
+) -> tf.Tensor:
+    """Computes a product of a gradient by the kernel or by XLA, whichever is faster.
+
+    The arguments are those of `product`.
+    """
+    rows = b.shape[0] if transpose_a else a.shape[0]  # of the window: T * B
+    operations = 2.0 * a.shape[0] * a.shape[1] * b.shape[0 if transpose_b else 1]
+    # With few rows, packing a transposed matrix would take longer than the product.
+    if rows >= MANY_ROWS and (rounds or _is_of_middle_size(operations)):
+        return product(a, b, transpose_a=transpose_a, transpose_b=transpose_b, rounds=rounds)
+    if rounds:
+        a, b = (tf.cast(part, tf.bfloat16) for part in (a, b))
+    result = tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+    return tf.cast(result, tf.float32)
 
 
 def product(
@@ -78,9 +107,8 @@ def product(
     """Computes `a @ b` in float32, either transposed; or both rounded to bfloat16 first."""
     rows = a.shape[1] if transpose_a else a.shape[0]
     columns = b.shape[0] if transpose_b else b.shape[1]
-    return _call(
-        a, b, rows, columns, transpose_a=transpose_a, transpose_b=transpose_b, rounds=rounds
-    )
+    given = dict(transpose_a=transpose_a, transpose_b=transpose_b, rounds=rounds)
+    return _call(a, b, rows, columns, **given)[0]
 
 
 def _call(
@@ -88,17 +116,18 @@ def _call(
     b: tf.Tensor,
     rows: int,
     columns: int,
+    further: int = 0,
     *,
     transpose_a: bool = False,
     transpose_b: bool = False,
     rounds: bool = False,
-) -> tf.Tensor:
-    (result,) = call(
+) -> list[tf.Tensor]:
+    """Returns the first `rows` rows of a product, and the `further` ones."""
+    return call(
         "tbptt_product",
         [a, b],
-        [([rows, columns], tf.float32)],
+        [([rows, columns], tf.float32), ([further, columns], tf.float32)],
         transpose_a=int(transpose_a),
         transpose_b=int(transpose_b),
         rounds=int(rounds),
     )
-    return result

@@ -102,8 +102,8 @@ class Threads {
 
 // ---- A window and what comes out of it.
 struct Window {
-  size_t T, B, H;
-  Floats z_x, w_h, bias, b_h, hidden0, cell0, initial_hidden, initial_cell, mask, scale, d_outputs, d_hidden, d_cell;
+  size_t T, B, H, D = 0;  // D: of x, or 0, where z_x is given
+  Floats x, w_x, z_x, w_h, bias, b_h, hidden0, cell0, initial_hidden, initial_cell, mask, scale, d_outputs, d_hidden, d_cell;
   std::vector<uint8_t> reset;
 };
 struct Results {
@@ -112,7 +112,10 @@ struct Results {
 
 static Window random_window(int G, size_t T, size_t B, size_t H, bool all) {
   Window x{T, B, H};
-  x.z_x = normal(T * B * G * H), x.w_h = normal(H * G * H, 1 / std::sqrt((float)H)), x.bias = normal(G * H);
+  if (G == 4 && coin()) x.D = upto(40);
+  if (x.D) x.x = normal(T * B * x.D), x.w_x = normal(x.D * G * H, 1 / std::sqrt((float)x.D));
+  else x.z_x = normal(T * B * G * H);
+  x.w_h = normal(H * G * H, 1 / std::sqrt((float)H)), x.bias = normal(G * H);
   x.hidden0 = normal(B * H), x.d_hidden = normal(B * H), x.d_outputs = normal(T * B * H);
   if (G == 3) x.b_h = normal(H);
   if (G == 4) x.cell0 = normal(B * H), x.d_cell = normal(B * H);
@@ -129,12 +132,12 @@ static Window random_window(int G, size_t T, size_t B, size_t H, bool all) {
 
 template <int G, class Left> Results run(const Pool& pool, const Window& x) {
   const float unset = std::numeric_limits<float>::quiet_NaN();  // what is not written is found
-  const size_t T = x.T, B = x.B, H = x.H, all = T * B * H, depth = padded<Left>(H);
+  const size_t T = x.T, B = x.B, H = x.H, all = T * B * H, depth = padded<Left>(x.D + H);
   Results y;
   std::vector<Left> entered(T * B * depth, Left(0x7fc0));
   y.hidden.assign(all, unset), y.cell.assign(G == 4 ? all : 0, unset), y.gates.assign(4 * all, unset);
-  Forward f{{T, B, H}};
-  f.z_x = x.z_x.data(), f.w_h = x.w_h.data(), f.bias = x.bias.data(), f.b_h = given(x.b_h), f.hidden0 = x.hidden0.data(), f.cell0 = given(x.cell0);
+  Forward f{{T, B, H}, x.D, given(x.x), given(x.w_x), given(x.z_x)};
+  f.w_h = x.w_h.data(), f.bias = x.bias.data(), f.b_h = given(x.b_h), f.hidden0 = x.hidden0.data(), f.cell0 = given(x.cell0);
   f.reset = x.reset.empty() ? nullptr : (const bool*)x.reset.data();
   f.initial_hidden = given(x.initial_hidden), f.initial_cell = given(x.initial_cell), f.mask = given(x.mask);
   f.hidden = y.hidden.data(), f.cell = wanted(y.cell), f.gates = y.gates.data(), f.entered = entered.data();
@@ -175,20 +178,22 @@ static float before(const Window& w, const Floats& initial, const Floats& first,
 }
 
 template <int G, class Left> void check_forward(const Window& w, const Results& y) {
-  const size_t H = w.H, depth = padded<Left>(H);
+  const size_t H = w.H, D = w.D, depth = padded<Left>(D + H);
   for (size_t t = 0; t < w.T; t++)
     for (size_t b = 0; b < w.B; b++) {
       const size_t row = t * w.B + b;
       const float* entered = y.entered.data() + row * depth;
       Doubles z(G * H);
       for (size_t k = 0; k < depth; k++) {
-        float h = k < H ? before(w, w.initial_hidden, w.hidden0, y.hidden, t, b, k) : 0;
-        if (k < H && !w.mask.empty()) h *= w.mask[b * H + k];
-        if (entered[k] != operand<Left>(h)) close("entered exactly", row * depth + k, entered[k], std::nan(""));
-        for (size_t j = 0; k < H && j < G * H; j++) z[j] += double(entered[k]) * operand<Left>(w.w_h[k * G * H + j]);
+        const size_t i = k - D;  // of the hidden state
+        float value = k < D ? w.x[row * D + k] : i < H ? before(w, w.initial_hidden, w.hidden0, y.hidden, t, b, i) : 0;
+        if (k >= D && i < H && !w.mask.empty()) value *= w.mask[b * H + i];
+        if (entered[k] != operand<Left>(value)) close("entered exactly", row * depth + k, entered[k], std::nan(""));
+        const float* weights = k < D ? w.w_x.data() + k * G * H : i < H ? w.w_h.data() + i * G * H : nullptr;
+        for (size_t j = 0; weights && j < G * H; j++) z[j] += double(entered[k]) * operand<Left>(weights[j]);
       }
       for (size_t j = 0; j < H; j++) {
-        auto in = [&](int q) { return w.z_x[row * G * H + q * H + j] + w.bias[q * H + j]; };
+        auto in = [&](int q) { return (D ? 0 : w.z_x[row * G * H + q * H + j]) + w.bias[q * H + j]; };
         double gate[4], hidden;
         if (G == 4) {
           for (int q = 0; q < 4; q++) gate[q] = q == 2 ? std::tanh(z[q * H + j] + in(q)) : logistic(z[q * H + j] + in(q));
@@ -268,7 +273,7 @@ template <int G, class Left> void check_poison(const Pool& pool, size_t T, size_
     for (size_t i = 0; i < width && !x.empty(); i++)
       if (i == 0 || coin()) x[row * width + i] = poison;
   };
-  spoil(w.z_x, t * B + b, G * H), spoil(w.d_outputs, t * B + b, H);
+  spoil(w.z_x, t * B + b, G * H), spoil(w.x, t * B + b, w.D), spoil(w.d_outputs, t * B + b, H);
   if (t + 1 == T) spoil(w.d_hidden, b, H), spoil(w.d_cell, b, H);
   if (t == 0 && begins) spoil(w.hidden0, b, H), spoil(w.cell0, b, H);
   same_results(clean, run<G, Left>(pool, w), w, t, b, begins);
@@ -303,10 +308,13 @@ template <class Left> void check_product(const std::vector<Pool>& pools) {
   std::vector<bf16> rounded_a(narrow ? K * stride : 0);
   for (size_t k = 0; narrow && k < K; k++)
     for (size_t m = 0; m < M; m++) rounded_a[k * stride + m] = rounded(a[k * M + m]);
+  const size_t split = coin() && M > 1 ? upto(M - 1) : M;  // the result in two arrays
   const void* left = narrow ? (const void*)rounded_a.data() : a.data();
   for (const Pool& pool : pools) {
-    c.emplace_back(M * N, std::nanf(""));
-    product<Left>(pool, Product{M, K, N, left, stride, narrow, b.data(), transpose_a, transpose_b, c.back().data()});
+    Floats first(split * N, std::nanf("")), more((M - split) * N, std::nanf(""));
+    product<Left>(pool, Product{M, K, N, left, stride, narrow, b.data(), transpose_a, transpose_b, first.data(), more.data(), split});
+    first.insert(first.end(), more.begin(), more.end());
+    c.push_back(first);
     same("c", c[0], c.back());
   }
   if (!transpose_a) {  // the bits of a row do not depend on how many others there are

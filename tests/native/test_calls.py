@@ -41,8 +41,8 @@ def make_lstm(**options) -> tbptt.LSTM:
 def forward(**changed) -> list[tf.Tensor]:
     """Calls the forward loop of an LSTM of 4 units by hand: 3 steps of 2 rows."""
     given = {
-        "z_x": tf.ones([3, 2, 16]), "w_h": tf.ones([4, 16]), "bias": tf.ones([16]),
-        "b_h": NOTHING,
+        "inputs": NOTHING, "w_x": NOTHING, "z_x": tf.ones([3, 2, 16]), "w_h": tf.ones([4, 16]),
+        "bias": tf.ones([16]), "b_h": NOTHING,
         "hidden": tf.ones([2, 4]), "cell": tf.ones([2, 4]), "reset": tf.cast(NOTHING, tf.bool),
         "initial_hidden": NOTHING, "initial_cell": NOTHING, "mask": NOTHING,
     }  # fmt: skip
@@ -82,9 +82,13 @@ def test_layer_refuses_a_state_of_another_shape_before_the_call():
 
 
 BY_HAND = {
-    "z_x must have the shape [T, B, gates * H]": {"z_x": tf.ones([3, 2])},
-    "a window must have at least one step": {"z_x": tf.ones([0, 2, 16])},
-    "w_h must have the shape [ 4 16 ], but has [ 5 16 ]": {"w_h": tf.ones([5, 16])},
+    "inputs must have the shape [T, B, ...]": {"z_x": tf.ones([3, 2])},
+    "a window must have at least one step": {"z_x": NOTHING, "inputs": tf.ones([0, 2, 3])},
+    "z_x must have the shape [ 3 2 16 ], but has [ 3 2 5 ]": {"z_x": tf.ones([3, 2, 5])},
+    "w_x must have the shape [ 3 16 ], but has [ 0 ]": {
+        "z_x": NOTHING, "inputs": tf.ones([3, 2, 3])
+    },
+    "w_h must have the shape [ 4 16 ], but has [ 4 15 ]": {"w_h": tf.ones([4, 15])},
     "w_h must have the shape [ 4 16 ], but has [ 4 16 ] of another type": {
         "w_h": tf.ones([4, 16], tf.bfloat16)
     },

@@ -23,7 +23,7 @@ def test_one_path_is_measured_beside_xla(tmp_path):
         *(
             rf"\| small \| bfloat16 \| {what} \| portable"
             rf" \| {number} \| \d+ \| {number} \| {number} \|"
-            for what in ("forward", "both loops", "weight gradient")
+            for what in ("forward", "training")
         ),
         rf"\| small \| bfloat16 \| portable \| [+-]{number}% \| [+-]{number}% \|",
         rf"\| portable \| \d+ \| \d+ \| {number} \|",

@@ -1,4 +1,4 @@
-"""Measures the loops of the native kernels beside those of XLA's own operations, in one process."""
+"""Measures a layer on the native kernels beside one on XLA's own operations, in one process."""
 
 import statistics
 import time
@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tbptt import native
-from tbptt.native import errors, library, products
+import tbptt
+from tbptt.native import errors, library
 from tbptt.types import Controls
-from tbptt.unroll import fused
 from tools.bench.contestants import Size
 
 STEP = Size(1, 1, 512, 512, 1, 256, windows_per_call=1)
@@ -19,65 +18,50 @@ RESETS = 0.01  # the share of rows that a step resets
 
 
 Program = Callable[[], Any]
-NAMES = ("native", "xla")
+NAMES = {"native": "native", "xla": "fused"}  # and the backend of each
+WHAT = {
+    "forward": dict(back=False),
+    "training": dict(back=True),
+    "with resets": dict(back=True, resets=True),
+}
 Contestants = dict[tuple[str, str], Program]  # by what is computed, and who computes it
 
 
-def loops(name: str, arrays: Sequence[tf.Tensor], dtype: tf.DType, *, back: bool) -> Program:
-    """Returns a compiled program of the forward loop, or of both loops without weight gradient."""
+def layer(
+    backend: str, size: Size, dtype: tf.DType, *, back: bool, resets: bool = False
+) -> Program:
+    """Returns a compiled program of one LSTM layer over a window, with all gradients if `back`."""
+    rng = np.random.default_rng(0)
+    core = tbptt.LSTM(
+        size.embedding,
+        size.hidden,
+        seed=tbptt.make_seed(0),
+        backend=backend,
+        compute_dtype=None if dtype == tf.float32 else dtype,
+    )
+    shape = [size.window_length, size.rows]
+    inputs = tf.constant(rng.normal(size=[*shape, size.embedding]), tf.float32)
+    controls = Controls(tf.constant(rng.random(shape) < RESETS) if resets else None)
+    state = core.initial_state(size.rows)
 
     @tf.function(autograph=False, jit_compile=True)
-    def program(
-        z_x: tf.Tensor, w_h: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor, *reset: tf.Tensor
-    ) -> list[tf.Tensor]:
-        controls = Controls(reset[0] if reset else None, None, None)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([z_x, hidden, cell] if back else [])
-            more = ((hidden, cell), controls, None)
-            if name == "native":
-                bias = tf.zeros(w_h.shape[-1:])
-                outputs, final = native.loops.lstm(z_x, w_h, bias, *more, compute_dtype=dtype)
-            else:
-                outputs, final = fused.lstm.run(z_x, w_h, *more, compute_dtype=dtype)
-            loss = tf.reduce_sum(outputs) if back else None
-        return [outputs, *final, *(tape.gradient(loss, [z_x, hidden, cell]) if back else [])]
+    def program(inputs: tf.Tensor, state: Any, controls: Controls) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs, final = core(inputs, state, controls)
+            loss = tf.reduce_sum(outputs)
+        wanted = [inputs, core.w_x, core.w_h, core.b]
+        return [outputs, *final, *(tape.gradient(loss, wanted) if back else [])]
 
-    return lambda: program(*arrays)
-
-
-def weights(name: str, entered: tf.Tensor, d_z: tf.Tensor, dtype: tf.DType) -> Program:
-    """Returns a compiled program of the gradient of the recurrent weights."""
-    size = entered.shape[-1]
-
-    @tf.function(autograph=False, jit_compile=True)
-    def program(entered: tf.Tensor, d_z: tf.Tensor) -> tf.Tensor:
-        if name == "native":
-            return products.weight_gradient(entered, d_z, size, rounds=dtype == tf.bfloat16)
-        return fused.loop.weight_gradient(entered, d_z, dtype)
-
-    return lambda: program(entered, d_z)
+    return lambda: program(inputs, state, controls)
 
 
 def programs(size: Size, dtype: tf.DType) -> Contestants:
     """Returns the programs of a size, for random weights and inputs."""
-    rng = np.random.default_rng(0)
-    steps, rows, hidden = size.window_length, size.rows, size.hidden
-
-    def normal(*shape: int) -> tf.Tensor:
-        return tf.constant(rng.normal(size=shape), tf.float32)
-
-    arrays = [
-        normal(steps, rows, 4 * hidden), normal(hidden, 4 * hidden) / hidden**0.5,
-        normal(rows, hidden), normal(rows, hidden),
-    ]  # fmt: skip
-    entered = normal(steps, rows, hidden)
-    reset = tf.constant(rng.random([steps, rows]) < RESETS)
     found: Contestants = {}
-    for name in NAMES:
-        found["forward", name] = loops(name, arrays, dtype, back=False)
-        found["both loops", name] = loops(name, arrays, dtype, back=True)
-        found["with resets", name] = loops(name, [*arrays, reset], dtype, back=True)
-        found["weight gradient", name] = weights(name, entered, arrays[0], dtype)
+    for name, backend in NAMES.items():
+        for what, options in WHAT.items():
+            found[what, name] = layer(backend, size, dtype, **options)
     return found
 
 

@@ -2,12 +2,12 @@
 
     python -m tools.bench.native
 
-Every path of the kernels that the processor has is loaded in a process of its own. There the LSTM
-of each size runs a forward loop, both loops, and the weight gradient, each a compiled program, in
+Every path of the kernels that the processor has is loaded in a process of its own. There an LSTM
+layer of each size runs a window, forward alone and with all gradients, each a compiled program, in
 turn with the same of `backend="fused"`. Medians over the rounds are shown: milliseconds, GFLOP/s of
 the products, and how many times faster than XLA's the kernels are. Below that stand what resets of
-a hundredth of the rows cost both loops, and one step of one row of 512 units. Beside a path below
-the best one XLA is told to leave the same instructions unused, but its smaller products do not.
+a hundredth of the rows cost, and one step of one row of 512 units. Beside a path below the best one
+XLA is told to leave the same instructions unused, but its smaller products do not.
 """
 
 import json
@@ -41,8 +41,8 @@ LOWERED = {
     "avx2": ("AVX2", "AVX2"),
     "portable": ("SSE4_2", "SSE41"),
 }
-# The products of [T B, H] with [H, 4 H] in what is measured.
-PRODUCTS = {"forward": 1, "both loops": 2, "weight gradient": 1}
+# The products of [T B, D + H] with [D + H, 4 H], or of that size, in what is measured.
+PRODUCTS = {"forward": 1, "training": 3}
 
 
 def measure_path(path: str) -> dict[str, Any]:
@@ -91,7 +91,8 @@ def speeds(found: Mapping[str, Mapping[str, Any]]) -> str:
             if row["what"] not in PRODUCTS:
                 continue
             size = SIZES[row["size"]]
-            flops = PRODUCTS[row["what"]] * 8.0 * size.tokens * size.hidden**2
+            weights = 4.0 * size.hidden * (size.embedding + size.hidden)
+            flops = 2 * PRODUCTS[row["what"]] * size.tokens * weights
             lines.append(
                 f"| {row['size']} | {row['type']} | {row['what']} | {path} | {row['native']:.3f} "
                 f"| {flops / row['native'] / 1e6:.0f} | {row['xla']:.3f} "
@@ -101,13 +102,13 @@ def speeds(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def resets(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a table of what resets cost both loops, of the kernels and of XLA's operations."""
+    """Returns a table of what resets cost a window, of the kernels and of XLA's operations."""
     lines = ["| size | products | path | resets cost | XLA's |", "|---|---|---|---|---|"]
     for path, result in found.items():
         rows = {(row["size"], row["type"], row["what"]): row for row in result["rows"]}
         for (size, dtype, what), row in rows.items():
             if what == "with resets":
-                without = rows[size, dtype, "both loops"]
+                without = rows[size, dtype, "training"]
                 costs = [f"{row[name] / without[name] - 1:+.1%}" for name in NAMES]
                 lines.append(f"| {size} | {dtype} | {path} | {' | '.join(costs)} |")
     return "\n".join(lines)
