@@ -288,13 +288,23 @@ RUNS = {
         ["--paths=portable", "--sizes=small", "--types=float32", "--rounds=1", "--round_ms=0"],
         says(r"\| small \| float32 \| training \| portable"),
     ),
+    "python -m tools.bench.profile_window --size=char --backend=native": Run(
+        ["--size=small", "--calls=1"],
+        says(r"small, native: \d+\.\d+ ms a window", r"\| custom-call.* \| \d+\.\d+ \|"),
+    ),
+    "python -m tools.bench.profile_window --size=char --backend=fused": Run(
+        ["--size=small", "--calls=1"],
+        says(r"small, fused: \d+\.\d+ ms a window", r"\| .*MatMul.* \| \d+\.\d+ \|"),
+    ),
     "python -m tools.bench.save_cost": Run(["--hidden=8", "--saves=1"], says("million parameters")),
     "python -m tools.bench.torture --kills=200": Run(
         ["--kills=1", "--run_windows=150"],
         # A run that ends before it is killed is followed by another one.
         says(r"1 kills, [01] during a save, \d+ runs: no difference, no hang"),
     ),
-    "python -m tools.bench.benchmark --rounds=7": Run(
+    "python -m tools.bench.benchmark --rounds=7 --contestants=ours-native-xla,ours-fused-xla,"
+    "ours-native-xla-resets,ours-bfloat16-native,torch,torch-one-thread,torch-bfloat16,"
+    "torch-bfloat16-parameters": Run(
         ["--rounds=1", "--sizes=small", "--contestants=ours-fused-plain"], says("ours-fused-plain")
     ),
     "python -m tools.bench.tpu_compile": Run([], needs("libtpu", "tpu-check", "v5e")),
@@ -326,10 +336,12 @@ ELSEWHERE = {
     "pytest -n 0 tests/experiments/test_workers.py": "a test of this suite",
     "pytest -n 0 tests/layers": "a part of this suite",
     "python -m tools.bench.benchmark": "run with fewer rounds",
+    "python -m tools.bench.benchmark --rounds=5 --contestants=ours-native-xla,torch,"
+    "torch-one-thread,keras,jax": "see test_names_in_benchmark_commands",
     "python -m tools.bench.benchmark --sizes=char --rounds=2 --contestants=":
         "completed in the text",
-    "python -m tools.bench.benchmark --sizes=long --contestants=ours-fused-xla,ours-states,"
-    "ours-scan-xla,ours-states-scan --rounds=3": "see test_names_in_benchmark_commands",
+    "python -m tools.bench.benchmark --sizes=long --contestants=ours-native-xla,ours-fused-xla,"
+    "ours-states,ours-scan-xla,ours-states-scan --rounds=3": "see test_names_in_benchmark_commands",
     "python -m tools.bench.benchmark --sizes=words --contestants=ours-fused-xla,ours-chunked,"
     "ours-adaptive,ours-sampled --rounds=2": "see test_names_in_benchmark_commands",
     "python -m tools.bench.scaling --sizes=char --measure=2 --rounds=9": "run with fewer rounds",

@@ -39,7 +39,9 @@ def archives(tmp_path_factory):
 def modules() -> set[str]:
     """Returns the library's files, as paths inside an archive: modules, kernels, server's page."""
     paths = [
-        path for ending in ("py", "cc", "h", "html") for path in (ROOT / "tbptt").rglob(f"*.{ending}")
+        path
+        for ending in ("py", "cc", "h", "html")
+        for path in (ROOT / "tbptt").rglob(f"*.{ending}")
     ]
     return {str(path.relative_to(ROOT)) for path in paths}
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,8 +35,9 @@ def resolve(backend: str, dtype: tf.DType, compute_dtype: tf.DType | None) -> st
     """Returns the backend that a layer without other options runs on.
 
     `auto` is `native` where the kernels take the types, no other device than CPUs is visible and
-    the machine can compile the kernels, and `fused` elsewhere. It was the faster one at every size
-    measured, see `tools.bench.native`. Inside `left_out` `native` is `fused` as well.
+    the machine can compile the kernels for its vector instructions, and `fused` elsewhere. It was
+    the faster one at every size measured, see `tools.bench.native`. Inside `left_out` `native` is
+    `fused` as well.
 
     Args:
       backend: what the user asked for.
@@ -48,7 +50,7 @@ def resolve(backend: str, dtype: tf.DType, compute_dtype: tf.DType | None) -> st
         return "fused"
     if backend == "native":
         return backend
-    fits = not _unfit(dtype, compute_dtype) and not _other_devices() and library.available()
+    fits = not _unfit(dtype, compute_dtype) and not _other_devices() and _is_fast()
     return "native" if fits else "fused"
 
 
@@ -94,6 +96,13 @@ def _unfit(dtype: tf.DType, compute_dtype: tf.DType | None) -> str:
     if compute_dtype not in (None, tf.float32, tf.bfloat16):
         return f"compute_dtype ({compute_dtype.name}) must be float32 or bfloat16"
     return ""
+
+
+def _is_fast() -> bool:
+    """Returns whether there are kernels, and not only those without AVX2 on an x86 processor."""
+    if not library.available():
+        return False
+    return library.load().path != "portable" or platform.machine().lower() in ("aarch64", "arm64")
 
 
 def _other_devices() -> list[str]:

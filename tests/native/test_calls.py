@@ -275,3 +275,20 @@ def test_kernels_are_left_out_of_programs_for_elsewhere(backend):
         with native.left_out(False):
             assert "XlaCallModule" in operations(core)
     assert "XlaCallModule" in operations(core)
+
+
+@pytest.mark.parametrize(
+    ("path", "machine", "backend"),
+    [
+        ("portable", "x86_64", "fused"),
+        ("portable", "aarch64", "native"),
+        ("avx2", "x86_64", "native"),
+    ],
+)
+def test_kernels_without_vector_instructions_are_for_those_who_ask(
+    monkeypatch, path, machine, backend
+):
+    monkeypatch.setattr(library, "load", lambda: library.Library(path, "x.so", 0.0))
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert native.resolve("auto", tf.float32, None) == backend
+    assert native.resolve("native", tf.float32, None) == "native"
