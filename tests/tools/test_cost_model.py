@@ -84,7 +84,7 @@ def test_all_take_turns_and_are_closed(monkeypatch):
     found = cost_model.measure(TINY, 2, rounds=3, windows=5, timeout=1.0)
     names = [worker.name for worker in FakeWorker.made]
     assert sorted(names) == sorted(
-        ["ours-native-xla", "alone", "alone", "worker", "worker", *["reduce", "reduce-nothing"] * 2]
+        ["ours-auto", "alone", "alone", "worker", "worker", *["reduce", "reduce-nothing"] * 2]
     )
     assert all(worker.closed for worker in FakeWorker.made)
     assert found.one == found.apart[1] == found.apart[2] == [2.0] * 3

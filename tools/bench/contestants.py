@@ -365,11 +365,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "projection": dict(projection_size=128),
     "states": dict(keep="states"),
 }
-EXTRAS: dict[str, Contestant] = {
-    f"ours-{option}{suffix}": Contestant(OURS, functools.partial(ours, backend=backend, **settings))
-    for option, settings in OPTIONS.items()
-    for backend, suffix in (("auto", ""), ("scan", "-scan"))
-} | {
-    f"ours-{readout}": Contestant(OURS, functools.partial(ours, readout=readout))
-    for readout in ("chunked", "adaptive", "sampled")
-}
+EXTRAS: dict[str, Contestant] = (
+    {"ours-auto": Contestant(OURS, ours)}
+    | {
+        f"ours-{option}{suffix}": Contestant(
+            OURS, functools.partial(ours, backend=backend, **settings)
+        )
+        for option, settings in OPTIONS.items()
+        for backend, suffix in (("auto", ""), ("scan", "-scan"))
+    }
+    | {
+        f"ours-{readout}": Contestant(OURS, functools.partial(ours, readout=readout))
+        for readout in ("chunked", "adaptive", "sampled")
+    }
+)

@@ -178,7 +178,7 @@ def measure(size: Size, most: int, rounds: int, windows: int, timeout: float) ->
             return workers
 
         found = Measured([], {}, {}, [], [])
-        wanted = [("ours-native-xla", 1, found.one), ("reduce", 2, found.reduce)]
+        wanted = [("ours-auto", 1, found.one), ("reduce", 2, found.reduce)]
         wanted += [("reduce-nothing", 2, found.nothing)]
         counts = range(2, most + 1)
         wanted += [("worker", n, found.together.setdefault(n, [])) for n in counts]
